@@ -1,0 +1,139 @@
+package v1alpha1
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// Annotation keys and finalizers. The ValidatingAdmissionPolicy in yamls/ names the same keys; TestAdmissionPolicyCoversAnnotations holds them
+// together.
+const (
+	// IdentityAnnotation, on a Pod, is an Identity as JSON. Only godwit-controller writes it.
+	IdentityAnnotation = "godwit.dev/identity"
+	// JoinAnnotation, on a Node, is a Join as JSON. Only godwit-controller writes it.
+	JoinAnnotation = "godwit.dev/join"
+	// MTUAnnotation, on a Node, is the largest MTU in bytes that a pod on the node can use. Its own godwit-agent writes it.
+	MTUAnnotation = "godwit.dev/mtu"
+	// SubnetFinalizer keeps a Subnet until no pod has an address in it.
+	SubnetFinalizer = "godwit.dev/subnet"
+)
+
+// Identity is what a pod's network interface is: the controller decides it when the pod is created, the agent plugs it in.
+// Its addresses are not proof of anything: OVN's port security, written by the controller, decides what the pod may send.
+//
+// +kubebuilder:object:generate=false
+type Identity struct {
+	// PodUID is the UID of the pod that the identity is for. An identity with another UID is of an earlier pod of the same name.
+	PodUID string `json:"podUID"`
+	// Subnet is the name of the Subnet that the addresses are from.
+	Subnet string `json:"subnet"`
+	// IPs are the addresses with their Subnet's prefix length, at most one per family, IPv4 first.
+	IPs []netip.Prefix `json:"ips"`
+	// MAC is the address of the pod's interface.
+	MAC MAC `json:"mac"`
+	// Gateways are the default routers, one per family of IPs, in the same order.
+	Gateways []netip.Addr `json:"gateways"`
+	// MTU is the interface's MTU in bytes.
+	MTU int `json:"mtu"`
+}
+
+// Join is a node's place on the join switch, between its host network and the overlay.
+//
+// +kubebuilder:object:generate=false
+type Join struct {
+	// IPs are the addresses of the node's ovn0 with the join network's prefix length, at most one per family, IPv4 first.
+	IPs []netip.Prefix `json:"ips"`
+	// MAC is the address of the node's ovn0.
+	MAC MAC `json:"mac"`
+	// Gateways are the router's addresses on the join switch, one per family of IPs, in the same order.
+	Gateways []netip.Addr `json:"gateways"`
+}
+
+// MAC is a net.HardwareAddr that reads and writes its usual text form in JSON.
+//
+// +kubebuilder:object:generate=false
+type MAC net.HardwareAddr
+
+// String returns the colon-separated form.
+func (m MAC) String() string { return net.HardwareAddr(m).String() }
+
+// MarshalText implements encoding.TextMarshaler.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. Only 48-bit addresses are accepted.
+func (m *MAC) UnmarshalText(b []byte) error {
+	hw, err := net.ParseMAC(string(b))
+	if err != nil {
+		return err
+	}
+	if len(hw) != 6 {
+		return fmt.Errorf("MAC address %q has %d bytes, want 6", b, len(hw))
+	}
+	*m = MAC(hw)
+	return nil
+}
+
+// ParseIdentity reads and checks the value of IdentityAnnotation. The error says which field is wrong.
+func ParseIdentity(s string) (Identity, error) {
+	var id Identity
+	if err := json.Unmarshal([]byte(s), &id); err != nil {
+		return Identity{}, fmt.Errorf("annotation %s: %w", IdentityAnnotation, err)
+	}
+	if id.PodUID == "" {
+		return Identity{}, fmt.Errorf("annotation %s: podUID is empty", IdentityAnnotation)
+	}
+	if id.MTU < 576 || id.MTU > 65535 {
+		return Identity{}, fmt.Errorf("annotation %s: mtu %d is not between 576 and 65535", IdentityAnnotation, id.MTU)
+	}
+	if err := checkAttachment(id.IPs, id.Gateways, id.MAC); err != nil {
+		return Identity{}, fmt.Errorf("annotation %s: %w", IdentityAnnotation, err)
+	}
+	return id, nil
+}
+
+// ParseJoin reads and checks the value of JoinAnnotation. The error says which field is wrong.
+func ParseJoin(s string) (Join, error) {
+	var j Join
+	if err := json.Unmarshal([]byte(s), &j); err != nil {
+		return Join{}, fmt.Errorf("annotation %s: %w", JoinAnnotation, err)
+	}
+	if err := checkAttachment(j.IPs, j.Gateways, j.MAC); err != nil {
+		return Join{}, fmt.Errorf("annotation %s: %w", JoinAnnotation, err)
+	}
+	return j, nil
+}
+
+// checkAttachment holds the rules that Identity and Join share.
+func checkAttachment(ips []netip.Prefix, gateways []netip.Addr, mac MAC) error {
+	if len(ips) == 0 || len(ips) > 2 || len(ips) == 2 && ips[0].Addr().Is4() == ips[1].Addr().Is4() {
+		return fmt.Errorf("ips %v: want one address per family", ips)
+	}
+	if len(gateways) != len(ips) {
+		return fmt.Errorf("%d gateways for %d ips: want as many", len(gateways), len(ips))
+	}
+	for i, ip := range ips {
+		if !ip.IsValid() || !gateways[i].IsValid() || !ip.Masked().Contains(gateways[i]) {
+			return fmt.Errorf("gateway %v is not in the network of %v", gateways[i], ip)
+		}
+	}
+	if len(mac) != 6 || mac[0]&1 != 0 {
+		return fmt.Errorf("mac %q is not a unicast address", mac)
+	}
+	return nil
+}
+
+// Text is the annotation's value.
+func (id Identity) Text() string { return text(id) }
+
+// Text is the annotation's value.
+func (j Join) Text() string { return text(j) }
+
+func text(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "" // cannot happen: the types above always encode
+	}
+	return string(b)
+}

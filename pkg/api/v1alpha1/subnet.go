@@ -1,0 +1,90 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// SubnetSpec is what an administrator asks for.
+//
+// +kubebuilder:validation:XValidation:rule="self.cidrs == oldSelf.cidrs",message="cidrs cannot be changed: pods have addresses in them; create another Subnet"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.all(g, isIP(g) && self.cidrs.exists(c, isCIDR(c) && cidr(c).containsIP(ip(g))))",message="every gateway must be an address in one of cidrs"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.size() == self.cidrs.size()",message="gateways must name one address for each of cidrs, or be left out"
+// +kubebuilder:validation:XValidation:rule="!has(self.excludeIPs) || self.excludeIPs.all(e, e.split('-').all(a, self.cidrs.exists(c, isCIDR(c) && isIP(a) && cidr(c).containsIP(ip(a)))))",message="every excludeIPs entry must be an address or FIRST-LAST in one of cidrs"
+type SubnetSpec struct {
+	// CIDRs are the address ranges, at most one per family.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="self.all(c, isCIDR(c) && cidr(c) == cidr(c).masked())",message="cidrs must be network addresses with a prefix length, such as 10.244.0.0/16 or fd00:10:244::/64"
+	// +kubebuilder:validation:XValidation:rule="self.size() < 2 || !self.all(c, isCIDR(c)) || cidr(self[0]).ip().family() != cidr(self[1]).ip().family()",message="two cidrs must be of different families"
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || (cidr(c).ip().family() == 4 ? cidr(c).prefixLength() <= 30 && cidr(c).prefixLength() >= 8 : cidr(c).prefixLength() <= 126 && cidr(c).prefixLength() >= 16))",message="an IPv4 cidr must be between /8 and /30, an IPv6 cidr between /16 and /126"
+	// +listType=atomic
+	CIDRs []string `json:"cidrs"`
+
+	// Gateways are the addresses of the logical router in the Subnet, one for each of cidrs. The first address of each range if left out.
+	// +optional
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=39
+	// +listType=atomic
+	Gateways []string `json:"gateways,omitempty"`
+
+	// ExcludeIPs are addresses, or ranges written FIRST-LAST, that are never given to a pod.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=79
+	// +listType=atomic
+	ExcludeIPs []string `json:"excludeIPs,omitempty"`
+
+	// NamespaceSelector selects the namespaces whose pods get their addresses here. A namespace that several Subnets select gets the one whose name
+	// sorts first; one that none selects gets the default Subnet. Without a selector the Subnet takes no namespace.
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+
+	// MTU in bytes of the pods' interfaces. The smallest that all nodes can carry if left out.
+	// +optional
+	// +kubebuilder:validation:Minimum=1280
+	// +kubebuilder:validation:Maximum=65000
+	MTU int `json:"mtu,omitempty"`
+}
+
+// SubnetStatus is what the controller observes.
+type SubnetStatus struct {
+	// UsedIPs is the number of addresses that pods have, of the scarcer family.
+	UsedIPs int64 `json:"usedIPs"`
+	// AvailableIPs is the number of addresses that can still be given out, of the scarcer family.
+	AvailableIPs int64 `json:"availableIPs"`
+	// Conditions: Ready says whether the Subnet is in the network and hands out addresses.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Subnet is a range of pod addresses: one logical switch that spans all nodes.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="CIDRs",type=string,JSONPath=`.spec.cidrs`
+// +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.usedIPs`
+// +kubebuilder:printcolumn:name="Available",type=integer,JSONPath=`.status.availableIPs`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Subnet struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec SubnetSpec `json:"spec"`
+	// +optional
+	Status SubnetStatus `json:"status,omitempty"`
+}
+
+// SubnetList is a list of Subnets.
+//
+// +kubebuilder:object:root=true
+type SubnetList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Subnet `json:"items"`
+}

@@ -1,0 +1,21 @@
+package deps
+import (
+ _ "github.com/ovn-kubernetes/libovsdb/client"
+ _ "github.com/vishvananda/netlink"
+ _ "github.com/vishvananda/netns"
+ _ "sigs.k8s.io/knftables"
+ _ "github.com/containernetworking/cni/pkg/skel"
+ _ "github.com/containernetworking/cni/pkg/types/100"
+ _ "github.com/containernetworking/plugins/pkg/ns"
+ _ "github.com/safchain/ethtool"
+ _ "k8s.io/client-go/kubernetes"
+ _ "sigs.k8s.io/controller-runtime"
+ _ "github.com/spf13/cobra"
+ _ "github.com/prometheus/client_golang/prometheus"
+ _ "github.com/google/go-cmp/cmp"
+ _ "pgregory.net/rapid"
+ _ "golang.org/x/sync/errgroup"
+ _ "golang.org/x/sys/unix"
+ _ "k8s.io/api/core/v1"
+ _ "sigs.k8s.io/yaml"
+)

@@ -1,0 +1,111 @@
+// Package ident names things. Every OVN row that Godwit writes gets its name from a function in this package, and every identity that crosses
+// a package border has a type from it, so that a chassis is never mistaken for a port.
+//
+// OVN names may hold any character. Kubernetes names never hold a slash; a slash therefore separates the parts of a row name, which makes
+// the names unambiguous and lets them be parsed back.
+package ident
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+type (
+	// ChassisName is the name of an SB Chassis row: the node's name, which the agent writes as system-id.
+	ChassisName string
+	// PortName is the name of an NB Logical_Switch_Port, the logical_port of its SB Port_Binding, and the iface-id of the OVS Interface.
+	PortName string
+	// SwitchName is the name of an NB Logical_Switch.
+	SwitchName string
+	// RouterName is the name of an NB Logical_Router.
+	RouterName string
+	// RouterPortName is the name of an NB Logical_Router_Port.
+	RouterPortName string
+)
+
+// NoChassis is the chassis that a port requests when no pod may carry it. A node of this name is refused. With requested-chassis absent, any
+// leftover iface-id would claim the port.
+const NoChassis ChassisName = "godwit-none"
+
+// DefaultNetwork is the network that every pod is attached to: one logical router and the switches of its Subnets.
+const DefaultNetwork = "default"
+
+// GatewayInterface is the OVS internal port through which a node reaches the overlay.
+const GatewayInterface = "ovn0"
+
+// IntegrationBridge is the OVS bridge that ovn-controller programs.
+const IntegrationBridge = "br-int"
+
+// OwnerKey is the external_ids key that marks an NB row as Godwit's; its value is the owner's kind.
+const OwnerKey = "godwit.dev/owner"
+
+// Values of OwnerKey.
+const (
+	OwnerPod     = "pod"
+	OwnerNode    = "node"
+	OwnerSubnet  = "subnet"
+	OwnerNetwork = "network"
+)
+
+// external_ids keys of the rows that Godwit owns.
+const (
+	KeyNamespace = "godwit.dev/namespace"
+	KeyName      = "godwit.dev/name"
+	KeyUID       = "godwit.dev/uid"
+	KeySubnet    = "godwit.dev/subnet"
+)
+
+// Router is the logical router of a network.
+func Router(network string) RouterName { return RouterName("network/" + network) }
+
+// JoinSwitch is the logical switch between a network's router and its nodes.
+func JoinSwitch(network string) SwitchName { return SwitchName("join/" + network) }
+
+// SubnetSwitch is the logical switch of a Subnet.
+func SubnetSwitch(subnet string) SwitchName { return SwitchName("subnet/" + subnet) }
+
+// RouterPort is the router's port on a switch.
+func RouterPort(ls SwitchName) RouterPortName { return RouterPortName("gateway/" + string(ls)) }
+
+// SwitchRouterPort is the switch's port, of type router, that peers with RouterPort.
+func SwitchRouterPort(ls SwitchName) PortName { return PortName("uplink/" + string(ls)) }
+
+// NodePort is the port of a node's ovn0 on the join switch.
+func NodePort(node string) PortName { return PortName("node/" + node) }
+
+// PodPort is the port of one of a pod's interfaces. The default network's interface has network DefaultNetwork.
+func PodPort(namespace, pod, network string) PortName {
+	return PortName("pod/" + namespace + "/" + pod + "/" + network)
+}
+
+// ParsePodPort is the inverse of PodPort; ok is false for any other name.
+func ParsePodPort(p PortName) (namespace, pod, network string, ok bool) {
+	parts := strings.Split(string(p), "/")
+	if len(parts) != 4 || parts[0] != "pod" {
+		return "", "", "", false
+	}
+	return parts[1], parts[2], parts[3], true
+}
+
+// MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,
+// unicast) and the last four bytes of the address.
+func MAC(addr netip.Addr) net.HardwareAddr {
+	b := addr.AsSlice()
+	mac := net.HardwareAddr{0x0a, 0x67, 0, 0, 0, 0}
+	copy(mac[2:], b[len(b)-4:])
+	return mac
+}
+
+// GatewayMAC is the MAC address of the router's port on a switch: the same on every chassis, whatever node a guest is on.
+func GatewayMAC(ls SwitchName) net.HardwareAddr {
+	// FNV-1a; the name is the only input, so the address never changes while the switch exists.
+	h := uint32(2166136261)
+	for _, c := range []byte(ls) {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	mac := net.HardwareAddr{0x0a, 0x68, 0, 0, 0, 0}
+	binary.BigEndian.PutUint32(mac[2:], h)
+	return mac
+}
