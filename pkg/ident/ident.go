@@ -49,8 +49,10 @@ const (
 	OwnerNetwork = "network"
 )
 
-// external_ids keys of the rows that Godwit owns.
+// external_ids keys of the rows that Godwit owns. KeyName is the owner's name; KeyFamily, ipv4 or ipv6, tells apart the rows that one owner has for each
+// family.
 const (
+	KeyFamily    = "godwit.dev/family"
 	KeyNamespace = "godwit.dev/namespace"
 	KeyName      = "godwit.dev/name"
 	KeyUID       = "godwit.dev/uid"

@@ -1,0 +1,120 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Errors that a caller tells apart with errors.Is.
+var (
+	// ErrFull: no address is left in one of the families.
+	ErrFull = errors.New("no address left")
+	// ErrTaken: another owner has the address.
+	ErrTaken = errors.New("address taken")
+	// ErrOutOfRange: the address cannot be given out by this pool.
+	ErrOutOfRange = errors.New("address not in the range")
+)
+
+// Pool hands out the addresses of a Spec: one per family to each owner. The zero value is not usable; see New.
+type Pool struct {
+	spec     Spec
+	families []*family
+	owned    map[string][]netip.Addr
+}
+
+// New returns an empty pool.
+func New(spec Spec) *Pool {
+	p := &Pool{spec: spec, owned: map[string][]netip.Addr{}}
+	for i, c := range spec.CIDRs {
+		p.families = append(p.families, newFamily(c, spec.Gateways[i], spec.Exclude))
+	}
+	return p
+}
+
+// Spec is what the pool was made from.
+func (p *Pool) Spec() Spec { return p.spec }
+
+// Allocate gives owner one address per family, in the order of Spec.CIDRs, with the prefix length of the range. An owner that has addresses gets
+// the same again. Addresses that were released last are reused last. The error wraps ErrFull; then nothing was allocated.
+func (p *Pool) Allocate(owner string) ([]netip.Prefix, error) {
+	if _, ok := p.owned[owner]; ok {
+		return p.Of(owner), nil
+	}
+	var addrs []netip.Addr
+	for _, f := range p.families {
+		a, ok := f.next()
+		if !ok {
+			p.put(addrs)
+			return nil, fmt.Errorf("%s: %w: all %d addresses are in use", f.cidr, ErrFull, f.used)
+		}
+		f.take(a)
+		addrs = append(addrs, a)
+	}
+	p.owned[owner] = addrs
+	return p.Of(owner), nil
+}
+
+// Claim gives owner just these addresses: what an annotation or an NB row says that it already has, or what a user asked for. There must be one for
+// each family. The error wraps ErrTaken or ErrOutOfRange and names the address; then nothing was allocated. Claiming what one has succeeds.
+func (p *Pool) Claim(owner string, addrs []netip.Addr) error {
+	if len(addrs) != len(p.families) {
+		return fmt.Errorf("%w: %d addresses given, want one in each of %v", ErrOutOfRange, len(addrs), p.spec.CIDRs)
+	}
+	if has := p.owned[owner]; has != nil {
+		for i := range has {
+			if has[i] != addrs[i] {
+				return fmt.Errorf("%w: %s already has %v", ErrTaken, owner, has)
+			}
+		}
+		return nil
+	}
+	for i, f := range p.families {
+		if !f.allowed(addrs[i]) {
+			return fmt.Errorf("%w: %s is not an address of %s that can be given out", ErrOutOfRange, addrs[i], f.cidr)
+		}
+		if f.isTaken(addrs[i]) {
+			return fmt.Errorf("%w: %s", ErrTaken, addrs[i])
+		}
+	}
+	for i, f := range p.families {
+		f.take(addrs[i])
+	}
+	p.owned[owner] = append([]netip.Addr(nil), addrs...)
+	return nil
+}
+
+// Release takes owner's addresses back and reports whether it had any.
+func (p *Pool) Release(owner string) bool {
+	addrs, ok := p.owned[owner]
+	if ok {
+		p.put(addrs)
+		delete(p.owned, owner)
+	}
+	return ok
+}
+
+// Of is what owner has, nil for an owner that has nothing.
+func (p *Pool) Of(owner string) []netip.Prefix {
+	var out []netip.Prefix
+	for i, a := range p.owned[owner] {
+		out = append(out, netip.PrefixFrom(a, p.spec.CIDRs[i].Bits()))
+	}
+	return out
+}
+
+// Usage counts the addresses of the scarcer family.
+func (p *Pool) Usage() (used, available int64) {
+	for i, f := range p.families {
+		if left := f.size - f.reserved - f.used; i == 0 || left < available {
+			used, available = f.used, left
+		}
+	}
+	return used, available
+}
+
+func (p *Pool) put(addrs []netip.Addr) {
+	for i, a := range addrs {
+		p.families[i].put(a)
+	}
+}

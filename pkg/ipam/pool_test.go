@@ -1,0 +1,171 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func mustSpec(t interface{ Fatal(...any) }, cidrs, gateways, exclude []string) Spec {
+	s, err := ParseSpec(cidrs, gateways, exclude)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestParseSpecRejects(t *testing.T) {
+	for name, c := range map[string]struct{ cidrs, gateways, exclude []string }{
+		"no cidr":                  {},
+		"garbage":                  {cidrs: []string{"10.0.0.0"}},
+		"host bits":                {cidrs: []string{"10.0.0.1/16"}},
+		"one family twice":         {cidrs: []string{"10.0.0.0/16", "10.1.0.0/16"}},
+		"three":                    {cidrs: []string{"10.0.0.0/16", "fd00::/64", "10.1.0.0/16"}},
+		"too small":                {cidrs: []string{"10.0.0.0/31"}},
+		"too large":                {cidrs: []string{"0.0.0.0/0"}},
+		"mapped":                   {cidrs: []string{"::ffff:10.0.0.0/112"}},
+		"gateway outside":          {cidrs: []string{"10.0.0.0/16"}, gateways: []string{"10.1.0.1"}},
+		"gateway is the network":   {cidrs: []string{"10.0.0.0/16"}, gateways: []string{"10.0.0.0"}},
+		"gateway is the broadcast": {cidrs: []string{"10.0.0.0/16"}, gateways: []string{"10.0.255.255"}},
+		"one gateway of two":       {cidrs: []string{"10.0.0.0/16", "fd00::/64"}, gateways: []string{"10.0.0.1"}},
+		"exclude outside":          {cidrs: []string{"10.0.0.0/16"}, exclude: []string{"10.1.0.1"}},
+		"exclude backwards":        {cidrs: []string{"10.0.0.0/16"}, exclude: []string{"10.0.0.9-10.0.0.1"}},
+		"exclude across":           {cidrs: []string{"10.0.0.0/16"}, exclude: []string{"10.0.255.1-10.1.0.1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if s, err := ParseSpec(c.cidrs, c.gateways, c.exclude); err == nil {
+				t.Errorf("accepted as %v", s)
+			}
+		})
+	}
+}
+
+func TestAllocateSkipsReserved(t *testing.T) {
+	p := New(mustSpec(t, []string{"fd00::/64", "10.0.0.0/29"}, nil, []string{"10.0.0.2-10.0.0.3", "fd00::2"}))
+	var got []string
+	for i := range 4 {
+		ips, err := p.Allocate(fmt.Sprint(i))
+		if errors.Is(err, ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprint(ips))
+	}
+	want := []string{"[10.0.0.4/29 fd00::3/64]", "[10.0.0.5/29 fd00::4/64]", "[10.0.0.6/29 fd00::5/64]"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+	if used, available := p.Usage(); used != 3 || available != 0 {
+		t.Errorf("usage %d used, %d available; want 3, 0", used, available)
+	}
+}
+
+func TestReleasedAddressIsReusedLast(t *testing.T) {
+	p := New(mustSpec(t, []string{"10.0.0.0/28"}, nil, nil))
+	a, _ := p.Allocate("a")
+	p.Release("a")
+	b, _ := p.Allocate("b")
+	if a[0] == b[0] {
+		t.Errorf("%v was given out again at once", a)
+	}
+}
+
+func TestClaim(t *testing.T) {
+	p := New(mustSpec(t, []string{"10.0.0.0/24"}, nil, []string{"10.0.0.9"}))
+	at := func(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
+	if err := p.Claim("a", at("10.0.0.5")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Claim("a", at("10.0.0.5")); err != nil {
+		t.Errorf("claiming again what one has: %v", err)
+	}
+	for addr, want := range map[string]error{"10.0.0.5": ErrTaken, "10.0.0.1": ErrOutOfRange, "10.0.0.9": ErrOutOfRange, "10.0.1.5": ErrOutOfRange, "10.0.0.255": ErrOutOfRange} {
+		if err := p.Claim("b", at(addr)); !errors.Is(err, want) {
+			t.Errorf("claim of %s: %v, want %v", addr, err, want)
+		}
+	}
+}
+
+// A pool is compared with a plain map over any order of operations, with a restart (a new pool that claims what the old one gave out) at any point.
+func TestPoolProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		spec := mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, []string{"10.0.0.7-10.0.0.9", "fd00::1f"})
+		p := New(spec)
+		owned := map[string][]netip.Prefix{}
+		owner := rapid.StringMatching(`[a-z]{1,2}`)
+		t.Repeat(map[string]func(*rapid.T){
+			"allocate": func(t *rapid.T) {
+				o := owner.Draw(t, "owner")
+				ips, err := p.Allocate(o)
+				if errors.Is(err, ErrFull) {
+					if used, available := p.Usage(); available != 0 || used != int64(len(owned)) {
+						t.Fatalf("full with %d used, %d available", used, available)
+					}
+					return
+				}
+				if had, ok := owned[o]; ok && !cmp.Equal(fmt.Sprint(had), fmt.Sprint(ips)) {
+					t.Fatalf("%s had %v and got %v", o, had, ips)
+				}
+				owned[o] = ips
+			},
+			"release": func(t *rapid.T) {
+				o := owner.Draw(t, "owner")
+				_, had := owned[o]
+				if p.Release(o) != had {
+					t.Fatalf("release of %s: want %v", o, had)
+				}
+				delete(owned, o)
+			},
+			"restart": func(t *rapid.T) {
+				p = New(spec)
+				for o, ips := range owned {
+					var addrs []netip.Addr
+					for _, ip := range ips {
+						addrs = append(addrs, ip.Addr())
+					}
+					if err := p.Claim(o, addrs); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+			"": func(t *rapid.T) {
+				seen := map[netip.Addr]string{}
+				for o, ips := range owned {
+					for i, ip := range ips {
+						if other, dup := seen[ip.Addr()]; dup {
+							t.Fatalf("%s and %s both have %s", o, other, ip)
+						}
+						seen[ip.Addr()] = o
+						if !spec.CIDRs[i].Contains(ip.Addr()) || ip.Addr() == spec.Gateways[i] {
+							t.Fatalf("%s got %s", o, ip)
+						}
+					}
+				}
+				if used, _ := p.Usage(); used != int64(len(owned)) {
+					t.Fatalf("%d used, want %d", used, len(owned))
+				}
+			},
+		})
+	})
+}
+
+func FuzzParseSpec(f *testing.F) {
+	f.Add("10.0.0.0/16", "10.0.0.1", "10.0.0.2-10.0.0.3")
+	f.Add("fd00::/64", "fd00::1", "fd00::2")
+	f.Fuzz(func(t *testing.T, cidr, gateway, exclude string) {
+		spec, err := ParseSpec([]string{cidr}, []string{gateway}, []string{exclude})
+		if err != nil {
+			return
+		}
+		p := New(spec)
+		if ips, err := p.Allocate("x"); err == nil && (!spec.CIDRs[0].Contains(ips[0].Addr()) || ips[0].Addr() == spec.Gateways[0]) {
+			t.Errorf("allocated %v from %v", ips, spec)
+		}
+	})
+}

@@ -1,0 +1,150 @@
+package ovn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+)
+
+// maxBatch bounds the requests that one transaction carries, so that a large restart does not become one enormous message.
+const maxBatch = 256
+
+// Change is one intention about one row. It reads the live copy when its turn to commit has come and returns what is left to do: nothing, when the
+// database already is as wanted.
+type Change func(context.Context, *NB) ([]step, error)
+
+// step is one operation of a transaction and, for a guard, the error that its failure means.
+type step struct {
+	op    ovsdb.Operation
+	fails error
+}
+
+type request struct {
+	changes []Change
+	done    chan error
+}
+
+// Apply commits changes in one transaction, together with what other callers submit at the same time, and returns when they are committed. A failure of
+// another caller's change is not this caller's.
+func (nb *NB) Apply(ctx context.Context, changes ...Change) error {
+	r := &request{changes: changes, done: make(chan error, 1)}
+	select {
+	case nb.queue <- r:
+	case <-ctx.Done():
+		return fmt.Errorf("queue a northbound change: %w", context.Cause(ctx))
+	}
+	select {
+	case err := <-r.done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a northbound change: %w", context.Cause(ctx))
+	}
+}
+
+// Run commits what Apply submits until ctx ends.
+func (nb *NB) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-nb.queue:
+			nb.commit(ctx, nb.gather(r))
+		}
+	}
+}
+
+// gather takes first and whatever else is waiting.
+func (nb *NB) gather(first *request) []*request {
+	batch := []*request{first}
+	for len(batch) < maxBatch {
+		select {
+		case r := <-nb.queue:
+			batch = append(batch, r)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit tries all requests in one transaction. When the database refuses it, each request is committed on its own, so that the one that is at fault is the
+// only one that fails.
+func (nb *NB) commit(ctx context.Context, batch []*request) {
+	var pending []*request
+	var steps []step
+	for _, r := range batch {
+		s, err := nb.steps(ctx, r)
+		switch {
+		case err != nil, len(s) == 0:
+			r.done <- err
+		default:
+			pending = append(pending, r)
+			steps = append(steps, s...)
+		}
+	}
+	if len(pending) == 0 {
+		return
+	}
+	err := nb.transact(ctx, steps, len(pending))
+	if len(pending) == 1 || err == nil || !errors.As(err, new(refused)) {
+		for _, r := range pending {
+			r.done <- err
+		}
+		return
+	}
+	for _, r := range pending {
+		s, err := nb.steps(ctx, r)
+		if err == nil && len(s) > 0 {
+			err = nb.transact(ctx, s, 1)
+		}
+		r.done <- err
+	}
+}
+
+func (nb *NB) steps(ctx context.Context, r *request) ([]step, error) {
+	var all []step
+	for _, c := range r.changes {
+		s, err := c(ctx, nb)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s...)
+	}
+	return all, nil
+}
+
+// refused marks an error that the database gave, as opposed to one of reaching it.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+func (nb *NB) transact(ctx context.Context, steps []step, requests int) error {
+	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
+	defer cancel()
+	ops := make([]ovsdb.Operation, len(steps))
+	for i, s := range steps {
+		ops[i] = s.op
+	}
+	start := time.Now()
+	results, err := nb.ovsdb.Transact(ctx, ops...)
+	nb.metrics.observe(requests, time.Since(start))
+	if err != nil {
+		return fmt.Errorf("northbound transaction of %d operations: %w", len(ops), err)
+	}
+	for i, r := range results {
+		if r.Error == "" {
+			continue
+		}
+		if i < len(steps) && steps[i].fails != nil {
+			return refused{steps[i].fails}
+		}
+		if r.Error == "constraint violation" { // another writer was first to create a row of that name
+			return refused{fmt.Errorf("northbound transaction: %w: %s", ErrConflict, r.Details)}
+		}
+		return refused{fmt.Errorf("northbound transaction: %s: %s", r.Error, r.Details)}
+	}
+	return nil
+}

@@ -1,0 +1,13 @@
+package ovn
+
+import "errors"
+
+// Errors that a caller tells apart with errors.Is. All of them leave the database unchanged.
+var (
+	// ErrConflict: a row was changed by somebody else between reading and writing. Reading again and retrying helps.
+	ErrConflict = errors.New("row was changed meanwhile")
+	// ErrNotOurs: a row of that name exists and has no owner mark of Godwit's.
+	ErrNotOurs = errors.New("row exists and is not Godwit's")
+	// ErrParentMissing: the switch or router that should hold the row does not exist yet.
+	ErrParentMissing = errors.New("parent row does not exist")
+)

@@ -1,0 +1,113 @@
+package topology
+
+import (
+	"net/netip"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+)
+
+// Priorities of the router's policies: what stays inside the network is decided before what leaves it.
+const (
+	priorityInside = 1000
+	priorityEgress = 100
+)
+
+// NetworkRows are the rows of a network itself.
+type NetworkRows struct {
+	Router *nbdb.LogicalRouter
+	Join   SwitchRows
+	// DefaultRoutes let a packet for an outside address reach the policy stage; without a route OVN drops it before. Their next hop, the last address of the join
+	// network, belongs to nobody.
+	DefaultRoutes []*nbdb.LogicalRouterStaticRoute
+}
+
+// SwitchRows are a logical switch and its connection to the router.
+type SwitchRows struct {
+	Switch     *nbdb.LogicalSwitch
+	RouterPort *nbdb.LogicalRouterPort
+	Uplink     *nbdb.LogicalSwitchPort
+	// Inside are the policies that keep traffic for the switch's own addresses from leaving through a node.
+	Inside []*nbdb.LogicalRouterPolicy
+}
+
+// Network returns the rows of a network whose join switch has the addresses of join.
+func Network(network string, join ipam.Spec) NetworkRows {
+	owner := ownedBy(ident.OwnerNetwork, network)
+	rows := NetworkRows{
+		Router: &nbdb.LogicalRouter{Name: string(ident.Router(network)), ExternalIDs: owner},
+		Join:   switchRows(ident.JoinSwitch(network), join, owner),
+	}
+	out := string(ident.RouterPort(ident.JoinSwitch(network)))
+	for _, c := range join.CIDRs {
+		rows.DefaultRoutes = append(rows.DefaultRoutes, &nbdb.LogicalRouterStaticRoute{
+			IPPrefix: anywhere(c.Addr()).String(), Nexthop: EgressPlaceholder(c).String(), OutputPort: &out,
+			ExternalIDs: withFamily(owner, c.Addr()),
+		})
+	}
+	return rows
+}
+
+// EgressPlaceholder is the address of a join network that is the next hop of its default route: the last one but one, which must not be given to a node.
+func EgressPlaceholder(join netip.Prefix) netip.Addr {
+	b := join.Addr().AsSlice()
+	for bit := join.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 1 << (7 - bit%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a.Prev()
+}
+
+// Subnet returns the rows of a Subnet.
+func Subnet(name string, spec ipam.Spec) SwitchRows {
+	return switchRows(ident.SubnetSwitch(name), spec, ownedBy(ident.OwnerSubnet, name))
+}
+
+func switchRows(ls ident.SwitchName, spec ipam.Spec, owner map[string]string) SwitchRows {
+	rows := SwitchRows{
+		Switch: &nbdb.LogicalSwitch{Name: string(ls), ExternalIDs: owner},
+		RouterPort: &nbdb.LogicalRouterPort{
+			Name: string(ident.RouterPort(ls)), MAC: ident.GatewayMAC(ls).String(), ExternalIDs: owner,
+		},
+		Uplink: &nbdb.LogicalSwitchPort{
+			Name: string(ident.SwitchRouterPort(ls)), Type: "router", Addresses: []string{"router"},
+			Options: map[string]string{"router-port": string(ident.RouterPort(ls))}, ExternalIDs: owner,
+		},
+	}
+	for i, c := range spec.CIDRs {
+		rows.RouterPort.Networks = append(rows.RouterPort.Networks, netip.PrefixFrom(spec.Gateways[i], c.Bits()).String())
+		rows.Inside = append(rows.Inside, &nbdb.LogicalRouterPolicy{
+			Priority: priorityInside, Match: family(c.Addr()) + ".dst == " + c.String(), Action: nbdb.LogicalRouterPolicyActionAllow,
+			ExternalIDs: withFamily(owner, c.Addr()),
+		})
+	}
+	return rows
+}
+
+// family is OVN's name of an address family in matches.
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "ip4"
+	}
+	return "ip6"
+}
+
+func anywhere(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+func ownedBy(kind, name string) map[string]string {
+	return map[string]string{ident.OwnerKey: kind, ident.KeyName: name}
+}
+
+func withFamily(owner map[string]string, a netip.Addr) map[string]string {
+	m := map[string]string{ident.KeyFamily: family(a)}
+	for k, v := range owner {
+		m[k] = v
+	}
+	return m
+}

@@ -1,0 +1,43 @@
+package topology
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+)
+
+// NodeRows are the rows of one node of a network.
+type NodeRows struct {
+	// Port is the node's ovn0, on the join switch.
+	Port *nbdb.LogicalSwitchPort
+	// Egress are the policies, one per family, that send what the pods of this node send to the outside through the node's ovn0.
+	Egress []*nbdb.LogicalRouterPolicy
+}
+
+// Node returns the rows of a node whose place on the join switch is join.
+func Node(network, node string, join v1alpha1.Join) NodeRows {
+	owner := ownedBy(ident.OwnerNode, node)
+	port := ident.NodePort(node)
+	rows := NodeRows{Port: &nbdb.LogicalSwitchPort{
+		Name:        string(port),
+		Options:     map[string]string{"requested-chassis": node},
+		ExternalIDs: owner,
+	}}
+	addrs := []string{join.MAC.String()}
+	from := ident.RouterPort(ident.JoinSwitch(network))
+	for _, ip := range join.IPs {
+		addrs = append(addrs, ip.Addr().String())
+		rows.Egress = append(rows.Egress, &nbdb.LogicalRouterPolicy{
+			Priority: priorityEgress, Action: nbdb.LogicalRouterPolicyActionReroute,
+			// What comes from a node already has been outside; sending it back would be a loop.
+			Match:       fmt.Sprintf("%s && inport != %q && is_chassis_resident(%q)", family(ip.Addr()), from, port),
+			Nexthops:    []string{ip.Addr().String()},
+			ExternalIDs: withFamily(owner, ip.Addr()),
+		})
+	}
+	rows.Port.Addresses = []string{strings.Join(addrs, " ")}
+	return rows
+}
