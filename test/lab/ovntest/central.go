@@ -1,0 +1,114 @@
+// Package ovntest runs real OVN and Open vSwitch for one test, without a lab: a central (NB, SB and northd) and hosts with ovs-vswitchd and
+// ovn-controller in network namespaces of their own. Everything ends with the test. It needs root, and downloads OVN where it is not installed;
+// a test that cannot have it fails.
+package ovntest
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/godwit-cni/godwit/test/lab/netns"
+	"github.com/godwit-cni/godwit/test/lab/packages"
+)
+
+// wire is the bridge in the central's namespace that connects the hosts' underlay.
+const wire = "wire"
+
+// OVNCentral is a running NB, SB and northd.
+type OVNCentral struct {
+	// NB and SB are the databases' endpoints, "unix:/…": reachable from every namespace.
+	NB, SB string
+
+	root *packages.Root
+	ns   *netns.Namespace
+	// dir is short: a unix socket's path has at most 107 bytes.
+	dir string
+
+	mu    sync.Mutex
+	hosts int
+}
+
+// Central starts empty databases and northd.
+func Central(t testing.TB) *OVNCentral {
+	t.Helper()
+	root, err := packages.Ensure(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "gw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ns := namespace(t)
+	if err := ns.Do(func() error { return addBridge(wire) }); err != nil {
+		t.Fatal(err)
+	}
+	c := &OVNCentral{root: root, ns: ns, dir: dir, NB: "unix:" + filepath.Join(dir, "nb.sock"), SB: "unix:" + filepath.Join(dir, "sb.sock")}
+	c.database(t, "nb", "usr/share/ovn/ovn-nb.ovsschema")
+	c.database(t, "sb", "usr/share/ovn/ovn-sb.ovsschema")
+	cmd := root.Command(t.Context(), "ovn-northd", "--ovnnb-db="+c.NB, "--ovnsb-db="+c.SB, "--unixctl="+filepath.Join(dir, "northd.ctl"), "-vconsole:info")
+	cmd.Cancel = func() error { return nil } // ended by the cleanup, in its own time
+	daemon(t, ns, cmd, filepath.Join(dir, "northd.log"))
+	return c
+}
+
+// database starts an ovsdb-server for dir/name.db on dir/name.sock.
+func (c *OVNCentral) database(t testing.TB, name, schema string) {
+	t.Helper()
+	serve(t, server{root: c.root, ns: c.ns, dir: c.dir, name: name, schema: schema})
+}
+
+type server struct {
+	root              *packages.Root
+	ns                *netns.Namespace
+	dir, name, schema string
+}
+
+func serve(t testing.TB, s server) {
+	t.Helper()
+	schema, err := s.root.Path(s.schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(ext string) string { return filepath.Join(s.dir, s.name+ext) }
+	run(t, s.root.Command(t.Context(), "ovsdb-tool", "create", file(".db"), schema))
+	cmd := s.root.Command(t.Context(), "ovsdb-server", "--remote=punix:"+file(".sock"), "--unixctl="+file(".ctl"), "-vconsole:info", file(".db"))
+	cmd.Cancel = func() error { return nil }
+	daemon(t, s.ns, cmd, file(".log"))
+	awaitSocket(t, file(".sock"), file(".log"))
+}
+
+// namespace is a network namespace, with its loopback up, for the length of the test.
+func namespace(t testing.TB) *netns.Namespace {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ns.Close)
+	if err := ns.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(lo)
+	}); err != nil {
+		t.Fatalf("bring up the loopback: %v", err)
+	}
+	return ns
+}
+
+func addBridge(name string) error {
+	off := false
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &off}
+	if err := netlink.LinkAdd(br); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(br)
+}

@@ -1,0 +1,170 @@
+package ovntest
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/godwit-cni/godwit/test/lab/netns"
+)
+
+// Underlay is the bridge that carries a host's underlay addresses: a userspace datapath tunnels over a bridge's own port.
+const Underlay = "br-phys"
+
+// OVSHost is a network namespace with Open vSwitch, userspace datapath, and an ovn-controller that waits to be configured.
+type OVSHost struct {
+	// Name is the host's name.
+	Name string
+	// Endpoint is the local Open_vSwitch database, "unix:/…".
+	Endpoint string
+	// UnderlayIPs are the addresses on Underlay, IPv4 and IPv6; all hosts of a central reach one another on them.
+	UnderlayIPs []netip.Prefix
+	// RunDir holds the daemons' control sockets.
+	RunDir string
+
+	ns *netns.Namespace
+}
+
+// NetnsPath is the host's network namespace.
+func (h *OVSHost) NetnsPath() string { return h.ns.Path() }
+
+// Do runs f in the host's network namespace, on a thread of its own, see netns.Do.
+func (h *OVSHost) Do(f func() error) error { return netns.Do(h.ns.Path(), f) }
+
+// Host starts a host that belongs to the central's underlay. No external_ids are set: chassis configuration is the agent's, and ConfigureChassis is for
+// tests that have no agent.
+func Host(t testing.TB, c *OVNCentral, name string) *OVSHost {
+	t.Helper()
+	c.mu.Lock()
+	c.hosts++
+	n := c.hosts
+	c.mu.Unlock()
+	dir := filepath.Join(c.dir, fmt.Sprintf("h%d", n))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := &OVSHost{
+		Name: name, RunDir: dir, ns: namespace(t), Endpoint: "unix:" + filepath.Join(dir, "db.sock"),
+		UnderlayIPs: []netip.Prefix{
+			netip.MustParsePrefix(fmt.Sprintf("172.30.1.%d/24", 10+n)), netip.MustParsePrefix(fmt.Sprintf("fd00:172:30:1::%x/64", 0x10+n)),
+		},
+	}
+	if err := c.ns.Do(func() error { return plug(n, h.ns) }); err != nil {
+		t.Fatalf("connect %s to the underlay: %v", name, err)
+	}
+	serve(t, server{root: c.root, ns: h.ns, dir: dir, name: "db", schema: "usr/share/openvswitch/vswitch.ovsschema"})
+	h.vsctl(t, c, "--no-wait", "init")
+	h.vsctl(t, c, "--no-wait", "add-br", Underlay, "--", "set", "bridge", Underlay, "datapath_type=netdev",
+		fmt.Sprintf("other-config:hwaddr=02:67:00:00:00:%02x", n), "--", "add-port", Underlay, "eth1")
+	for _, d := range [][]string{
+		{"ovs-vswitchd", "--unixctl=" + filepath.Join(dir, "ovs-vswitchd.ctl"), "-vconsole:info", h.Endpoint},
+		{"ovn-controller", "-vconsole:info", h.Endpoint},
+	} {
+		cmd := c.root.Command(t.Context(), d[0], d[1:]...)
+		cmd.Env = append(cmd.Env, h.environ()...)
+		cmd.Cancel = func() error { return nil }
+		daemon(t, h.ns, cmd, filepath.Join(dir, d[0]+".log"))
+	}
+	// Returns when ovs-vswitchd has made the bridge's port.
+	h.vsctl(t, c, "--timeout=20", "set", "open_vswitch", ".", "external_ids:ovntest=up")
+	h.vsctl(t, c, "--no-wait", "remove", "open_vswitch", ".", "external_ids", "ovntest")
+	if err := h.Do(h.address); err != nil {
+		t.Fatalf("address %s of %s: %v", Underlay, name, err)
+	}
+	return h
+}
+
+// ConfigureChassis does what the agent does for ovn-controller: a chassis with the host's name and a Geneve tunnel over IPv4.
+func (h *OVSHost) ConfigureChassis(t testing.TB, c *OVNCentral) {
+	t.Helper()
+	h.vsctl(t, c, "set", "open_vswitch", ".", "external_ids:system-id="+h.Name, "external_ids:ovn-remote="+c.SB, "external_ids:ovn-encap-type=geneve",
+		"external_ids:ovn-encap-ip="+h.UnderlayIPs[0].Addr().String(), "external_ids:ovn-bridge-datapath-type=netdev", "external_ids:ovn-monitor-all=true")
+}
+
+// environ makes the daemons keep to the host's directory; ovn-controller 23.03 has no option for it.
+func (h *OVSHost) environ() []string {
+	var env []string
+	for _, v := range []string{"OVS_RUNDIR", "OVS_LOGDIR", "OVN_RUNDIR", "OVN_LOGDIR", "OVS_SYSCONFDIR", "OVN_SYSCONFDIR"} {
+		env = append(env, v+"="+h.RunDir)
+	}
+	return env
+}
+
+func (h *OVSHost) vsctl(t testing.TB, c *OVNCentral, args ...string) {
+	t.Helper()
+	run(t, c.root.Command(t.Context(), "ovs-vsctl", append([]string{"--db=" + h.Endpoint}, args...)...))
+}
+
+// plug connects the namespace's eth1 to the wire; it runs in the central's namespace.
+func plug(n int, ns *netns.Namespace) error {
+	fd, err := unix.Open(ns.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	name := fmt.Sprintf("h%d", n)
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth1", PeerNamespace: netlink.NsFd(fd)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return err
+	}
+	br, err := netlink.LinkByName(wire)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMaster(veth, br); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return err
+	}
+	return ns.Do(func() error {
+		eth1, err := netlink.LinkByName("eth1")
+		if err != nil {
+			return err
+		}
+		if err := checksumOff("eth1"); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(eth1)
+	})
+}
+
+// address gives the underlay bridge's port its addresses.
+func (h *OVSHost) address() error {
+	link, err := netlink.LinkByName(Underlay)
+	if err != nil {
+		return err
+	}
+	if err := checksumOff(Underlay); err != nil {
+		return err
+	}
+	for _, p := range h.UnderlayIPs {
+		addr, err := netlink.ParseAddr(p.String())
+		if err != nil {
+			return err
+		}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // the network is ours: nothing to wait for
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// checksumOff makes the kernel complete checksums before a userspace datapath reads the packet.
+func checksumOff(link string) error {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	return e.Change(link, map[string]bool{"tx-checksum-ip-generic": false})
+}

@@ -1,0 +1,123 @@
+// Package source finds and builds the checkout that a lab is run from.
+package source
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	module      = "module github.com/godwit-cni/godwit"
+	dirVariable = "GODWIT_SOURCE"
+)
+
+// progressInterval is how often a long build says that it is alive.
+const progressInterval = 10 * time.Second
+
+// Dir is the top directory of the checkout that holds the working directory, or GODWIT_SOURCE.
+func Dir() (string, error) {
+	if dir := os.Getenv(dirVariable); dir != "" {
+		if !isModule(dir) {
+			return "", fmt.Errorf("%s=%s is not a checkout of Godwit: want its top directory", dirVariable, dir)
+		}
+		return filepath.Abs(dir)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the checkout: %w", err)
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		if isModule(dir) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("%s is not inside a checkout of Godwit: change into one or set %s", wd, dirVariable)
+		}
+	}
+}
+
+func isModule(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	if err != nil {
+		return false
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	return strings.TrimSpace(first) == module
+}
+
+// Build is one run of go build for static programs.
+type Build struct {
+	// Dir is the module's directory.
+	Dir string
+	// Out is an existing directory that gets one file per package, named for the package's last element.
+	Out string
+	// LDFlags are passed on, empty for none.
+	LDFlags string
+	// Packages are import paths, or paths relative to Dir that begin with a dot.
+	Packages []string
+}
+
+// Run builds. Cold builds of large programs take minutes and are reported at intervals.
+func (b Build) Run(ctx context.Context, log *slog.Logger) error {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		return fmt.Errorf("build %s: %w: install Go 1.26 or newer and put it in PATH", b.Packages[0], err)
+	}
+	args := []string{"build", "-v", "-trimpath"}
+	if b.LDFlags != "" {
+		args = append(args, "-ldflags", b.LDFlags)
+	}
+	args = append(append(args, "-o", b.Out+"/"), b.Packages...)
+	cmd := exec.CommandContext(ctx, goTool, args...)
+	cmd.Dir = b.Dir
+	// The build does not depend on the caller's flags: the build cache is shared by all that build with these.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cmd.WaitDelay = time.Second
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return fmt.Errorf("build in %s: %w", b.Dir, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("build in %s: %w", b.Dir, err)
+	}
+	complaints := follow(stderr, log, b.Packages[0])
+	if err := cmd.Wait(); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(ctx.Err(), err)
+		}
+		return fmt.Errorf("go build in %s: %w: %s", b.Dir, err, complaints)
+	}
+	return nil
+}
+
+// follow reads the compiler's output to its end: names of compiled packages, which it counts, and anything else, which it returns.
+func follow(stderr io.Reader, log *slog.Logger, what string) string {
+	var other []string
+	compiled, start := 0, time.Now()
+	last := start
+	for sc := bufio.NewScanner(stderr); sc.Scan(); {
+		line := sc.Text()
+		if strings.ContainsAny(line, " #:") {
+			other = append(other, line)
+			continue
+		}
+		compiled++
+		if time.Since(last) > progressInterval {
+			last = time.Now()
+			log.Info("building", "first", what, "packagesCompiled", compiled, "took", time.Since(start).Round(time.Second))
+		}
+	}
+	if len(other) > 20 {
+		other = other[:20]
+	}
+	return strings.Join(other, "\n")
+}
