@@ -103,6 +103,22 @@ func (p *Pool) Of(owner string) []netip.Prefix {
 	return out
 }
 
+// With returns a pool for another description of the same ranges, with every owner keeping what it has. The error names the owners whose addresses the new
+// description would take away.
+func (p *Pool) With(spec Spec) (*Pool, error) {
+	next := New(spec)
+	var errs []error
+	for owner, addrs := range p.owned {
+		if err := next.Claim(owner, addrs); err != nil {
+			errs = append(errs, fmt.Errorf("%s has %v: %w", owner, addrs, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return next, nil
+}
+
 // Usage counts the addresses of the scarcer family.
 func (p *Pool) Usage() (used, available int64) {
 	for i, f := range p.families {

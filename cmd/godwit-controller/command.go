@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/godwit-cni/godwit/pkg/controller"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func command() *cobra.Command {
+	c := controller.Defaults()
+	var kubeconfig, logLevel string
+	cmd := &cobra.Command{
+		Use:   "godwit-controller",
+		Short: "Turns Kubernetes objects into rows of the OVN northbound database",
+		Long: `godwit-controller gives every pod its address, and writes the logical switches, routers and ports of the pod network into the OVN
+northbound database. Run any number of it: one leads, the others take over within seconds.`,
+		Version:      version,
+		Args:         cobra.NoArgs,
+		SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
+				return fmt.Errorf("--log-level %q: want debug, info, warn or error", logLevel)
+			}
+			c.Logger = slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			ctrl.SetLogger(logr.FromSlogHandler(c.Logger.Handler()))
+			klog.SetSlogLogger(c.Logger)
+			if err := c.Validate(); err != nil {
+				return err
+			}
+			api, err := restConfig(kubeconfig)
+			if err != nil {
+				return err
+			}
+			return controller.Run(cmd.Context(), c, api)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&c.NBEndpoints, "nb-remote", nil, "northbound database: tcp:HOST:PORT or unix:PATH; several for a raft cluster (required)")
+	f.StringSliceVar(&c.DefaultCIDRs, "default-cidrs", c.DefaultCIDRs, "ranges of the Subnet \"default\", at most one per family")
+	f.StringSliceVar(&c.JoinCIDRs, "join-cidrs", c.JoinCIDRs, "ranges between the logical router and the nodes, at most one per family")
+	f.StringVar(&c.Namespace, "namespace", c.Namespace, "namespace of the leader election lease")
+	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "HOST:PORT of /metrics; 0 for none")
+	f.StringVar(&c.HealthAddress, "health-address", c.HealthAddress, "HOST:PORT of /healthz and /readyz; 0 for none")
+	f.IntVar(&c.PodWorkers, "pod-workers", c.PodWorkers, "pods that are reconciled at once")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file; the pod's service account if empty")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	api, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	// The controller is limited by its workers and by the API server's own priority and fairness, not by the client.
+	api.QPS, api.Burst = -1, 0
+	return api, nil
+}

@@ -1,0 +1,98 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// restoreJoin takes back the places that nodes have by their annotations. Only the first call does anything.
+func (a *allocations) restoreJoin(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.joinRestored {
+		return nil
+	}
+	var nodes corev1.NodeList
+	if err := a.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list nodes to restore the join network: %w", err)
+	}
+	slices.SortStableFunc(nodes.Items, func(x, y corev1.Node) int { return x.CreationTimestamp.Compare(y.CreationTimestamp.Time) })
+	for _, n := range nodes.Items {
+		if j, err := v1alpha1.ParseJoin(n.Annotations[v1alpha1.JoinAnnotation]); err == nil {
+			_ = a.join.Claim(n.Name, addrsOf(j.IPs)) // whoever loses is given another place when it is reconciled
+		}
+	}
+	a.joinRestored = true
+	return nil
+}
+
+// joinNode gives a node its place on the join switch: the one it has, the one of its annotation when it is free, or a new one.
+func (a *allocations) joinNode(node string, has []netip.Addr) (v1alpha1.Join, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if has == nil || a.join.Claim(node, has) != nil {
+		if _, err := a.join.Allocate(node); err != nil {
+			return v1alpha1.Join{}, fmt.Errorf("join network: %w", err)
+		}
+	}
+	ips := a.join.Of(node)
+	return v1alpha1.Join{IPs: ips, MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), Gateways: a.join.Spec().Gateways}, nil
+}
+
+// setNodeMTU records the MTU in bytes that a node published and reports whether the smallest of all changed. Zero forgets the node.
+func (a *allocations) setNodeMTU(node string, mtu int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := a.smallestMTU()
+	if mtu == 0 {
+		delete(a.mtus, node)
+	} else {
+		a.mtus[node] = mtu
+	}
+	return a.smallestMTU() != before
+}
+
+// mtu is the largest MTU in bytes that every node can carry; 0 while no node has published one.
+func (a *allocations) mtu() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.smallestMTU()
+}
+
+func (a *allocations) smallestMTU() int {
+	smallest := 0
+	for _, m := range a.mtus {
+		if smallest == 0 || m < smallest {
+			smallest = m
+		}
+	}
+	return smallest
+}
+
+// releaseNode takes back a node's place.
+func (a *allocations) releaseNode(node string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.join.Release(node)
+	delete(a.mtus, node)
+}
+
+// wakeAll enqueues every pod: the smallest MTU has changed, and those that are not attached yet take the new one.
+func (a *allocations) wakeAll() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key := range a.held {
+		a.pods.enqueue(key)
+	}
+	for subnet := range a.waiting {
+		a.wake(subnet)
+	}
+}

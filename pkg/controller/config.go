@@ -1,0 +1,100 @@
+package controller
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+// DefaultSubnet is the Subnet of the namespaces that no other Subnet selects.
+const DefaultSubnet = "default"
+
+// Config is what godwit-controller is told by its flags.
+type Config struct {
+	// NBEndpoints are the northbound servers in ovsdb(7) form. With several, the raft leader is used.
+	NBEndpoints []string
+	// DefaultCIDRs are the ranges of the Subnet "default", which is created if it does not exist. At most one per family.
+	DefaultCIDRs []string
+	// JoinCIDRs are the ranges between the logical router and the nodes: two addresses a node. At most one per family.
+	JoinCIDRs []string
+	// Namespace holds the leader election lease.
+	Namespace string
+	// MetricsAddress and HealthAddress are HOST:PORT to listen on; "0" listens nowhere.
+	MetricsAddress, HealthAddress string
+	// LeaderElection is off only in tests.
+	LeaderElection bool
+	// PodWorkers is the number of pods that are reconciled at once.
+	PodWorkers int
+	Logger     *slog.Logger
+}
+
+// Defaults returns the configuration of an installation that says nothing.
+func Defaults() Config {
+	return Config{
+		DefaultCIDRs:   []string{"10.244.0.0/16"},
+		JoinCIDRs:      []string{"100.64.0.0/16"},
+		Namespace:      "godwit-system",
+		MetricsAddress: ":9477",
+		HealthAddress:  ":9478",
+		LeaderElection: true,
+		PodWorkers:     64,
+	}
+}
+
+// Validate reports every error in c.
+func (c Config) Validate() error {
+	var errs []error
+	if len(c.NBEndpoints) == 0 {
+		errs = append(errs, errors.New("--nb-remote: no northbound endpoint given"))
+	}
+	pods, err := ipam.ParseSpec(c.DefaultCIDRs, nil, nil)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("--default-cidrs: %w", err))
+	}
+	join, err := c.join()
+	if err != nil {
+		errs = append(errs, fmt.Errorf("--join-cidrs: %w", err))
+	}
+	if x, y, overlap := ipam.Overlap(pods.CIDRs, join.CIDRs); overlap {
+		errs = append(errs, fmt.Errorf("--default-cidrs %s overlaps --join-cidrs %s", x, y))
+	}
+	for _, c := range pods.CIDRs {
+		if !hasFamily(join.CIDRs, c) {
+			errs = append(errs, fmt.Errorf("--default-cidrs has %s but --join-cidrs has no range of its family: such pods could not reach their node", c))
+		}
+	}
+	if c.PodWorkers < 1 {
+		errs = append(errs, fmt.Errorf("--pod-workers %d: want at least 1", c.PodWorkers))
+	}
+	return errors.Join(errs...)
+}
+
+// join is the join network without the address that is the next hop of the default routes.
+func (c Config) join() (ipam.Spec, error) {
+	cidrs, err := ipam.ParseCIDRs(c.JoinCIDRs)
+	if err != nil {
+		return ipam.Spec{}, err
+	}
+	var exclude []string
+	for _, p := range cidrs {
+		exclude = append(exclude, topology.EgressPlaceholder(p).String())
+	}
+	return ipam.ParseSpec(c.JoinCIDRs, nil, exclude)
+}
+
+func hasFamily(cidrs []netip.Prefix, of netip.Prefix) bool {
+	for _, c := range cidrs {
+		if c.Addr().Is4() == of.Addr().Is4() {
+			return true
+		}
+	}
+	return false
+}
+
+// network is the one network that there is.
+const network = ident.DefaultNetwork

@@ -1,0 +1,122 @@
+package controller
+
+// Node reconciler.
+// In:   Nodes (existence, annotation godwit.dev/mtu).
+// Out:  annotation godwit.dev/join of the Node; LogicalSwitchPort node/NAME on the join switch: addresses, options:requested-chassis,
+//       external_ids godwit.dev/{owner,name}; LogicalRouterPolicy of the node's egress, one per family.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+type nodeReconciler struct {
+	api    client.Client
+	nb     *ovn.NB
+	alloc  *allocations
+	events events.EventRecorder
+	log    *slog.Logger
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.alloc.restoreJoin(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	var node corev1.Node
+	err := r.api.Get(ctx, req.NamespacedName, &node)
+	if apierrors.IsNotFound(err) {
+		return reconcile.Result{}, r.forget(ctx, req.Name)
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read node %s: %w", req.Name, err)
+	}
+	if node.Name == string(ident.NoChassis) {
+		r.events.Eventf(&node, nil, corev1.EventTypeWarning, "NameReserved", "JoinNetwork",
+			"the name %s stands for no chassis at all: this node gets no pod network; register it under another name", node.Name)
+		return reconcile.Result{}, nil
+	}
+	var has []netip.Addr
+	if current, err := v1alpha1.ParseJoin(node.Annotations[v1alpha1.JoinAnnotation]); err == nil {
+		has = addrsOf(current.IPs)
+	}
+	join, err := r.alloc.joinNode(node.Name, has)
+	if err != nil {
+		r.events.Eventf(&node, nil, corev1.EventTypeWarning, "JoinNetworkFull", "JoinNetwork", "%v: install with larger join CIDRs", err)
+		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
+	}
+	r.observeMTU(&node)
+	if err := r.nb.Apply(ctx, nodeChanges(node.Name, join)...); err != nil {
+		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
+	}
+	return reconcile.Result{}, r.annotate(ctx, &node, join)
+}
+
+func nodeChanges(node string, join v1alpha1.Join) []ovn.Change {
+	rows := topology.Node(network, node, join)
+	changes := []ovn.Change{ovn.EnsurePort(ident.JoinSwitch(network), rows.Port)}
+	for _, p := range rows.Egress {
+		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))
+	}
+	return changes
+}
+
+func (r *nodeReconciler) observeMTU(node *corev1.Node) {
+	text, ok := node.Annotations[v1alpha1.MTUAnnotation]
+	if !ok {
+		return // its agent has not started yet
+	}
+	mtu, err := strconv.Atoi(text)
+	if err != nil || mtu < 576 || mtu > 65535 {
+		r.events.Eventf(node, nil, corev1.EventTypeWarning, "BadMTU", "JoinNetwork",
+			"annotation %s is %q, want bytes between 576 and 65535: ignored; delete the annotation and restart the node's godwit-agent", v1alpha1.MTUAnnotation, text)
+		return
+	}
+	if r.alloc.setNodeMTU(node.Name, mtu) {
+		r.log.Info("smallest MTU of all nodes changed", "mtu", r.alloc.mtu(), "node", node.Name)
+		r.alloc.wakeAll()
+	}
+}
+
+func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v1alpha1.Join) error {
+	text := join.Text()
+	if node.Annotations[v1alpha1.JoinAnnotation] == text {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": node.UID, "annotations": map[string]string{v1alpha1.JoinAnnotation: text},
+	}})
+	if err != nil {
+		return err
+	}
+	name := node.Name
+	if err := r.api.Patch(ctx, node, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("annotate node %s with its place on the join network: %w", name, err)
+	}
+	r.log.Info("node joined", "node", name, "ips", join.IPs)
+	return nil
+}
+
+func (r *nodeReconciler) forget(ctx context.Context, node string) error {
+	if err := r.nb.Apply(ctx, ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node)); err != nil {
+		return fmt.Errorf("node %s: %w", node, err)
+	}
+	r.alloc.releaseNode(node)
+	return nil
+}

@@ -1,0 +1,237 @@
+package controller
+
+// Pod reconciler.
+// In:   Pods, Namespaces (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
+// Out:  annotation godwit.dev/identity of the Pod; LogicalSwitchPort pod/NAMESPACE/NAME/default: addresses, port_security, options:requested-chassis,
+//       options:iface-id-ver, external_ids godwit.dev/{owner,namespace,name,uid,subnet}.
+// The identity is written when the pod is created, the row when its node is known.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+type podReconciler struct {
+	api    client.Client
+	nb     *ovn.NB
+	alloc  *allocations
+	events events.EventRecorder
+	log    *slog.Logger
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pod corev1.Pod
+	err := r.api.Get(ctx, req.NamespacedName, &pod)
+	if apierrors.IsNotFound(err) || err == nil && !networked(&pod) {
+		return reconcile.Result{}, r.forget(ctx, req.NamespacedName)
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read pod %s: %w", req.NamespacedName, err)
+	}
+	id, err := r.decide(ctx, &pod)
+	if errors.Is(err, errWaiting) {
+		return reconcile.Result{}, nil // enqueued again by whatever it waits for
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.annotate(gctx, &pod, id) })
+	g.Go(func() error { return r.ensurePort(gctx, &pod, id) })
+	return reconcile.Result{}, g.Wait()
+}
+
+// networked says whether a pod needs a port: it is not on its node's own network, and it may still run.
+func networked(pod *corev1.Pod) bool {
+	return !pod.Spec.HostNetwork && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+}
+
+// errWaiting: the pod cannot be served now; an event on it says why, and what it waits for enqueues it again.
+var errWaiting = errors.New("waiting")
+
+// decide finds out what the pod's identity is, allocating its addresses when it has none.
+func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.Identity, error) {
+	key := client.ObjectKeyFromObject(pod)
+	var has []netip.Addr
+	current, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	if err == nil && current.PodUID == string(pod.UID) {
+		has = addrsOf(current.IPs)
+	}
+	subnets, err := r.subnets(ctx)
+	if err != nil {
+		return v1alpha1.Identity{}, err
+	}
+	name := current.Subnet
+	if has == nil {
+		if name, err = r.chooseSubnet(ctx, pod.Namespace, subnets); err != nil {
+			return v1alpha1.Identity{}, err
+		}
+	}
+	subnet, ips, err := r.alloc.pod(key, pod.UID, name, has)
+	if errors.Is(err, ipam.ErrFull) {
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetFull", "AllocateAddress",
+			"%v: the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods", err)
+		return v1alpha1.Identity{}, errWaiting
+	}
+	if errors.Is(err, errNoSubnet) {
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetNotReady", "AllocateAddress",
+			"%v: see the conditions of `kubectl get subnet %s -o yaml`", err, name)
+		return v1alpha1.Identity{}, errWaiting
+	}
+	if err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("pod %s: %w", key, err)
+	}
+	return r.identity(pod, current, subnets[subnet], ips)
+}
+
+func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, subnet *v1alpha1.Subnet, ips []netip.Prefix) (v1alpha1.Identity, error) {
+	if subnet == nil { // deleted between the allocation and now; its reconciler waits for this pod
+		return v1alpha1.Identity{}, errWaiting
+	}
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
+	if err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
+	}
+	id := v1alpha1.Identity{
+		PodUID: string(pod.UID), Subnet: subnet.Name, IPs: ips, Gateways: spec.Gateways,
+		MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), MTU: subnet.Spec.MTU,
+	}
+	if id.MTU == 0 {
+		id.MTU = r.alloc.mtu()
+	}
+	// A pod that is attached keeps its MTU: it would not notice another.
+	if attached := pod.Status.PodIP != ""; attached && current.PodUID == id.PodUID && current.MTU != 0 {
+		id.MTU = current.MTU
+	}
+	if id.MTU == 0 {
+		return v1alpha1.Identity{}, errWaiting // no node has an agent yet; the first that publishes its MTU enqueues every pod
+	}
+	return id, nil
+}
+
+func (r *podReconciler) subnets(ctx context.Context) (map[string]*v1alpha1.Subnet, error) {
+	var list v1alpha1.SubnetList
+	if err := r.api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list Subnets: %w", err)
+	}
+	byName := map[string]*v1alpha1.Subnet{}
+	for i := range list.Items {
+		byName[list.Items[i].Name] = &list.Items[i]
+	}
+	return byName, nil
+}
+
+// chooseSubnet is the Subnet for a namespace's new pods: of those that select it, the one whose name sorts first; else the default one.
+func (r *podReconciler) chooseSubnet(ctx context.Context, namespace string, subnets map[string]*v1alpha1.Subnet) (string, error) {
+	var ns corev1.Namespace
+	if err := r.api.Get(ctx, types.NamespacedName{Name: namespace}, &ns, client.UnsafeDisableDeepCopy); err != nil {
+		return "", fmt.Errorf("read namespace %s: %w", namespace, err)
+	}
+	chosen := ""
+	for name, s := range subnets {
+		if s.Spec.NamespaceSelector == nil || s.DeletionTimestamp != nil || chosen != "" && chosen < name {
+			continue
+		}
+		sel, err := metav1.LabelSelectorAsSelector(s.Spec.NamespaceSelector)
+		if err != nil {
+			continue // the Subnet's own condition says so
+		}
+		if sel.Matches(labels.Set(ns.Labels)) {
+			chosen = name
+		}
+	}
+	if chosen == "" {
+		chosen = DefaultSubnet
+	}
+	return chosen, nil
+}
+
+// annotate writes the identity when the annotation says anything else.
+func (r *podReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
+	text := id.Text()
+	if pod.Annotations[v1alpha1.IdentityAnnotation] == text {
+		return nil
+	}
+	// The UID makes the patch fail when the pod has been replaced by another of its name.
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": pod.UID, "annotations": map[string]string{v1alpha1.IdentityAnnotation: text},
+	}})
+	if err != nil {
+		return err
+	}
+	key := client.ObjectKeyFromObject(pod)
+	if err := r.api.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("annotate pod %s with its identity: %w", key, err)
+	}
+	r.log.Debug("identity written", "pod", key, "uid", pod.UID, "ips", id.IPs)
+	return nil
+}
+
+// ensurePort writes the pod's row once its node is known. The row of an earlier pod of the same name is replaced whole: it may be on another switch.
+func (r *podReconciler) ensurePort(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
+	if pod.Spec.NodeName == "" {
+		return nil
+	}
+	name := ident.PodPort(pod.Namespace, pod.Name, network)
+	have, err := r.nb.Port(ctx, name)
+	if err != nil {
+		return err
+	}
+	if have != nil && have.ExternalIDs[ident.KeyUID] != id.PodUID {
+		if err := r.nb.Apply(ctx, ovn.DeletePort(name)); err != nil {
+			return fmt.Errorf("pod %s/%s: delete the port of its predecessor: %w", pod.Namespace, pod.Name, err)
+		}
+	}
+	lsp := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)
+	if err := r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(id.Subnet), lsp)); err != nil {
+		return fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// forget frees what a pod had that is gone, finished, or needs nothing.
+func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) error {
+	name := ident.PodPort(key.Namespace, key.Name, network)
+	have, err := r.nb.Port(ctx, name)
+	if err != nil {
+		return err
+	}
+	if have != nil {
+		if err := r.nb.Apply(ctx, ovn.DeletePort(name)); err != nil {
+			return fmt.Errorf("pod %s: %w", key, err)
+		}
+	}
+	r.alloc.releasePod(key) // after the row is gone: nobody else gets an address that a port still has
+	return nil
+}
+
+// wantedAddresses is what the row of a pod with this identity says.
+func wantedAddresses(id v1alpha1.Identity) []string {
+	parts := []string{id.MAC.String()}
+	for _, ip := range id.IPs {
+		parts = append(parts, ip.Addr().String())
+	}
+	return []string{strings.Join(parts, " ")}
+}

@@ -1,0 +1,193 @@
+package controller
+
+// Subnet reconciler.
+// In:   Subnets, and how many of their addresses are in use.
+// Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
+//       gateway/subnet/NAME, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+type subnetReconciler struct {
+	api   client.Client
+	nb    *ovn.NB
+	alloc *allocations
+	join  ipam.Spec
+	log   *slog.Logger
+}
+
+// conditionReady is the type of the Subnet's condition; its reasons follow.
+const (
+	conditionReady = "Ready"
+
+	reasonReady       = "InNetwork"
+	reasonInvalid     = "Invalid"
+	reasonOverlaps    = "Overlaps"
+	reasonInUse       = "AddressesInUse"
+	reasonTerminating = "Terminating"
+)
+
+// Reconcile implements reconcile.Reconciler.
+func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var subnet v1alpha1.Subnet
+	err := r.api.Get(ctx, req.NamespacedName, &subnet)
+	if apierrors.IsNotFound(err) {
+		return reconcile.Result{}, nil // the finalizer saw to the rows
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read Subnet %s: %w", req.Name, err)
+	}
+	if subnet.DeletionTimestamp != nil {
+		return reconcile.Result{}, r.finalize(ctx, &subnet)
+	}
+	if controllerutil.AddFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
+		if err := r.api.Update(ctx, &subnet); err != nil {
+			return reconcile.Result{}, fmt.Errorf("add the finalizer to Subnet %s: %w", subnet.Name, err)
+		}
+	}
+	spec, cond, err := r.decide(ctx, &subnet)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if cond.Status == metav1.ConditionTrue {
+		if err := r.nb.Apply(ctx, switchChanges(topology.Subnet(subnet.Name, spec))...); err != nil {
+			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
+		}
+		// Only now may pods have addresses: their ports find the switch.
+		if err := r.alloc.setSubnet(ctx, subnet.Name, spec); err != nil {
+			cond = condition(metav1.ConditionFalse, reasonInUse, fmt.Sprintf("the change is not in force, it takes addresses from pods that have them: %v", err))
+		}
+	}
+	return reconcile.Result{}, r.writeStatus(ctx, &subnet, cond)
+}
+
+// decide checks what the CRD's schema cannot: the ranges against each other and against the rest of the cluster. Of two Subnets that overlap the older one stays.
+func (r *subnetReconciler) decide(ctx context.Context, subnet *v1alpha1.Subnet) (ipam.Spec, metav1.Condition, error) {
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
+	if err != nil {
+		return spec, condition(metav1.ConditionFalse, reasonInvalid, err.Error()), nil
+	}
+	if _, err := metav1.LabelSelectorAsSelector(subnet.Spec.NamespaceSelector); err != nil {
+		return spec, condition(metav1.ConditionFalse, reasonInvalid, "namespaceSelector: "+err.Error()), nil
+	}
+	if x, y, overlap := ipam.Overlap(spec.CIDRs, r.join.CIDRs); overlap {
+		return spec, condition(metav1.ConditionFalse, reasonOverlaps, fmt.Sprintf("%s overlaps the join network %s between router and nodes", x, y)), nil
+	}
+	for _, c := range spec.CIDRs {
+		if !hasFamily(r.join.CIDRs, c) {
+			return spec, condition(metav1.ConditionFalse, reasonInvalid, fmt.Sprintf("%s: the join network has no range of this family: start godwit-controller and godwit-agent with --join-cidrs for it", c)), nil
+		}
+	}
+	var all v1alpha1.SubnetList
+	if err := r.api.List(ctx, &all); err != nil {
+		return spec, metav1.Condition{}, fmt.Errorf("list Subnets: %w", err)
+	}
+	for i := range all.Items {
+		other := &all.Items[i]
+		if other.Name == subnet.Name || !older(other, subnet) {
+			continue
+		}
+		cidrs, err := ipam.ParseCIDRs(other.Spec.CIDRs)
+		if err != nil {
+			continue
+		}
+		if x, y, overlap := ipam.Overlap(spec.CIDRs, cidrs); overlap {
+			return spec, condition(metav1.ConditionFalse, reasonOverlaps, fmt.Sprintf("%s overlaps %s of Subnet %s: delete one of the two", x, y, other.Name)), nil
+		}
+	}
+	return spec, condition(metav1.ConditionTrue, reasonReady, "pods get addresses from this Subnet"), nil
+}
+
+// older orders Subnets by age, then name.
+func older(a, b *v1alpha1.Subnet) bool {
+	if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
+		return c < 0
+	}
+	return a.Name < b.Name
+}
+
+func condition(status metav1.ConditionStatus, reason, message string) metav1.Condition {
+	return metav1.Condition{Type: conditionReady, Status: status, Reason: reason, Message: message}
+}
+
+func switchChanges(rows topology.SwitchRows) []ovn.Change {
+	ls := ident.SwitchName(rows.Switch.Name)
+	changes := []ovn.Change{
+		ovn.EnsureSwitch(rows.Switch),
+		ovn.EnsureRouterPort(ident.Router(network), rows.RouterPort),
+		ovn.EnsurePort(ls, rows.Uplink),
+	}
+	for _, p := range rows.Inside {
+		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))
+	}
+	return changes
+}
+
+// networkChanges make the network that every Subnet and node joins.
+func networkChanges(join ipam.Spec) []ovn.Change {
+	rows := topology.Network(network, join)
+	changes := append([]ovn.Change{ovn.EnsureRouter(rows.Router)}, switchChanges(rows.Join)...)
+	for _, route := range rows.DefaultRoutes {
+		changes = append(changes, ovn.EnsureRoute(ident.Router(network), route))
+	}
+	return changes
+}
+
+// finalize lets a Subnet go once no pod has an address in it.
+func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet) error {
+	if !slices.Contains(subnet.Finalizers, v1alpha1.SubnetFinalizer) {
+		return nil
+	}
+	if used := r.alloc.dropSubnet(subnet.Name); used > 0 {
+		return r.writeStatus(ctx, subnet, condition(metav1.ConditionFalse, reasonTerminating,
+			fmt.Sprintf("%d pods still have addresses in this Subnet: it is deleted when they are gone", used)))
+	}
+	if err := r.nb.Apply(ctx, subnetRemoval(subnet.Name)...); err != nil {
+		return fmt.Errorf("Subnet %s: %w", subnet.Name, err)
+	}
+	controllerutil.RemoveFinalizer(subnet, v1alpha1.SubnetFinalizer)
+	if err := r.api.Update(ctx, subnet); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove the finalizer of Subnet %s: %w", subnet.Name, err)
+	}
+	r.log.Info("Subnet deleted", "subnet", subnet.Name)
+	return nil
+}
+
+func subnetRemoval(name string) []ovn.Change {
+	ls := ident.SubnetSwitch(name)
+	return []ovn.Change{ovn.DeletePolicies(ident.OwnerSubnet, name), ovn.DeleteRouterPort(ident.RouterPort(ls)), ovn.DeleteSwitch(ls)}
+}
+
+func (r *subnetReconciler) writeStatus(ctx context.Context, subnet *v1alpha1.Subnet, cond metav1.Condition) error {
+	before := subnet.DeepCopy()
+	cond.ObservedGeneration = subnet.Generation
+	turned := meta.SetStatusCondition(&subnet.Status.Conditions, cond)
+	subnet.Status.UsedIPs, subnet.Status.AvailableIPs = r.alloc.usage(subnet.Name)
+	if !turned && before.Status.UsedIPs == subnet.Status.UsedIPs && before.Status.AvailableIPs == subnet.Status.AvailableIPs {
+		return nil
+	}
+	if err := r.api.Status().Patch(ctx, subnet, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write the status of Subnet %s: %w", subnet.Name, err)
+	}
+	if turned {
+		r.log.Info("Subnet condition", "subnet", subnet.Name, "ready", cond.Status, "reason", cond.Reason, "message", cond.Message)
+	}
+	return nil
+}
