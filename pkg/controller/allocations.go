@@ -35,10 +35,10 @@ type allocations struct {
 
 	mu           sync.Mutex
 	joinRestored bool
-	pools   map[string]*ipam.Pool
-	held    map[types.NamespacedName]holding
-	waiting map[string]map[types.NamespacedName]bool // pods that found their Subnet full or missing
-	mtus    map[string]int                           // by node
+	pools        map[string]*ipam.Pool
+	held         map[types.NamespacedName]holding
+	waiting      map[string]map[types.NamespacedName]bool // pods that found their Subnet full or missing
+	mtus         map[string]int                           // by node
 }
 
 // holding is what one pod has.
@@ -55,7 +55,9 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec) *allocations 
 	}
 }
 
-func podOwner(key types.NamespacedName, uid types.UID) string { return key.String() + "/" + string(uid) }
+func podOwner(key types.NamespacedName, uid types.UID) string {
+	return key.String() + "/" + string(uid)
+}
 
 // setSubnet makes a pool for a Subnet, or adapts the one there is. A new pool first takes back what pods already have in it. It succeeds when nothing changed.
 func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec) error {

@@ -6,6 +6,9 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/topology"
@@ -30,6 +33,8 @@ type Config struct {
 	LeaderElection bool
 	// PodWorkers is the number of pods that are reconciled at once.
 	PodWorkers int
+	// Registerer receives the controller's own metrics.
+	Registerer prometheus.Registerer
 	Logger     *slog.Logger
 }
 
@@ -43,6 +48,7 @@ func Defaults() Config {
 		HealthAddress:  ":9478",
 		LeaderElection: true,
 		PodWorkers:     64,
+		Registerer:     metrics.Registry,
 	}
 }
 

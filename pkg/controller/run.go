@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -48,7 +47,7 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	nb, err := ovn.Connect(ctx, ovn.Config{Endpoints: c.NBEndpoints, Registerer: metrics.Registry, Logger: c.Logger})
+	nb, err := ovn.Connect(ctx, ovn.Config{Endpoints: c.NBEndpoints, Registerer: c.Registerer, Logger: c.Logger})
 	if err != nil {
 		return err
 	}

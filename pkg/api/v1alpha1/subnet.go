@@ -50,8 +50,12 @@ type SubnetSpec struct {
 // SubnetStatus is what the controller observes.
 type SubnetStatus struct {
 	// UsedIPs is the number of addresses that pods have, of the scarcer family.
+	// +optional
+	// +default=0
 	UsedIPs int64 `json:"usedIPs"`
 	// AvailableIPs is the number of addresses that can still be given out, of the scarcer family.
+	// +optional
+	// +default=0
 	AvailableIPs int64 `json:"availableIPs"`
 	// Conditions: Ready says whether the Subnet is in the network and hands out addresses.
 	// +optional
