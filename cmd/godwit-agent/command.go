@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/godwit-cni/godwit/pkg/agent"
+)
+
+// options are the flags that are not the agent's configuration.
+type options struct {
+	kubeconfig, logLevel, logFormat string
+}
+
+func command() *cobra.Command {
+	cfg, opts := agent.Defaults(), options{}
+	cmd := &cobra.Command{
+		Use: "godwit-agent", Short: "Attaches this node's pods to the overlay, and the node itself", Args: cobra.NoArgs,
+		Version: version, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), cmd.ErrOrStderr(), cfg, opts) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.NodeName, "node-name", cfg.NodeName, "name of this node's Node object; required")
+	f.StringVar(&opts.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
+	f.StringVar(&cfg.OVSEndpoint, "ovs-db", cfg.OVSEndpoint, "local Open_vSwitch database")
+	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...]; required")
+	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")
+	f.IntVar(&cfg.MTU, "mtu", cfg.MTU, "MTU of pods in bytes; the underlay's less the tunnel's overhead if 0")
+	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath of the integration bridge: auto, system (kernel) or netdev (userspace)")
+	f.StringSliceVar(&cfg.JoinCIDRs, "join-cidrs", cfg.JoinCIDRs, "networks between nodes and overlay; the same as the controller's")
+	f.StringVar(&cfg.CNISocket, "cni-socket", cfg.CNISocket, "socket for godwit-cni; the same path on the host")
+	f.StringVar(&cfg.CNIBinSource, "cni-bin-source", cfg.CNIBinSource, "godwit-cni to install")
+	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "the runtime's directory of CNI plugins")
+	f.StringVar(&cfg.CNIConfDir, "cni-conf-dir", cfg.CNIConfDir, "the runtime's directory of CNI configurations")
+	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics, /healthz and /readyz")
+	f.DurationVar(&cfg.IdentityTimeout, "identity-timeout", cfg.IdentityTimeout, "how long ADD waits for the controller")
+	f.DurationVar(&cfg.InstalledTimeout, "installed-timeout", cfg.InstalledTimeout, "how long ADD then waits for OVN")
+	f.StringVar(&opts.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&opts.logFormat, "log-format", "text", "text or json")
+	return cmd
+}
+
+func runAgent(ctx context.Context, stderr io.Writer, cfg agent.Config, opts options) error {
+	log, err := newLogger(stderr, opts)
+	if err != nil {
+		return err
+	}
+	klog.SetLogger(logr.FromSlogHandler(log.Handler()))
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("flags: %w", err)
+	}
+	rest, err := clientcmd.BuildConfigFromFlags("", opts.kubeconfig)
+	if err != nil {
+		return fmt.Errorf("find the API server: %w: pass --kubeconfig outside of a pod", err)
+	}
+	rest.UserAgent = "godwit-agent/" + version
+	src, annotate, err := agent.API(rest, cfg.NodeName)
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a, err := agent.New(cfg, src, annotate, log, reg)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+func newLogger(w io.Writer, opts options) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(opts.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	handler := &slog.HandlerOptions{Level: level}
+	switch opts.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, handler)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, handler)), nil
+	default:
+		return nil, fmt.Errorf("--log-format %q is neither text nor json", opts.logFormat)
+	}
+}

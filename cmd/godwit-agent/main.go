@@ -1,0 +1,25 @@
+// Command godwit-agent runs on every node: CNI server, chassis, node gateway, and installer of the CNI plugin.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set when releases are built.
+var version = "dev"
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "godwit-agent:", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/wire"
+)
+
+// atomicInt is an int that the node's loop writes and attachments read.
+type atomicInt struct{ v atomic.Int64 }
+
+func (a *atomicInt) Load() int   { return int(a.v.Load()) }
+func (a *atomicInt) Store(i int) { a.v.Store(int64(i)) }
+
+// Registry is where metrics are registered and read from.
+type Registry interface {
+	prometheus.Registerer
+	prometheus.Gatherer
+}
+
+// Agent is the process on a node.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	registry Registry
+	ready    *readiness
+	state    *nodeState
+	host     hostNetwork
+	inputs   *inputs
+	loop     *nodeLoop
+	attacher *attacher
+}
+
+// New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
+func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg Registry) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	datapath, err := chooseDatapath(cfg.Datapath)
+	if err != nil {
+		return nil, err
+	}
+	host := netdev.Host{Netns: cfg.HostNetns}
+	a := &Agent{
+		cfg: cfg, log: log, registry: reg, host: host,
+		ready: newReadiness(compAPI, compOVS, compChassis, compGateway, compInstall),
+		state: &nodeState{connected: make(chan struct{}), datapath: datapath},
+	}
+	a.loop = &nodeLoop{
+		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1),
+		chassis: &chassis{cfg: cfg, host: host, annotate: annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
+	}
+	if a.inputs, err = newInputs(cfg.NodeName, src, a.loop.poke); err != nil {
+		return nil, err
+	}
+	a.loop.inputs = a.inputs
+	metrics, err := newMetrics(reg, func() bool { return a.ready.err() == nil })
+	if err != nil {
+		return nil, err
+	}
+	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics}
+	return a, nil
+}
+
+// Run runs the agent until ctx ends or a part of it cannot go on. Pods keep their network either way.
+func (a *Agent) Run(ctx context.Context) error {
+	a.log.Info("starting", "node", a.cfg.NodeName, "datapath", a.state.datapath, "ovs", a.cfg.OVSEndpoint, "sb", a.cfg.SBRemote)
+	cni, err := wire.Listen(a.cfg.CNISocket)
+	if err != nil {
+		return err
+	}
+	health, err := net.Listen("tcp", a.cfg.MetricsAddress)
+	if err != nil {
+		return fmt.Errorf("listen on --metrics-address: %w: another process has the port, or the address is not the node's", err)
+	}
+	db := make(chan *ovs.Client, 1)
+	defer func() {
+		select {
+		case client := <-db:
+			client.Close()
+		default:
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { a.inputs.run(ctx); return nil })
+	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
+	g.Go(func() error { return a.runNode(ctx, db) })
+	err = g.Wait()
+	a.log.Info("stopped; pods keep their network", "error", err)
+	return err
+}
+
+func (a *Agent) serveBoth(ctx context.Context, cni, health net.Listener) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for srv, l := range map[*http.Server]net.Listener{
+		wire.NewServer(ctx, a.log, a.attacher.handle): cni, healthServer(a.ready, a.registry, a.log): health,
+	} {
+		g.Go(func() error { return serve(gctx, a.log, srv, l) })
+	}
+	return g.Wait()
+}
+
+// runNode connects to Open vSwitch, waits for the API, clears what a crash left, and runs the node's loop. The client goes to db: requests in
+// progress need it to undo themselves after ctx has ended.
+func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
+	a.ready.set(compOVS, "database "+a.cfg.OVSEndpoint+" is not reachable: is ovsdb-server running?")
+	a.ready.set(compAPI, "the API server has not answered: is it reachable from this node?")
+	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: a.cfg.OVSEndpoint, Logger: a.log})
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	db <- client
+	a.state.db = client
+	close(a.state.connected)
+	a.ready.set(compOVS, "")
+	if err := a.attacher.removeStale(ctx); err != nil {
+		a.log.Warn("leftover attachments could not be removed; the next start tries again", "error", err)
+	}
+	if !a.inputs.synced(ctx) {
+		return nil
+	}
+	a.ready.set(compAPI, "")
+	client.OnConfigChange(a.loop.poke)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.host.Watch(ctx, a.loop.poke) })
+	g.Go(func() error { return a.loop.run(ctx) })
+	return g.Wait()
+}

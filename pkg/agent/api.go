@@ -1,0 +1,68 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+// NodeAnnotator writes one annotation of the agent's own Node.
+type NodeAnnotator func(ctx context.Context, key, value string) error
+
+// API makes the sources and the annotator of one node from the API server. It makes no request itself.
+func API(cfg *rest.Config, nodeName string) (Sources, NodeAnnotator, error) {
+	clients, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return Sources{}, nil, fmt.Errorf("make Kubernetes client: %w", err)
+	}
+	godwit, err := godwitClient(cfg)
+	if err != nil {
+		return Sources{}, nil, err
+	}
+	core := clients.CoreV1().RESTClient()
+	src := Sources{
+		Nodes:   cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
+		Pods:    cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
+		Subnets: cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
+	}
+	annotate := func(ctx context.Context, key, value string) error {
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{key: value}}})
+		if err != nil {
+			return fmt.Errorf("encode patch: %w", err)
+		}
+		if _, err := clients.CoreV1().Nodes().Patch(ctx, nodeName, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			return fmt.Errorf("set annotation %s of Node %s: %w", key, nodeName, err)
+		}
+		return nil
+	}
+	return src, annotate, nil
+}
+
+func godwitClient(cfg *rest.Config) (*rest.RESTClient, error) {
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register %s: %w", v1alpha1.GroupVersion, err)
+	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.GroupVersion, cfg.APIPath = &v1alpha1.GroupVersion, "/apis"
+	cfg.ContentType = runtime.ContentTypeJSON // custom resources have no other
+	cfg.AcceptContentTypes = runtime.ContentTypeJSON
+	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make client of %s: %w", v1alpha1.GroupVersion, err)
+	}
+	return client, nil
+}
+

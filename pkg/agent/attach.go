@@ -1,0 +1,231 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/wire"
+)
+
+// undoTimeout bounds the removal of what a failed ADD made; it runs also when the caller has gone.
+const undoTimeout = 10 * time.Second
+
+// attacher carries CNI operations out. Operations on one container run one after another, others concurrently.
+type attacher struct {
+	cfg     Config
+	log     *slog.Logger
+	host    hostNetwork
+	inputs  *inputs
+	ready   *readiness
+	node    *nodeState
+	metrics *metrics
+	locks   keyLock
+}
+
+// nodeState is what attachments take from the node's loop.
+type nodeState struct {
+	// db is there once connected is closed.
+	db        switchDB
+	connected chan struct{}
+	datapath  string
+	// mtu is the largest that a pod can have, in bytes; 0 before the node is ready.
+	mtu atomicInt
+}
+
+// database returns when the connection to Open vSwitch was made.
+func (n *nodeState) database(ctx context.Context) (switchDB, error) {
+	select {
+	case <-n.connected:
+		return n.db, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the Open vSwitch database has not been reachable since the agent started (%w): is ovsdb-server running?", ctx.Err())
+	}
+}
+
+// attachment is one ADD in progress.
+type attachment struct {
+	req  *wire.Request
+	db   switchDB
+	id   identity
+	veth netdev.Veth
+	port ovs.Port
+	// pod is the container's side.
+	pod netdev.Interface
+	log *slog.Logger
+}
+
+// add attaches one interface of one container. It either succeeds or leaves nothing behind; for a container that is attached already it
+// returns the same result again.
+func (a *attacher) add(ctx context.Context, req *wire.Request) (*wire.Result, error) {
+	unlock, err := a.locks.lock(ctx, req.ContainerID)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: another operation on it has not ended: %w", req.ContainerID, err)
+	}
+	defer unlock()
+	if err := a.checkNetns(req.Netns); err != nil {
+		return nil, err
+	}
+	at := &attachment{req: req, log: a.log.With("pod", req.Pod.String(), "container", req.ContainerID, "ifname", req.IfName)}
+	if err := a.prepare(ctx, at); err != nil {
+		return nil, err
+	}
+	if res := a.existing(ctx, at); res != nil {
+		return res, nil
+	}
+	if err := a.remove(ctx, at.db, at.veth.Host); err != nil { // of an attempt that was cut short
+		return nil, err
+	}
+	res, err := a.plug(ctx, at)
+	if err != nil {
+		return nil, errors.Join(err, a.undo(ctx, at))
+	}
+	return res, nil
+}
+
+func (a *attacher) checkNetns(path string) error {
+	if err := netdev.CheckNetns(path); err != nil {
+		return types.NewError(types.ErrInvalidNetNS, err.Error(), "")
+	}
+	same, err := a.host.SameNetns(path)
+	if err != nil {
+		return types.NewError(types.ErrInvalidNetNS, err.Error(), "")
+	}
+	if same {
+		return types.NewError(types.ErrInvalidNetNS, "CNI_NETNS "+path+" is the node's own network namespace", "")
+	}
+	return nil
+}
+
+// prepare waits for all that others provide: the node and the pod's identity.
+func (a *attacher) prepare(ctx context.Context, at *attachment) error {
+	start := time.Now()
+	if err := a.ready.wait(ctx); err != nil {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
+	}
+	db, err := a.node.database(ctx)
+	if err != nil {
+		return err
+	}
+	at.db = db
+	start = a.stage(at, stageReady, start)
+	if at.id, err = a.waitIdentity(ctx, at.req.Pod, a.node.mtu.Load()); err != nil {
+		return err
+	}
+	a.stage(at, stageIdentity, start)
+	a.plan(at)
+	return nil
+}
+
+// plan derives the names and rows; the port's name comes from the pod's, never from the annotation.
+func (a *attacher) plan(at *attachment) {
+	req, id := at.req, at.id
+	noOffload := a.node.datapath == ovs.DatapathNetdev
+	mac := net.HardwareAddr(id.MAC)
+	at.veth = netdev.Veth{
+		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, NoOffload: noOffload,
+	}
+	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, Gateways: id.Gateways, NoOffload: noOffload}
+	at.port = ovs.Port{
+		Name: at.veth.Host, ID: ident.PodPort(req.Pod.Namespace, req.Pod.Name, req.Network), UID: id.UID, MAC: mac.String(),
+		Owner: ovs.Owner{Container: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Pod: req.Pod.String(), Conf: req.Conf},
+	}
+}
+
+// existing is the result of an earlier ADD of the same attachment if everything of it is in place, else nil.
+func (a *attacher) existing(ctx context.Context, at *attachment) *wire.Result {
+	port, err := at.db.Port(ctx, at.port.Name)
+	if err != nil || !port.Installed || port.Port != at.port {
+		return nil
+	}
+	if err := a.host.CheckContainer(at.req.Netns, at.pod); err != nil {
+		return nil
+	}
+	mac, found, err := a.host.LinkMAC(at.veth.Host)
+	if err != nil || !found {
+		return nil
+	}
+	at.log.Info("container is attached already", "port", at.port.ID)
+	return result(at, mac)
+}
+
+// plug makes the veth, hands one end to OVN, and prepares the other while OVN binds the port.
+func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, error) {
+	start := time.Now()
+	hostMAC, err := a.host.CreateVeth(at.veth)
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
+	}
+	start = a.stage(at, stageVeth, start)
+	if err := at.db.EnsurePort(ctx, at.port); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
+	}
+	start = a.stage(at, stageOVS, start)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.host.ConfigureContainer(at.req.Netns, at.pod) })
+	g.Go(func() error { return a.waitInstalled(gctx, at) })
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
+	}
+	a.stage(at, stageInstalled, start)
+	at.log.Info("attached", "port", at.port.ID, "link", at.veth.Host, "ips", at.id.IPs)
+	return result(at, hostMAC), nil
+}
+
+func (a *attacher) waitInstalled(ctx context.Context, at *attachment) error {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.InstalledTimeout)
+	defer cancel()
+	err := at.db.WaitInstalled(ctx, at.port.Name)
+	if err == nil || errors.Is(err, ovs.ErrInterface) {
+		return err
+	}
+	port, perr := at.db.Port(ctx, at.port.Name)
+	if perr == nil && port.Ofport == 0 {
+		return fmt.Errorf("%w: ovs-vswitchd has not taken the port up: is it running?", err)
+	}
+	return fmt.Errorf("%w: OVN did not bind port %s here: is ovn-controller running and connected to %s, and does the port exist in NB with "+
+		"requested-chassis=%s and iface-id-ver=%s (godwit-controller writes both)?", err, at.port.ID, a.cfg.SBRemote, a.cfg.NodeName, at.port.UID)
+}
+
+// undo removes what plug made, whether or not the caller still waits.
+func (a *attacher) undo(ctx context.Context, at *attachment) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := a.remove(ctx, at.db, at.veth.Host); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}
+
+// remove takes a link off the bridge and deletes it. The port goes first: ovs-vswitchd complains about ports without a link.
+func (a *attacher) remove(ctx context.Context, db switchDB, name string) error {
+	return errors.Join(db.DeletePorts(ctx, name), a.host.DeleteLink(name))
+}
+
+// stage notes how long a stage took and returns the next one's start.
+func (a *attacher) stage(at *attachment, name string, start time.Time) time.Time {
+	now := time.Now()
+	a.metrics.stage(name, now.Sub(start))
+	at.log.Debug("stage done", "stage", name, "took", now.Sub(start))
+	return now
+}
+
+func result(at *attachment, hostMAC net.HardwareAddr) *wire.Result {
+	res := &wire.Result{
+		Host: wire.Link{Name: at.veth.Host, MAC: hostMAC.String()}, Container: wire.Link{Name: at.pod.Name, MAC: at.pod.MAC.String()},
+		Netns: at.req.Netns, MTU: at.pod.MTU,
+	}
+	for i, ip := range at.pod.Addrs {
+		res.IPs = append(res.IPs, wire.IP{Address: ip, Gateway: at.pod.Gateways[i]})
+	}
+	return res
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// What a Geneve packet has around the pod's IP packet, in bytes: the pod's Ethernet header (14), Geneve (8) with OVN's one option (8),
+// UDP (8) and the outer IP header: RFC 8926, and ovn-architecture(7) for the option.
+const (
+	geneveOverhead4 = 14 + 8 + 8 + 8 + 20
+	geneveOverhead6 = 14 + 8 + 8 + 8 + 40
+)
+
+// minMTU is the least that IPv6 works with (RFC 8200).
+const minMTU = 1280
+
+// errPending: something that others make is not there yet. Its arrival is an event that runs the node's loop again.
+var errPending = errors.New("waiting")
+
+// tunnel is where the node's tunnels end and what fits through them.
+type tunnel struct {
+	Link string
+	IP   netip.Addr
+	// MTU of pods in bytes.
+	MTU int
+}
+
+// chassis makes the node an OVN chassis.
+//
+// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, annotation godwit.dev/mtu.
+type chassis struct {
+	cfg      Config
+	host     hostNetwork
+	annotate NodeAnnotator
+}
+
+// reconcile returns the tunnel that is now configured.
+func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node, datapath string) (tunnel, []string, error) {
+	addrs, err := c.host.Addrs()
+	if err != nil {
+		return tunnel{}, nil, err
+	}
+	t, err := chooseTunnel(c.cfg, internalIPs(node), addrs)
+	if err != nil {
+		return tunnel{}, nil, err
+	}
+	if err := db.SupportsDatapath(ctx, datapath); err != nil {
+		return tunnel{}, nil, err
+	}
+	// Before the chassis: ovn-controller makes a missing bridge itself, with a datapath of its own choice.
+	if _, err := db.EnsureBridge(ctx, datapath); err != nil {
+		return tunnel{}, nil, err
+	}
+	changed, err := db.EnsureChassis(ctx, ovs.Chassis{
+		Name: ident.ChassisName(c.cfg.NodeName), Remote: c.cfg.SBRemote, EncapIP: t.IP.String(), Datapath: datapath,
+	})
+	if err != nil {
+		return tunnel{}, nil, err
+	}
+	if mtu := strconv.Itoa(t.MTU); node.Annotations[v1alpha1.MTUAnnotation] != mtu {
+		if err := c.annotate(ctx, v1alpha1.MTUAnnotation, mtu); err != nil {
+			return tunnel{}, changed, err
+		}
+	}
+	return t, changed, nil
+}
+
+// internalIPs are the Node's addresses of type InternalIP, in the Node's order.
+func internalIPs(node *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range node.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// chooseTunnel picks the address that cfg.Underlay asks for and derives the MTU from its link.
+func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (tunnel, error) {
+	matches, what := underlayMatch(cfg.Underlay, internal)
+	var found *netdev.HostAddr
+	for i := range addrs {
+		a := &addrs[i]
+		if a.Link == ident.GatewayInterface || !matches(a) {
+			continue
+		}
+		// IPv4 has the smaller header; among equals the kernel's order, whose first is the primary address.
+		if found == nil || !found.Addr.Addr().Is4() && a.Addr.Addr().Is4() {
+			found = a
+		}
+	}
+	if found == nil {
+		return tunnel{}, fmt.Errorf("%w: no link of the node has %s: correct --underlay or the node's addresses", errPending, what)
+	}
+	overhead := geneveOverhead6
+	if found.Addr.Addr().Is4() {
+		overhead = geneveOverhead4
+	}
+	t := tunnel{Link: found.Link, IP: found.Addr.Addr(), MTU: found.MTU - overhead}
+	if t.MTU < minMTU {
+		return tunnel{}, fmt.Errorf("underlay %s has MTU %d, which leaves pods %d: IPv6 needs %d: raise the underlay's MTU to %d or more",
+			t.Link, found.MTU, t.MTU, minMTU, minMTU+overhead)
+	}
+	if cfg.MTU > t.MTU {
+		return tunnel{}, fmt.Errorf("--mtu %d does not fit: underlay %s has MTU %d, and tunnels take %d of it: lower --mtu to %d or raise the underlay's MTU",
+			cfg.MTU, t.Link, found.MTU, overhead, t.MTU)
+	}
+	if cfg.MTU != 0 {
+		t.MTU = cfg.MTU
+	}
+	return t, nil
+}
+
+// underlayMatch is the rule of --underlay, and what it looks for in words.
+func underlayMatch(underlay string, internal []netip.Addr) (matches func(*netdev.HostAddr) bool, what string) {
+	if underlay == "" {
+		what = fmt.Sprintf("an InternalIP of the Node (%v)", internal)
+		return func(a *netdev.HostAddr) bool {
+			for _, ip := range internal {
+				if a.Addr.Addr() == ip {
+					return true
+				}
+			}
+			return false
+		}, what
+	}
+	if strings.Contains(underlay, "/") {
+		cidr, err := netip.ParsePrefix(underlay)
+		return func(a *netdev.HostAddr) bool { return err == nil && cidr.Contains(a.Addr.Addr()) }, "an address in --underlay " + underlay
+	}
+	return func(a *netdev.HostAddr) bool { return a.Link == underlay }, "the name of --underlay " + underlay + " and a global address"
+}
+
+// chooseDatapath resolves DatapathAuto.
+func chooseDatapath(configured string) (string, error) {
+	if configured != DatapathAuto {
+		return configured, nil
+	}
+	kernel, err := netdev.HasGenl("ovs_datapath")
+	if err != nil {
+		return "", fmt.Errorf("choose datapath: %w", err)
+	}
+	if kernel {
+		return ovs.DatapathSystem, nil
+	}
+	return ovs.DatapathNetdev, nil
+}

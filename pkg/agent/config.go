@@ -1,0 +1,134 @@
+// Package agent is what runs on every node: it makes the node a chassis, keeps its gateway ovn0, attaches pods for godwit-cni, and installs
+// godwit-cni with its configuration.
+//
+// Inputs: its own Node, the Pods of the node, Subnets; links and addresses of the node; the local Open_vSwitch database.
+// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, two files. It never writes NB or SB.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/wire"
+)
+
+// DatapathAuto takes the kernel's datapath where the kernel has it, else the userspace one.
+const DatapathAuto = "auto"
+
+// Config is the agent's configuration.
+type Config struct {
+	// NodeName is the name of the Node object that the agent runs on.
+	NodeName string
+	// OVSEndpoint is the local Open_vSwitch database.
+	OVSEndpoint string
+	// SBRemote is the southbound database as ovn-controller connects to it, a comma-separated list of tcp:IP:PORT.
+	SBRemote string
+	// Underlay says which address tunnels end at: an interface's name, or a CIDR that contains it. The Node's InternalIP if empty.
+	Underlay string
+	// MTU of pods in bytes; the underlay interface's less the tunnel's overhead if 0.
+	MTU int
+	// Datapath is DatapathAuto, ovs.DatapathSystem or ovs.DatapathNetdev.
+	Datapath string
+	// JoinCIDRs are the networks of the join switch: pods reach them without masquerade.
+	JoinCIDRs []string
+	// CNISocket is where godwit-cni reaches the agent; the same path on the host.
+	CNISocket string
+	// CNIBinSource is the godwit-cni that CNIBinDir gets a copy of. CNIConfDir gets the CNI configuration.
+	CNIBinSource, CNIBinDir, CNIConfDir string
+	// MetricsAddress serves /metrics, /healthz and /readyz.
+	MetricsAddress string
+
+	// IdentityTimeout is how long an ADD waits for the controller, InstalledTimeout how long it then waits for OVN.
+	IdentityTimeout, InstalledTimeout time.Duration
+	// HostNetns is the node's network namespace; the agent's own if empty, as it is in a pod with hostNetwork.
+	HostNetns string
+}
+
+// Defaults fills in what a usual node needs. NodeName and SBRemote have none.
+func Defaults() Config {
+	return Config{
+		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, JoinCIDRs: []string{"100.64.0.0/16", "fd64::/64"}, CNISocket: wire.DefaultSocket,
+		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
+		IdentityTimeout: 30 * time.Second, InstalledTimeout: 20 * time.Second,
+	}
+}
+
+// Validate reports everything that is wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.NodeName == "" {
+		bad("--node-name is empty: set it to spec.nodeName of the agent's pod")
+	}
+	if c.NodeName == string(ident.NoChassis) {
+		bad("--node-name %s is reserved for ports that no node may carry: rename the node", c.NodeName)
+	}
+	if err := validRemote(c.SBRemote); err != nil {
+		errs = append(errs, err)
+	}
+	if !strings.HasPrefix(c.OVSEndpoint, "unix:/") && !strings.HasPrefix(c.OVSEndpoint, "tcp:") {
+		bad("--ovs-db %q is neither unix:/PATH nor tcp:IP:PORT", c.OVSEndpoint)
+	}
+	if strings.Contains(c.Underlay, "/") {
+		if _, err := netip.ParsePrefix(c.Underlay); err != nil {
+			bad("--underlay %q is neither an interface's name nor a CIDR", c.Underlay)
+		}
+	}
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65000) {
+		bad("--mtu %d is not between %d and 65000", c.MTU, minMTU)
+	}
+	if c.Datapath != DatapathAuto && c.Datapath != ovs.DatapathSystem && c.Datapath != ovs.DatapathNetdev {
+		bad("--datapath %q is none of auto, system, netdev", c.Datapath)
+	}
+	for _, s := range c.JoinCIDRs {
+		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() {
+			bad("--join-cidrs: %q is not a network address with a prefix length", s)
+		}
+	}
+	for flag, path := range map[string]string{
+		"--cni-socket": c.CNISocket, "--cni-bin-source": c.CNIBinSource, "--cni-bin-dir": c.CNIBinDir, "--cni-conf-dir": c.CNIConfDir,
+	} {
+		if !filepath.IsAbs(path) {
+			bad("%s %q is not an absolute path", flag, path)
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {
+		bad("--metrics-address %q is not [IP]:PORT", c.MetricsAddress)
+	}
+	if c.IdentityTimeout <= 0 || c.InstalledTimeout <= 0 {
+		bad("timeouts must be above 0")
+	}
+	return errors.Join(errs...)
+}
+
+func validRemote(remotes string) error {
+	for r := range strings.SplitSeq(remotes, ",") {
+		proto, addr, _ := strings.Cut(r, ":")
+		if (proto == "tcp" || proto == "ssl") && addr != "" || proto == "unix" && filepath.IsAbs(addr) {
+			continue
+		}
+		return fmt.Errorf("--sb-remote %q: %q is not tcp:IP:PORT, ssl:IP:PORT or unix:/PATH", remotes, r)
+	}
+	return nil
+}
+
+// joinPrefixes parses JoinCIDRs, which Validate has checked.
+func (c *Config) joinPrefixes() []netip.Prefix { return prefixes(c.JoinCIDRs) }
+
+// prefixes drops what does not parse.
+func prefixes(texts []string) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(texts))
+	for _, s := range texts {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}

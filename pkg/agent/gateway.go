@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// gateway keeps the node's way into the overlay: ovn0, the routes to pods through it, forwarding, and masquerade for what leaves the cluster.
+//
+// A client's packet to a hostPort comes in on the underlay and goes to the pod over ovn0; the reply comes back on ovn0, because OVN sends what
+// is for nobody in the cluster to the ovn0 of the pod's node. Both ways the kernel's route to the packet's source is the link that it came in on,
+// so that strict reverse path filtering (rp_filter=1) holds.
+//
+// Inputs: annotation godwit.dev/join of the Node, Subnets. Outputs: OVS port ovn0; its addresses; routes of protocol netdev.RouteProtocol;
+// net.ipv4.ip_forward, net.ipv6.conf.all.forwarding; nftables table inet godwit.
+type gateway struct {
+	cfg  Config
+	host hostNetwork
+	// masquerade is what nftables has from this process; the node's loop alone uses it.
+	masquerade *netdev.Masquerade
+}
+
+// reconcile returns nil when pods can reach the node and, through it, everything else.
+func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) error {
+	join, err := nodeJoin(in.node)
+	if err != nil {
+		return err
+	}
+	port := ovs.Port{
+		Name: ident.GatewayInterface, Internal: true, ID: ident.NodePort(g.cfg.NodeName), MAC: join.MAC.String(), MTU: in.mtu,
+	}
+	if err := db.EnsurePort(ctx, port); err != nil {
+		return err
+	}
+	v4, v6 := families(join)
+	if err := g.host.EnableForwarding(v4, v6); err != nil {
+		return err
+	}
+	if err := g.masqueradePods(ctx, in.podCIDRs, join); err != nil {
+		return err
+	}
+	// ovs-vswitchd makes the link some milliseconds after the row, and again after each of its restarts.
+	link := netdev.Gateway{
+		Name: ident.GatewayInterface, MAC: net.HardwareAddr(join.MAC), MTU: in.mtu, Addrs: join.IPs, NoOffload: in.datapath == ovs.DatapathNetdev,
+	}
+	if err := g.host.ConfigureGateway(link); err != nil {
+		return pendingLink(err)
+	}
+	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(in.podCIDRs, join)); err != nil {
+		return pendingLink(err)
+	}
+	return installed(ctx, db, g.cfg)
+}
+
+// gatewayInput is what the gateway follows from.
+type gatewayInput struct {
+	node     *corev1.Node
+	podCIDRs []netip.Prefix
+	// mtu of ovn0 in bytes.
+	mtu      int
+	datapath string
+}
+
+func nodeJoin(node *corev1.Node) (v1alpha1.Join, error) {
+	text, ok := node.Annotations[v1alpha1.JoinAnnotation]
+	if !ok {
+		return v1alpha1.Join{}, fmt.Errorf("%w: Node %s has no annotation %s: is godwit-controller running?", errPending, node.Name, v1alpha1.JoinAnnotation)
+	}
+	join, err := v1alpha1.ParseJoin(text)
+	if err != nil {
+		return v1alpha1.Join{}, fmt.Errorf("%w: Node %s: %w", errPending, node.Name, err)
+	}
+	return join, nil
+}
+
+func pendingLink(err error) error {
+	if errors.Is(err, netdev.ErrNoLink) {
+		return fmt.Errorf("%w: %w: is ovs-vswitchd running?", errPending, err)
+	}
+	return err
+}
+
+func installed(ctx context.Context, db switchDB, cfg Config) error {
+	port, err := db.Port(ctx, ident.GatewayInterface)
+	if err != nil {
+		return err
+	}
+	if port.Error != "" {
+		return fmt.Errorf("%w: ovs-vswitchd cannot use %s: %s", errPending, port.Name, port.Error)
+	}
+	if !port.Installed {
+		return fmt.Errorf("%w: OVN has not bound port %s: is ovn-controller running and connected to %s, and does the port exist in NB?",
+			errPending, port.ID, cfg.SBRemote)
+	}
+	return nil
+}
+
+func families(join v1alpha1.Join) (v4, v6 bool) {
+	for _, p := range join.IPs {
+		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
+	}
+	return v4, v6
+}
+
+// podRoutes are the routes to the pods of every family that the node has a join address in, sorted.
+func podRoutes(podCIDRs []netip.Prefix, join v1alpha1.Join) []netdev.Route {
+	var out []netdev.Route
+	for _, cidr := range podCIDRs {
+		for i, ip := range join.IPs {
+			if ip.Addr().Is4() == cidr.Addr().Is4() {
+				out = append(out, netdev.Route{Dst: cidr, Via: join.Gateways[i], Src: ip.Addr()})
+			}
+		}
+	}
+	return out
+}
+
+// sortedPrefixes parses, sorts and removes duplicates, so that equal inputs are equal values.
+func sortedPrefixes(texts []string) []netip.Prefix {
+	out := prefixes(texts)
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+func (g *gateway) masqueradePods(ctx context.Context, podCIDRs []netip.Prefix, join v1alpha1.Join) error {
+	want := netdev.Masquerade{Sources: podCIDRs, Except: g.cfg.joinPrefixes(), Gateway: ident.GatewayInterface}
+	for _, ip := range join.IPs {
+		want.Except = append(want.Except, ip.Masked())
+	}
+	if g.masquerade != nil && reflect.DeepEqual(*g.masquerade, want) {
+		return nil
+	}
+	if err := g.host.Masquerade(ctx, want); err != nil {
+		return err
+	}
+	g.masquerade = &want
+	return nil
+}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Stages of an ADD, in order.
+const (
+	stageReady     = "ready"
+	stageIdentity  = "identity"
+	stageVeth      = "veth"
+	stageOVS       = "ovs"
+	stageInstalled = "installed"
+)
+
+// metrics of the agent, all in seconds.
+type metrics struct {
+	stages   *prometheus.HistogramVec
+	requests *prometheus.HistogramVec
+	ready    prometheus.GaugeFunc
+}
+
+func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error) {
+	m := &metrics{
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "godwit_agent_attach_stage_seconds",
+			Help: "Time that each stage of a pod's attachment took: ready (the node), identity (the controller), veth, ovs, installed (OVN).",
+			// 1 ms to 33 s.
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+		}, []string{"stage"}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "godwit_agent_cni_request_seconds", Help: "Time that CNI requests took, by command and outcome.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 17),
+		}, []string{"command", "outcome"}),
+		ready: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "godwit_agent_ready", Help: "1 if pods can be attached on the node, else 0.",
+		}, func() float64 {
+			if isReady() {
+				return 1
+			}
+			return 0
+		}),
+	}
+	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) stage(name string, took time.Duration) { m.stages.WithLabelValues(name).Observe(took.Seconds()) }
+
+func (m *metrics) request(command string, err error, took time.Duration) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+	}
+	m.requests.WithLabelValues(command, outcome).Observe(took.Seconds())
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+)
+
+const (
+	// nodeTimeout bounds one pass of the node's loop.
+	nodeTimeout = 60 * time.Second
+	maxRetry    = 30 * time.Second
+)
+
+// nodeLoop makes the node ready for pods and keeps it so: chassis, gateway, CNI configuration, in this order. It runs on every change of the
+// Node, Subnets, links, addresses and the database's configuration; every pass reads everything again.
+type nodeLoop struct {
+	log       *slog.Logger
+	inputs    *inputs
+	ready     *readiness
+	state     *nodeState
+	chassis   *chassis
+	gateway   *gateway
+	installer *installer
+	wake      chan struct{}
+	// installedOnce: the CNI configuration was written; this loop alone uses it.
+	installedOnce bool
+}
+
+// poke asks for a pass; it never blocks.
+func (l *nodeLoop) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *nodeLoop) run(ctx context.Context) error {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval, retry.MaxElapsedTime = 100*time.Millisecond, maxRetry, 0
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+		err := l.pass(ctx)
+		if err == nil || errors.Is(err, errPending) {
+			retry.Reset()
+			continue
+		}
+		next := retry.NextBackOff()
+		l.log.Warn("node is not as wanted", "error", err, "retry_in", next.Round(time.Millisecond))
+		timer.Reset(next)
+	}
+}
+
+// pass makes one attempt and records in readiness what is missing.
+func (l *nodeLoop) pass(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	node := l.inputs.node()
+	if node == nil {
+		return l.report(compChassis, fmt.Errorf("%w: the API server has no Node %s", errPending, l.inputs.nodeName))
+	}
+	t, changed, err := l.chassis.reconcile(ctx, l.state.db, node, l.state.datapath)
+	if len(changed) > 0 {
+		l.log.Info("chassis configured", "changed", changed, "encap_ip", t.IP, "underlay", t.Link, "mtu", t.MTU, "datapath", l.state.datapath)
+	}
+	if err := l.report(compChassis, err); err != nil {
+		return err
+	}
+	l.state.mtu.Store(t.MTU)
+	err = l.gateway.reconcile(ctx, l.state.db, gatewayInput{
+		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), mtu: t.MTU, datapath: l.state.datapath,
+	})
+	if err := l.report(compGateway, err); err != nil {
+		return err
+	}
+	return l.install()
+}
+
+// install runs when everything else is there: once per process, for nothing that it depends on changes later.
+func (l *nodeLoop) install() error {
+	if l.installedOnce {
+		return nil
+	}
+	changed, missing, err := l.installer.install()
+	if len(missing) > 0 {
+		l.log.Warn("chained CNI plugins are left out: install them in the runtime's directory and restart the agent",
+			"missing", missing, "directory", l.installer.cfg.CNIBinDir)
+	}
+	if err := l.report(compInstall, err); err != nil {
+		return err
+	}
+	l.installedOnce = true
+	l.log.Info("CNI plugin and configuration are in place", "changed", changed)
+	return nil
+}
+
+// report records the outcome of one component's step; a state that is news is logged.
+func (l *nodeLoop) report(component string, err error) error {
+	reason := ""
+	if err != nil {
+		reason = err.Error()
+	}
+	if l.ready.set(component, reason) {
+		if err != nil {
+			l.log.Info("not ready", "component", component, "reason", reason)
+		} else {
+			l.log.Info("ready", "component", component)
+		}
+	}
+	return err
+}

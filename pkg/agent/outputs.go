@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"context"
+	"net"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// hostNetwork is the kernel; netdev.Host implements it.
+type hostNetwork interface {
+	Addrs() ([]netdev.HostAddr, error)
+	Watch(ctx context.Context, changed func()) error
+	EnableForwarding(ipv4, ipv6 bool) error
+	ConfigureGateway(g netdev.Gateway) error
+	SyncRoutes(link string, routes []netdev.Route) error
+	Masquerade(ctx context.Context, m netdev.Masquerade) error
+
+	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
+	ConfigureContainer(netns string, i netdev.Interface) error
+	CheckContainer(netns string, want netdev.Interface) error
+	DeleteLink(name string) error
+	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
+	SameNetns(path string) (bool, error)
+}
+
+// switchDB is the local Open vSwitch; *ovs.Client implements it.
+type switchDB interface {
+	Ping(ctx context.Context) error
+	SupportsDatapath(ctx context.Context, datapath string) error
+	EnsureBridge(ctx context.Context, datapath string) (created bool, err error)
+	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
+
+	EnsurePort(ctx context.Context, p ovs.Port) error
+	DeletePorts(ctx context.Context, names ...string) error
+	Port(ctx context.Context, name string) (ovs.PortStatus, error)
+	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
+	WaitInstalled(ctx context.Context, name string) error
+}
+
+var (
+	_ hostNetwork = netdev.Host{}
+	_ switchDB    = (*ovs.Client)(nil)
+)

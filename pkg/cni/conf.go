@@ -1,0 +1,82 @@
+// Package cni is the CNI plugin: it turns what the container runtime says into a request to the agent, and the agent's answer into a CNI
+// result. It holds no state and decides nothing.
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/wire"
+)
+
+// PluginType is the plugin's name in a CNI configuration, and so its file's name in the runtime's directory.
+const PluginType = "godwit"
+
+// Timeouts of one operation. The runtime's own limit on the whole chain is four minutes in containerd's defaults; kubelet's is two.
+const (
+	defaultAddTimeout = 55 * time.Second
+	otherTimeout      = 30 * time.Second
+)
+
+// Conf is the plugin's CNI configuration.
+type Conf struct {
+	types.PluginConf
+	// Socket is where the agent listens; wire.DefaultSocket if empty.
+	Socket string `json:"socket,omitempty"`
+	// Network is the Godwit network to attach to; the default network if empty.
+	Network string `json:"network,omitempty"`
+	// AddTimeoutSeconds is how long ADD waits in all; 55 if zero.
+	AddTimeoutSeconds int `json:"addTimeoutSeconds,omitempty"`
+
+	previous *current.Result
+}
+
+// SupportedVersions of the CNI specification.
+func SupportedVersions() version.PluginInfo {
+	return version.VersionsStartingFrom("0.3.1")
+}
+
+// parseConf reads the configuration with its prevResult; its errors are *types.Error.
+func parseConf(stdin []byte) (*Conf, error) {
+	c := &Conf{}
+	if err := json.Unmarshal(stdin, c); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "decode CNI configuration", err.Error())
+	}
+	if c.Socket == "" {
+		c.Socket = wire.DefaultSocket
+	}
+	if !filepath.IsAbs(c.Socket) {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("socket %q is not an absolute path", c.Socket), "")
+	}
+	if c.Network == "" {
+		c.Network = ident.DefaultNetwork
+	}
+	if c.AddTimeoutSeconds < 0 || c.AddTimeoutSeconds > 240 {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("addTimeoutSeconds %d is not between 1 and 240", c.AddTimeoutSeconds), "")
+	}
+	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "decode prevResult", err.Error())
+	}
+	if c.PrevResult != nil {
+		prev, err := current.NewResultFromResult(c.PrevResult)
+		if err != nil {
+			return nil, types.NewError(types.ErrDecodingFailure, "convert prevResult", err.Error())
+		}
+		c.previous = prev
+	}
+	return c, nil
+}
+
+func (c *Conf) addTimeout() time.Duration {
+	if c.AddTimeoutSeconds > 0 {
+		return time.Duration(c.AddTimeoutSeconds) * time.Second
+	}
+	return defaultAddTimeout
+}

@@ -1,0 +1,239 @@
+package netdev
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// RouteProtocol marks the routes that Godwit adds, as `ip route` shows them ("proto 103"): only those are ever removed.
+const RouteProtocol = 103
+
+// Gateway is a link of the host that leads into the overlay.
+type Gateway struct {
+	Name string
+	MAC  net.HardwareAddr
+	// MTU in bytes.
+	MTU int
+	// Addrs are all global addresses that the link has; any other is removed.
+	Addrs []netip.Prefix
+	// NoOffload: see Veth.
+	NoOffload bool
+}
+
+// ConfigureGateway makes the link as wanted and sets it up. The error wraps ErrNoLink when there is none (yet).
+func (h Host) ConfigureGateway(g Gateway) error {
+	return h.do(func() error {
+		link, err := netlink.LinkByName(g.Name)
+		if err != nil {
+			if isNoLink(err) {
+				return fmt.Errorf("%w: %s", ErrNoLink, g.Name)
+			}
+			return fmt.Errorf("find link %s: %w", g.Name, err)
+		}
+		if err := linkAttributes(link, g); err != nil {
+			return err
+		}
+		if g.NoOffload {
+			if err := txChecksumOff(g.Name); err != nil {
+				return err
+			}
+		}
+		if link.Attrs().Flags&net.FlagUp == 0 {
+			if err := netlink.LinkSetUp(link); err != nil {
+				return fmt.Errorf("set %s up: %w", g.Name, err)
+			}
+		}
+		return syncAddrs(link, g.Addrs)
+	})
+}
+
+func linkAttributes(link netlink.Link, g Gateway) error {
+	if !bytes.Equal(link.Attrs().HardwareAddr, g.MAC) {
+		if err := netlink.LinkSetHardwareAddr(link, g.MAC); err != nil {
+			return fmt.Errorf("set MAC address of %s to %s: %w", g.Name, g.MAC, err)
+		}
+	}
+	if link.Attrs().MTU != g.MTU {
+		if err := netlink.LinkSetMTU(link, g.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", g.Name, g.MTU, err)
+		}
+	}
+	return nil
+}
+
+func syncAddrs(link netlink.Link, want []netip.Prefix) error {
+	name := link.Attrs().Name
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	present := map[netip.Prefix]bool{}
+	for _, a := range have {
+		p, ok := prefix(a.IPNet)
+		if !ok || p.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		if slices.Contains(want, p) {
+			present[p] = true
+			continue
+		}
+		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from %s: %w", p, name, err)
+		}
+	}
+	for _, p := range want {
+		if present[p] {
+			continue
+		}
+		if err := netlink.AddrReplace(link, address(p)); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", p, name, err)
+		}
+	}
+	return nil
+}
+
+func prefix(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits), ok
+}
+
+// Route is one route through a link of the host.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr
+	// Src is the source address of what the host itself sends along it.
+	Src netip.Addr
+}
+
+// SyncRoutes makes routes exactly the routes of RouteProtocol: missing ones are added dev the link, all others of that protocol removed.
+// Routes of other protocols are never touched.
+func (h Host) SyncRoutes(linkName string, routes []Route) error {
+	return h.do(func() error {
+		link, err := netlink.LinkByName(linkName)
+		if err != nil {
+			if isNoLink(err) {
+				return fmt.Errorf("%w: %s", ErrNoLink, linkName)
+			}
+			return fmt.Errorf("find link %s: %w", linkName, err)
+		}
+		have, err := ownRoutes()
+		if err != nil {
+			return err
+		}
+		present := map[Route]bool{}
+		for i := range have {
+			r := asRoute(&have[i])
+			if have[i].LinkIndex == link.Attrs().Index && slices.Contains(routes, r) {
+				present[r] = true
+				continue
+			}
+			if err := netlink.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove route to %s: %w", r.Dst, err)
+			}
+		}
+		for _, r := range routes {
+			if present[r] {
+				continue
+			}
+			route := &netlink.Route{
+				LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Gw: r.Via.AsSlice(), Src: r.Src.AsSlice(), Protocol: RouteProtocol,
+			}
+			if err := netlink.RouteReplace(route); err != nil {
+				return fmt.Errorf("add route to %s via %s dev %s src %s: %w", r.Dst, r.Via, linkName, r.Src, err)
+			}
+		}
+		return nil
+	})
+}
+
+func ownRoutes() ([]netlink.Route, error) {
+	var all []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			return nil, fmt.Errorf("list routes of protocol %d: %w", RouteProtocol, err)
+		}
+		all = append(all, routes...)
+	}
+	return all, nil
+}
+
+func asRoute(r *netlink.Route) Route {
+	dst, _ := prefix(r.Dst)
+	via, _ := netip.AddrFromSlice(r.Gw)
+	src, _ := netip.AddrFromSlice(r.Src)
+	return Route{Dst: dst, Via: via.Unmap(), Src: src.Unmap()}
+}
+
+// HostAddr is one global unicast address of the host and the link that has it.
+type HostAddr struct {
+	Link string
+	Addr netip.Prefix
+	// MTU of the link in bytes.
+	MTU int
+}
+
+// Addrs lists the host's global unicast addresses in the kernel's order, deprecated and tentative ones left out.
+func (h Host) Addrs() ([]HostAddr, error) {
+	var out []HostAddr
+	err := h.do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list links: %w", err)
+		}
+		for _, l := range links {
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+			if err != nil {
+				return fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+			}
+			for _, a := range addrs {
+				p, ok := prefix(a.IPNet)
+				if !ok || !p.Addr().IsGlobalUnicast() || a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) != 0 {
+					continue
+				}
+				out = append(out, HostAddr{Link: l.Attrs().Name, Addr: p, MTU: l.Attrs().MTU})
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// LinkMAC is the MAC address of a link of the host; found is false if there is none of that name.
+func (h Host) LinkMAC(name string) (mac net.HardwareAddr, found bool, err error) {
+	err = h.do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			if isNoLink(err) {
+				return nil
+			}
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		mac, found = link.Attrs().HardwareAddr, true
+		return nil
+	})
+	return mac, found, err
+}
+
+// HasGenl reports whether the kernel has the generic netlink family: "ovs_datapath" is there when the openvswitch module is loaded.
+func HasGenl(family string) (bool, error) {
+	_, err := netlink.GenlFamilyGet(family)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look generic netlink family %s up: %w", family, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,82 @@
+package netdev
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sigs.k8s.io/knftables"
+)
+
+// nftTable is the one nftables table that is Godwit's, in the inet family.
+const nftTable = "godwit"
+
+// Masquerade says whose packets leave the node under the node's own address.
+type Masquerade struct {
+	// Sources are the networks whose packets are masqueraded.
+	Sources []netip.Prefix
+	// Except are destinations that are reached without.
+	Except []netip.Prefix
+	// Gateway is the link towards the overlay: what leaves there keeps its source.
+	Gateway string
+}
+
+// Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before.
+func (h Host) Masquerade(ctx context.Context, m Masquerade) error {
+	return h.do(func() error {
+		nft, err := knftables.New(knftables.InetFamily, nftTable)
+		if err != nil {
+			return fmt.Errorf("open nftables: %w: is the nft program installed and the nf_tables module loaded?", err)
+		}
+		return applyMasquerade(ctx, nft, m)
+	})
+}
+
+// applyMasquerade is Masquerade on any nftables, also knftables.Fake.
+func applyMasquerade(ctx context.Context, nft knftables.Interface, m Masquerade) error {
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Godwit: pods leave under the node's address")})
+	tx.Add(&knftables.Chain{
+		Name: "postrouting", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PostroutingHook),
+		Priority: knftables.PtrTo(knftables.SNATPriority),
+	})
+	tx.Flush(&knftables.Chain{Name: "postrouting"})
+	for _, f := range []struct{ suffix, setType, match string }{{"4", "ipv4_addr", "ip"}, {"6", "ipv6_addr", "ip6"}} {
+		is4 := f.suffix == "4"
+		addSet(tx, "pods"+f.suffix, f.setType, family(m.Sources, is4))
+		addSet(tx, "direct"+f.suffix, f.setType, family(slices.Concat(m.Sources, m.Except), is4))
+		tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(
+			"oifname", "!=", `"`+m.Gateway+`"`, f.match, "saddr", "@", "pods"+f.suffix, f.match, "daddr", "!=", "@", "direct"+f.suffix, "masquerade",
+		)})
+	}
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("write nftables table inet %s: %w", nftTable, err)
+	}
+	return nil
+}
+
+func addSet(tx *knftables.Transaction, name, setType string, nets []netip.Prefix) {
+	tx.Add(&knftables.Set{Name: name, Type: setType, Flags: []knftables.SetFlag{knftables.IntervalFlag}, AutoMerge: knftables.PtrTo(true)})
+	tx.Flush(&knftables.Set{Name: name})
+	for _, n := range nets {
+		tx.Add(&knftables.Element{Set: name, Key: []string{n.String()}})
+	}
+}
+
+// family picks the prefixes of one family, masked, sorted and without duplicates: nft refuses an element that is added twice.
+func family(nets []netip.Prefix, is4 bool) []netip.Prefix {
+	var out []netip.Prefix
+	for _, n := range nets {
+		if n.Addr().Is4() == is4 {
+			out = append(out, n.Masked())
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(out)
+}

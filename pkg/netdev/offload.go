@@ -1,0 +1,56 @@
+package netdev
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/safchain/ethtool"
+)
+
+// TXChecksumOff makes the kernel finish checksums itself before a packet leaves on the link.
+func (h Host) TXChecksumOff(name string) error { return h.do(func() error { return txChecksumOff(name) }) }
+
+func txChecksumOff(name string) error {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return fmt.Errorf("open ethtool socket: %w", err)
+	}
+	defer e.Close()
+	features, err := e.FeaturesWithState(name)
+	if err != nil {
+		return fmt.Errorf("read offload features of %s: %w", name, err)
+	}
+	change := map[string]bool{}
+	for feature, state := range features {
+		if strings.HasPrefix(feature, "tx-checksum-") && state.Active && !state.NeverChanged {
+			change[feature] = false
+		}
+	}
+	if len(change) == 0 {
+		return nil
+	}
+	if err := e.Change(name, change); err != nil {
+		return fmt.Errorf("switch TX checksum offload of %s off: %w", name, err)
+	}
+	return nil
+}
+
+// TXChecksum reports whether the link leaves any kind of checksum to be finished later.
+func (h Host) TXChecksum(name string) (on bool, err error) {
+	err = h.do(func() error {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			return fmt.Errorf("open ethtool socket: %w", err)
+		}
+		defer e.Close()
+		features, err := e.Features(name)
+		if err != nil {
+			return fmt.Errorf("read offload features of %s: %w", name, err)
+		}
+		for feature, active := range features {
+			on = on || active && strings.HasPrefix(feature, "tx-checksum-")
+		}
+		return nil
+	})
+	return on, err
+}

@@ -1,0 +1,195 @@
+package ovs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/ovn-kubernetes/libovsdb/model"
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/vswitchdb"
+)
+
+// Datapath types of a bridge.
+const (
+	DatapathSystem = "system"
+	DatapathNetdev = "netdev"
+)
+
+// Chassis is what ovn-controller reads from Open_vSwitch.external_ids.
+type Chassis struct {
+	// Name is system-id: the SB Chassis's name.
+	Name ident.ChassisName
+	// Remote is the southbound database, a comma-separated list of tcp:IP:PORT.
+	Remote string
+	// EncapIP is the tunnels' local end.
+	EncapIP string
+	// Datapath is DatapathSystem or DatapathNetdev.
+	Datapath string
+}
+
+func (ch Chassis) externalIDs() map[string]string {
+	return map[string]string{
+		"system-id":                string(ch.Name),
+		"hostname":                 string(ch.Name),
+		"ovn-remote":               ch.Remote,
+		"ovn-encap-type":           "geneve",
+		"ovn-encap-ip":             ch.EncapIP,
+		"ovn-bridge":               ident.IntegrationBridge,
+		"ovn-bridge-datapath-type": ch.Datapath,
+		"ovn-monitor-all":          "true",
+	}
+}
+
+// EnsureChassis writes the keys that differ and reports which did. Other keys of the column are other people's.
+func (c *Client) EnsureChassis(ctx context.Context, ch Chassis) (changed []string, err error) {
+	root, err := c.root(ctx)
+	if err != nil {
+		return nil, err
+	}
+	write := map[string]string{}
+	for k, v := range ch.externalIDs() {
+		if root.ExternalIDs[k] != v {
+			write[k] = v
+		}
+	}
+	if len(write) == 0 {
+		return nil, nil
+	}
+	changed = slices.Sorted(maps.Keys(write))
+	ops, err := c.setKeys(root, &root.ExternalIDs, write)
+	if err != nil {
+		return nil, fmt.Errorf("set Open_vSwitch external_ids %v: %w", changed, err)
+	}
+	if err := c.transact(ctx, ops); err != nil {
+		return nil, fmt.Errorf("set Open_vSwitch external_ids %v: %w", changed, err)
+	}
+	return changed, nil
+}
+
+// setKeys makes the operations that set keys of a map column and leave the others: OVSDB's insert does not replace, so they are deleted first.
+func (c *Client) setKeys(row model.Model, column *map[string]string, kv map[string]string) ([]ovsdb.Operation, error) {
+	return c.ovsdb.Where(row).Mutate(row,
+		model.Mutation{Field: column, Mutator: ovsdb.MutateOperationDelete, Value: slices.Sorted(maps.Keys(kv))},
+		model.Mutation{Field: column, Mutator: ovsdb.MutateOperationInsert, Value: kv},
+	)
+}
+
+func (c *Client) root(ctx context.Context) (*vswitchdb.OpenvSwitch, error) {
+	var rows []vswitchdb.OpenvSwitch
+	if err := c.ovsdb.List(ctx, &rows); err != nil {
+		return nil, fmt.Errorf("read table Open_vSwitch: %w", err)
+	}
+	if len(rows) != 1 {
+		return nil, fmt.Errorf("database %s has %d Open_vSwitch rows, want 1: has Open vSwitch been started (ovs-vsctl init)?", c.endpoint, len(rows))
+	}
+	return &rows[0], nil
+}
+
+// EnsureBridge makes the integration bridge, or gives the existing one the fail mode and datapath type that OVN needs. It also makes the QoS
+// row that our ports refer to.
+func (c *Client) EnsureBridge(ctx context.Context, datapath string) (created bool, err error) {
+	br, err := c.integrationBridge(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := c.ensureQoS(ctx); err != nil {
+		return false, err
+	}
+	if br == nil {
+		return true, c.createBridge(ctx, datapath)
+	}
+	if br.DatapathType == datapath && br.FailMode != nil && *br.FailMode == vswitchdb.BridgeFailModeSecure {
+		return false, nil
+	}
+	br.DatapathType, br.FailMode = datapath, ptr(vswitchdb.BridgeFailModeSecure)
+	ops, err := c.ovsdb.Where(br).Update(br, &br.DatapathType, &br.FailMode)
+	if err == nil {
+		err = c.transact(ctx, ops)
+	}
+	if err != nil {
+		return false, fmt.Errorf("update bridge %s: %w", ident.IntegrationBridge, err)
+	}
+	return false, nil
+}
+
+func (c *Client) createBridge(ctx context.Context, datapath string) error {
+	root, err := c.root(ctx)
+	if err != nil {
+		return err
+	}
+	// Fail mode secure: a bridge without its controller must not become a learning switch that joins all pods.
+	rows := []model.Model{
+		&vswitchdb.Interface{UUID: "br_iface", Name: ident.IntegrationBridge, Type: "internal"},
+		&vswitchdb.Port{UUID: "br_port", Name: ident.IntegrationBridge, Interfaces: []string{"br_iface"}},
+		&vswitchdb.Bridge{
+			UUID: "br", Name: ident.IntegrationBridge, Ports: []string{"br_port"}, DatapathType: datapath, FailMode: ptr(vswitchdb.BridgeFailModeSecure),
+		},
+	}
+	create, err := c.ovsdb.Create(rows...)
+	if err != nil {
+		return fmt.Errorf("create bridge %s: %w", ident.IntegrationBridge, err)
+	}
+	link, err := c.ovsdb.Where(root).Mutate(root,
+		model.Mutation{Field: &root.Bridges, Mutator: ovsdb.MutateOperationInsert, Value: []string{"br"}})
+	if err != nil {
+		return fmt.Errorf("create bridge %s: %w", ident.IntegrationBridge, err)
+	}
+	if err := c.transact(ctx, append(create, link...)); err != nil {
+		return fmt.Errorf("create bridge %s: %w", ident.IntegrationBridge, err)
+	}
+	return nil
+}
+
+// ensureQoS makes the one QoS row of type linux-noop: ovs-vswitchd deletes the queueing discipline of a port without QoS whenever it
+// reconfigures, and with it the limits of a chained bandwidth plugin.
+func (c *Client) ensureQoS(ctx context.Context) error {
+	qos, err := c.noopQoS(ctx)
+	if err != nil || qos != "" {
+		return err
+	}
+	ops, err := c.ovsdb.Create(&vswitchdb.QoS{UUID: "noop", Type: qosNoop, ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode}})
+	if err == nil {
+		err = c.transact(ctx, ops)
+	}
+	if err != nil {
+		return fmt.Errorf("create QoS row of type %s: %w", qosNoop, err)
+	}
+	return nil
+}
+
+const qosNoop = "linux-noop"
+
+// noopQoS is the row's UUID, empty when there is none.
+func (c *Client) noopQoS(ctx context.Context) (string, error) {
+	var rows []vswitchdb.QoS
+	err := c.ovsdb.WhereCache(func(q *vswitchdb.QoS) bool { return q.Type == qosNoop && q.ExternalIDs[ident.OwnerKey] != "" }).List(ctx, &rows)
+	if err != nil {
+		return "", fmt.Errorf("read table QoS: %w", err)
+	}
+	if len(rows) == 0 {
+		return "", nil
+	}
+	return rows[0].UUID, nil
+}
+
+// SupportsDatapath returns an error unless ovs-vswitchd offers the datapath type. Before ovs-vswitchd has ever run it has said nothing.
+func (c *Client) SupportsDatapath(ctx context.Context, datapath string) error {
+	root, err := c.root(ctx)
+	if err != nil {
+		return err
+	}
+	if len(root.DatapathTypes) == 0 {
+		return errors.New("ovs-vswitchd has not written Open_vSwitch.datapath_types yet: is it running?")
+	}
+	if !slices.Contains(root.DatapathTypes, datapath) {
+		return fmt.Errorf("ovs-vswitchd offers the datapath types %v, not %q: change --datapath", root.DatapathTypes, datapath)
+	}
+	return nil
+}
+
+func ptr[T any](v T) *T { return &v }
