@@ -173,7 +173,7 @@ func alternatives(dir string) error {
 
 // verify says which programs the unpacked tree still lacks.
 func verify(dir string) error {
-	r, err := open(dir)
+	r, err := Open(dir)
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func Ensure(ctx context.Context, log *slog.Logger) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare packages: %w", err)
 	}
-	return open(dir)
+	return Open(dir)
 }
 
 // key changes with everything that an entry depends on: a tree made for one release does not fit the libraries of another.
@@ -93,7 +93,8 @@ func missingHere() []string {
 	return missing
 }
 
-func open(dir string) (*Root, error) {
+// Open returns the tree at a directory that was Dir of another process's Root.
+func Open(dir string) (*Root, error) {
 	r := &Root{dir: dir}
 	libs, err := filepath.Glob(filepath.Join(dir, "usr/lib/*-linux-gnu*"))
 	if err != nil {

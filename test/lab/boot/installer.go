@@ -1,0 +1,167 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/godwit-cni/godwit/test/lab/packages"
+	"github.com/godwit-cni/godwit/test/lab/supervise"
+)
+
+// Installer brings OVN and Open vSwitch to the machines of a cluster. What it returns is supervised with the machine's other services.
+type Installer interface {
+	// Central is what runs in the hub: NB, SB and northd, or nothing when the cluster itself runs them.
+	Central(hub *Spec, run Command) []supervise.Service
+	// Node is what runs on a node, at the default paths of OVS and OVN.
+	Node(node *Spec, run Command) []supervise.Service
+}
+
+// Command runs a program of the machine to its end, with its output in the log of that name.
+type Command func(ctx context.Context, log string, argv ...string) error
+
+var _ Installer = Processes{}
+
+// Processes installs the distribution's OVN as processes of the machines.
+type Processes struct {
+	// Packages has the programs and schemas. The machine's PATH leads to the programs.
+	Packages *packages.Root
+}
+
+// Central runs NB and SB, on TCP for the nodes and on unix sockets for everything else on this host, and northd.
+func (p Processes) Central(hub *Spec, run Command) []supervise.Service {
+	dir := OVNDir(hub.Dir)
+	database := func(name, schema string, port int) supervise.Service {
+		file := func(ext string) string { return filepath.Join(dir, name+ext) }
+		return supervise.Service{
+			Name: "ovsdb-" + name, Ready: unixReady(file(".sock")),
+			Argv: []string{
+				"ovsdb-server", "--remote=punix:" + file(".sock"), fmt.Sprintf("--remote=ptcp:%d:%s", port, bracketed(anyAddress())),
+				"--unixctl=" + file(".ctl"), "-vconsole:info", "-vsyslog:off", file(".db"),
+			},
+			Before: func(ctx context.Context) error { return p.createDatabase(ctx, run, file(".db"), schema) },
+		}
+	}
+	return []supervise.Service{
+		database("nb", "usr/share/ovn/ovn-nb.ovsschema", NBPort),
+		database("sb", "usr/share/ovn/ovn-sb.ovsschema", SBPort),
+		{
+			Name: "ovn-northd", Needs: []string{"ovsdb-nb", "ovsdb-sb"},
+			Argv: []string{
+				"ovn-northd", "--ovnnb-db=unix:" + filepath.Join(dir, "nb.sock"), "--ovnsb-db=unix:" + filepath.Join(dir, "sb.sock"),
+				"--unixctl=" + filepath.Join(dir, "northd.ctl"), "-vconsole:info", "-vsyslog:off",
+			},
+		},
+	}
+}
+
+// Where OVS and OVN keep their things on a node.
+const (
+	ovsRun    = "/run/openvswitch"
+	ovnRun    = "/run/ovn"
+	ovsSocket = ovsRun + "/db.sock"
+	ovsConf   = "/etc/openvswitch/conf.db"
+)
+
+// Node runs Open vSwitch and ovn-controller, which waits for its configuration: that is Godwit's, like br-int.
+func (p Processes) Node(node *Spec, run Command) []supervise.Service {
+	endpoint := "unix:" + ovsSocket
+	return []supervise.Service{
+		{
+			Name: "ovsdb-server", Ready: unixReady(ovsSocket),
+			Argv:   []string{"ovsdb-server", "--remote=punix:" + ovsSocket, "--pidfile", "-vconsole:info", "-vsyslog:off", ovsConf},
+			Before: func(ctx context.Context) error { return p.prepareNode(ctx, run) },
+			After:  func(ctx context.Context) error { return configureOVS(ctx, run, node) },
+		},
+		{
+			Name: "ovs-vswitchd", Needs: []string{"ovsdb-server"}, Ready: fileReady(ovsRun + "/ovs-vswitchd.pid"),
+			Argv:   []string{"ovs-vswitchd", "--pidfile", "-vconsole:info", "-vsyslog:off", endpoint},
+			Before: func(context.Context) error { return removeFile(ovsRun + "/ovs-vswitchd.pid") },
+		},
+		{
+			Name: "ovn-controller", Needs: []string{"ovs-vswitchd"},
+			Argv: []string{"ovn-controller", "--pidfile", "-vconsole:info", "-vsyslog:off", endpoint},
+		},
+	}
+}
+
+func (p Processes) prepareNode(ctx context.Context, run Command) error {
+	for _, dir := range []string{ovsRun, ovnRun, filepath.Dir(ovsConf), "/var/log/openvswitch", "/var/log/ovn"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make a directory for Open vSwitch: %w", err)
+		}
+	}
+	return p.createDatabase(ctx, run, ovsConf, "usr/share/openvswitch/vswitch.ovsschema")
+}
+
+// configureOVS makes the row that all else hangs on and, for the userspace datapath, the bridge that holds the node's underlay link. What is there
+// from before a reboot stays.
+func configureOVS(ctx context.Context, run Command, node *Spec) error {
+	argv := []string{"ovs-vsctl", "--no-wait", "init"}
+	if node.Userspace {
+		argv = append(argv, "--", "--may-exist", "add-br", UnderlayBridge, "--", "set", "bridge", UnderlayBridge, "datapath_type=netdev",
+			fmt.Sprintf("other-config:hwaddr=02:67:00:00:01:%02x", node.Index), "--", "--may-exist", "add-port", UnderlayBridge, TunLink)
+	}
+	return run(ctx, "ovs-vsctl", argv...)
+}
+
+// createDatabase makes an empty database unless the file exists.
+func (p Processes) createDatabase(ctx context.Context, run Command, file, schema string) error {
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	path, err := p.Packages.Path(schema)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return fmt.Errorf("make a directory for a database: %w", err)
+	}
+	// Under another name first: a file that was cut short when the machine died would never be completed.
+	tmp := file + ".new"
+	if err := removeFile(tmp); err != nil {
+		return err
+	}
+	if err := run(ctx, "ovsdb-tool", "ovsdb-tool", "create", tmp, path); err != nil {
+		return err
+	}
+	return os.Rename(tmp, file)
+}
+
+// OVNDir is where the hub's databases and their sockets are.
+func OVNDir(hubDir string) string { return filepath.Join(hubDir, "ovn") }
+
+func bracketed(addr string) string {
+	if ip := net.ParseIP(addr); ip != nil && ip.To4() == nil {
+		return "[" + addr + "]"
+	}
+	return addr
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a file of an earlier run: %w", err)
+	}
+	return nil
+}
+
+// unixReady asks whether something listens on a unix socket.
+func unixReady(path string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+}
+
+// fileReady asks whether a file exists.
+func fileReady(path string) func(context.Context) error {
+	return func(context.Context) error { _, err := os.Stat(path); return err }
+}

@@ -1,0 +1,126 @@
+// Package echo answers clients with the address that it sees them under, over TCP, UDP and HTTP, and asks many such servers at once.
+package echo
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// idleTimeout ends connections that nobody uses.
+const idleTimeout = 5 * time.Minute
+
+// Config are the addresses to serve on, "host:port" or ":port"; an empty one is not served.
+type Config struct {
+	TCP, UDP, HTTP string
+	// Name is the server's name, part of its HTTP answers.
+	Name string
+}
+
+// Serve serves until ctx ends.
+//
+// TCP and UDP: each line or datagram is answered with "ADDRESS TEXT\n", the client's address without port and what it sent. HTTP: any path is
+// answered with "ADDRESS NAME\n".
+func Serve(ctx context.Context, c Config) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var lc net.ListenConfig
+	if c.TCP != "" {
+		l, err := lc.Listen(ctx, "tcp", c.TCP)
+		if err != nil {
+			return fmt.Errorf("serve TCP: %w", err)
+		}
+		g.Go(func() error { return serveTCP(ctx, l) })
+	}
+	if c.UDP != "" {
+		pc, err := lc.ListenPacket(ctx, "udp", c.UDP)
+		if err != nil {
+			return fmt.Errorf("serve UDP: %w", err)
+		}
+		g.Go(func() error { return serveUDP(ctx, pc) })
+	}
+	if c.HTTP != "" {
+		l, err := lc.Listen(ctx, "tcp", c.HTTP)
+		if err != nil {
+			return fmt.Errorf("serve HTTP: %w", err)
+		}
+		g.Go(func() error { return serveHTTP(ctx, l, c.Name) })
+	}
+	return g.Wait()
+}
+
+func client(addr string) string {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return addr
+	}
+	return ap.Addr().Unmap().WithZone("").String()
+}
+
+func serveTCP(ctx context.Context, l net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	var open sync.WaitGroup
+	defer open.Wait()
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept TCP connections: %w", err)
+		}
+		open.Go(func() {
+			defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(idleTimeout))
+			for lines := bufio.NewScanner(conn); lines.Scan(); {
+				if _, err := fmt.Fprintf(conn, "%s %s\n", client(conn.RemoteAddr().String()), lines.Text()); err != nil {
+					return
+				}
+				_ = conn.SetDeadline(time.Now().Add(idleTimeout))
+			}
+		})
+	}
+}
+
+func serveUDP(ctx context.Context, pc net.PacketConn) error {
+	defer context.AfterFunc(ctx, func() { _ = pc.Close() })()
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receive datagrams: %w", err)
+		}
+		text := buf[:n]
+		if n > 0 && text[n-1] == '\n' {
+			text = text[:n-1]
+		}
+		// A client that is gone makes this fail; the next one does not.
+		_, _ = pc.WriteTo(fmt.Appendf(nil, "%s %s\n", client(from.String()), text), from)
+	}
+}
+
+func serveHTTP(ctx context.Context, l net.Listener, name string) error {
+	srv := &http.Server{
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			_, _ = fmt.Fprintf(w, "%s %s\n", client(r.RemoteAddr), name)
+		}),
+	}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package echo
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// parallel is how many targets are asked at the same time.
+const parallel = 64
+
+// Result is the answer of one target.
+type Result struct {
+	// Target is the URL: tcp://HOST:PORT, udp://HOST:PORT or http://HOST:PORT/PATH.
+	Target string
+	// Took is the time from the first packet to the whole answer.
+	Took time.Duration
+	// Answer is the target's first line, without its end.
+	Answer string
+	// Err is nil when the target answered.
+	Err error
+}
+
+// String is the result as one line: "ok TARGET TOOK ANSWER" or "failed TARGET TOOK ERROR".
+func (r Result) String() string {
+	took := r.Took.Round(10 * time.Microsecond)
+	if r.Err != nil {
+		return fmt.Sprintf("failed %s %s %v", r.Target, took, r.Err)
+	}
+	return fmt.Sprintf("ok %s %s %s", r.Target, took, r.Answer)
+}
+
+// Probe asks all targets, each within timeout, and returns their results in the same order.
+func Probe(ctx context.Context, timeout time.Duration, targets []string) []Result {
+	results := make([]Result, len(targets))
+	var g errgroup.Group
+	g.SetLimit(parallel)
+	for i, target := range targets {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			start := time.Now()
+			answer, err := ask(ctx, target)
+			results[i] = Result{Target: target, Took: time.Since(start), Answer: answer, Err: err}
+			return nil
+		})
+	}
+	_ = g.Wait() // failures are results
+	return results
+}
+
+func ask(ctx context.Context, target string) (string, error) {
+	u, err := url.Parse(target)
+	if err != nil {
+		return "", err
+	}
+	switch u.Scheme {
+	case "http":
+		return askHTTP(ctx, target)
+	case "tcp", "udp":
+		return askLine(ctx, u.Scheme, u.Host)
+	}
+	return "", fmt.Errorf("scheme %q: want tcp, udp or http", u.Scheme)
+}
+
+func askHTTP(ctx context.Context, target string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return "", err
+	}
+	// A connection of its own for each question: whether new connections work is what is asked.
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(string(body), "\n")
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %s: %s", resp.Status, first)
+	}
+	return first, nil
+}
+
+func askLine(ctx context.Context, network, addr string) (string, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return "", err
+		}
+	}
+	if _, err := io.WriteString(conn, "probe\n"); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(line, "\n"), nil
+}
