@@ -17,6 +17,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
 // statusDelay gathers the changes of a Subnet's usage into one write of its status.
@@ -125,7 +126,7 @@ func (a *allocations) existing(ctx context.Context, subnet string) ([]claim, err
 			return nil, err
 		}
 		c := claim{key: client.ObjectKeyFromObject(pod), uid: pod.UID, addrs: addrsOf(id.IPs), since: pod.CreationTimestamp.Time}
-		c.backed = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == id.PodUID && slices.Equal(lsp.Addresses, wantedAddresses(id))
+		c.backed = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == id.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(id.MAC, id.IPs)})
 		claims = append(claims, c)
 	}
 	slices.SortStableFunc(claims, func(x, y claim) int {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -225,13 +224,4 @@ func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) er
 	}
 	r.alloc.releasePod(key) // after the row is gone: nobody else gets an address that a port still has
 	return nil
-}
-
-// wantedAddresses is what the row of a pod with this identity says.
-func wantedAddresses(id v1alpha1.Identity) []string {
-	parts := []string{id.MAC.String()}
-	for _, ip := range id.IPs {
-		parts = append(parts, ip.Addr().String())
-	}
-	return []string{strings.Join(parts, " ")}
 }

@@ -85,7 +85,7 @@ func (r *subnetReconciler) decide(ctx context.Context, subnet *v1alpha1.Subnet) 
 		return spec, condition(metav1.ConditionFalse, reasonInvalid, err.Error()), nil
 	}
 	if _, err := metav1.LabelSelectorAsSelector(subnet.Spec.NamespaceSelector); err != nil {
-		return spec, condition(metav1.ConditionFalse, reasonInvalid, "namespaceSelector: "+err.Error()), nil
+		return spec, condition(metav1.ConditionFalse, reasonInvalid, "namespaceSelector: "+err.Error()), nil //nolint:nilerr // told to the user, retrying does not help
 	}
 	if x, y, overlap := ipam.Overlap(spec.CIDRs, r.join.CIDRs); overlap {
 		return spec, condition(metav1.ConditionFalse, reasonOverlaps, fmt.Sprintf("%s overlaps the join network %s between router and nodes", x, y)), nil

@@ -2,7 +2,6 @@ package topology
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -23,13 +22,12 @@ func Node(network, node string, join v1alpha1.Join) NodeRows {
 	port := ident.NodePort(node)
 	rows := NodeRows{Port: &nbdb.LogicalSwitchPort{
 		Name:        string(port),
+		Addresses:   []string{Addresses(join.MAC, join.IPs)},
 		Options:     map[string]string{"requested-chassis": node},
 		ExternalIDs: owner,
 	}}
-	addrs := []string{join.MAC.String()}
 	from := ident.RouterPort(ident.JoinSwitch(network))
 	for _, ip := range join.IPs {
-		addrs = append(addrs, ip.Addr().String())
 		rows.Egress = append(rows.Egress, &nbdb.LogicalRouterPolicy{
 			Priority: priorityEgress, Action: nbdb.LogicalRouterPolicyActionReroute,
 			// What comes from a node already has been outside; sending it back would be a loop.
@@ -38,6 +36,5 @@ func Node(network, node string, join v1alpha1.Join) NodeRows {
 			ExternalIDs: withFamily(owner, ip.Addr()),
 		})
 	}
-	rows.Port.Addresses = []string{strings.Join(addrs, " ")}
 	return rows
 }

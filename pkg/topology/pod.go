@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -14,11 +15,7 @@ const linkLocal = "fe80::/64"
 
 // Pod returns the port of a pod's interface on a network. Only chassis may claim it, and only for the pod of this UID.
 func Pod(namespace, pod, network string, chassis ident.ChassisName, id v1alpha1.Identity) *nbdb.LogicalSwitchPort {
-	addrs := []string{id.MAC.String()}
-	for _, ip := range id.IPs {
-		addrs = append(addrs, ip.Addr().String())
-	}
-	addresses := strings.Join(addrs, " ")
+	addresses := Addresses(id.MAC, id.IPs)
 	return &nbdb.LogicalSwitchPort{
 		Name:         string(ident.PodPort(namespace, pod, network)),
 		Addresses:    []string{addresses},
@@ -35,4 +32,14 @@ func Pod(namespace, pod, network string, chassis ident.ChassisName, id v1alpha1.
 			ident.KeySubnet:    id.Subnet,
 		},
 	}
+}
+
+// Addresses is what a port's addresses column says: the MAC and the IP addresses in one string.
+func Addresses(mac v1alpha1.MAC, ips []netip.Prefix) string {
+	var b strings.Builder
+	b.WriteString(mac.String())
+	for _, ip := range ips {
+		b.WriteString(" " + ip.Addr().String())
+	}
+	return b.String()
 }

@@ -1,0 +1,87 @@
+# Godwit: `make help` lists what there is to do.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+RUN ?= .
+COUNT ?= 1
+NODES ?= 3
+FAMILY ?= dual
+TOOLS := out/tools
+LAB := out/bin/godwit-lab
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Tests that need neither a lab nor a cluster's programs.
+UNIT := ./cmd/... ./pkg/...
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: preflight $(LAB) ## a cluster on this machine, pods on every node, who reaches whom; cleans up after itself
+	@$(LAB) demo --nodes $(NODES) --ip-family $(FAMILY)
+
+.PHONY: test
+test: preflight lint unit integration e2e ## every test there is
+	@echo "make test: all passed"
+
+.PHONY: unit
+unit: ## the fast tests
+	go test $(UNIT)
+
+.PHONY: integration
+integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
+	go test -timeout 30m ./test/integration/... $$(go list ./test/lab/... | grep -v '/test/lab$$')
+
+.PHONY: e2e
+e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
+	go test -v -timeout 80m -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint ## static checks
+	@test -z "$$(gofmt -l cmd pkg test)" || { echo "gofmt would change:"; gofmt -l cmd pkg test; exit 1; }
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: lab-up
+lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6
+	@$(LAB) up --nodes $(NODES) --ip-family $(FAMILY)
+
+.PHONY: lab-down
+lab-down: $(LAB) ## remove the cluster and all that belongs to it
+	@$(LAB) down
+
+.PHONY: images
+images: preflight $(LAB) ## build the container images into out/images
+	@$(LAB) images --output out/images
+
+.PHONY: generate
+generate: $(TOOLS)/controller-gen ## rewrite what is generated from the API types
+	$(TOOLS)/controller-gen object paths=./pkg/api/...
+	$(TOOLS)/controller-gen crd paths=./pkg/api/... output:crd:dir=yamls/crds
+
+# modelgen needs the schemas of OVN and Open vSwitch, which the lab's packages bring.
+.PHONY: generate-models
+generate-models: $(TOOLS)/modelgen $(LAB) ## rewrite pkg/nbdb, pkg/sbdb and pkg/vswitchdb
+	$(TOOLS)/modelgen -p nbdb -o pkg/nbdb "$$($(LAB) packages)/usr/share/ovn/ovn-nb.ovsschema"
+	$(TOOLS)/modelgen -p sbdb -o pkg/sbdb "$$($(LAB) packages)/usr/share/ovn/ovn-sb.ovsschema"
+	$(TOOLS)/modelgen -p vswitchdb -o pkg/vswitchdb "$$($(LAB) packages)/usr/share/openvswitch/vswitch.ovsschema"
+
+.PHONY: preflight
+preflight:
+	@missing=""; \
+	test "$$(uname -s)" = Linux || missing="$$missing\n  Linux: this is $$(uname -s)"; \
+	test "$$(id -u)" = 0 || missing="$$missing\n  root: run it as root or with sudo (namespaces, cgroups and mounts of the lab)"; \
+	command -v go >/dev/null || missing="$$missing\n  Go 1.26 or newer: https://go.dev/dl"; \
+	command -v apt-get >/dev/null || missing="$$missing\n  apt-get: the lab unpacks Debian or Ubuntu packages (OVN, Open vSwitch, containerd) for itself"; \
+	command -v git >/dev/null || missing="$$missing\n  git: apt-get install git"; \
+	test -z "$$missing" || { printf "missing on this machine:$$missing\n"; exit 1; }
+
+$(LAB): FORCE
+	@go build -o $@ ./cmd/godwit-lab
+
+$(TOOLS)/%: test/tools/go.sum
+	@echo "building $* (once)"; mkdir -p $(TOOLS)
+	@cd test/tools && go build -o ../../$(TOOLS)/ $$(go list tool | grep '/$*$$')
+
+.PHONY: FORCE
+FORCE:
