@@ -69,7 +69,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 }
 
 func nodeChanges(node string, join v1alpha1.Join) []ovn.Change {
-	rows := topology.Node(network, node, join)
+	rows := topology.Node(node, join)
 	changes := []ovn.Change{ovn.EnsurePort(ident.JoinSwitch(network), rows.Port)}
 	for _, p := range rows.Egress {
 		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))

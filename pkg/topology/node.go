@@ -17,7 +17,7 @@ type NodeRows struct {
 }
 
 // Node returns the rows of a node whose place on the join switch is join.
-func Node(network, node string, join v1alpha1.Join) NodeRows {
+func Node(node string, join v1alpha1.Join) NodeRows {
 	owner := ownedBy(ident.OwnerNode, node)
 	port := ident.NodePort(node)
 	rows := NodeRows{Port: &nbdb.LogicalSwitchPort{
@@ -26,12 +26,10 @@ func Node(network, node string, join v1alpha1.Join) NodeRows {
 		Options:     map[string]string{"requested-chassis": node},
 		ExternalIDs: owner,
 	}}
-	from := ident.RouterPort(ident.JoinSwitch(network))
 	for _, ip := range join.IPs {
 		rows.Egress = append(rows.Egress, &nbdb.LogicalRouterPolicy{
 			Priority: priorityEgress, Action: nbdb.LogicalRouterPolicyActionReroute,
-			// What comes from a node already has been outside; sending it back would be a loop.
-			Match:       fmt.Sprintf("%s && inport != %q && is_chassis_resident(%q)", family(ip.Addr()), from, port),
+			Match:       fmt.Sprintf("%s && is_chassis_resident(%q)", family(ip.Addr()), port),
 			Nexthops:    []string{ip.Addr().String()},
 			ExternalIDs: withFamily(owner, ip.Addr()),
 		})
