@@ -26,7 +26,9 @@ func command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "godwit-agent", Short: "Attaches this node's pods to the overlay, and the node itself", Args: cobra.NoArgs,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), cmd.ErrOrStderr(), cfg, opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runAgent(cmd.Context(), cmd.ErrOrStderr(), cfg, opts)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.NodeName, "node-name", cfg.NodeName, "name of this node's Node object; required")

@@ -65,4 +65,3 @@ func godwitClient(cfg *rest.Config) (*rest.RESTClient, error) {
 	}
 	return client, nil
 }
-

@@ -171,4 +171,3 @@ func (a *attacher) sweepOne(ctx context.Context, db switchDB, p ovs.PortStatus, 
 	a.log.Info("removing leftover attachment", "pod", p.Owner.Pod, "container", p.Owner.Container, "link", p.Name, "reason", reason)
 	return a.remove(ctx, db, p.Name)
 }
-

@@ -52,7 +52,9 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 	return m, nil
 }
 
-func (m *metrics) stage(name string, took time.Duration) { m.stages.WithLabelValues(name).Observe(took.Seconds()) }
+func (m *metrics) stage(name string, took time.Duration) {
+	m.stages.WithLabelValues(name).Observe(took.Seconds())
+}
 
 func (m *metrics) request(command string, err error, took time.Duration) {
 	outcome := "ok"

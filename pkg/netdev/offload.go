@@ -8,7 +8,9 @@ import (
 )
 
 // TXChecksumOff makes the kernel finish checksums itself before a packet leaves on the link.
-func (h Host) TXChecksumOff(name string) error { return h.do(func() error { return txChecksumOff(name) }) }
+func (h Host) TXChecksumOff(name string) error {
+	return h.do(func() error { return txChecksumOff(name) })
+}
 
 func txChecksumOff(name string) error {
 	e, err := ethtool.NewEthtool()

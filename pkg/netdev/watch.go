@@ -88,7 +88,9 @@ func drain[T any](ch chan T) {
 	}
 }
 
-func isPodVeth(name string) bool { return len(name) == len(HostName("", "")) && strings.HasPrefix(name, hostPrefix) }
+func isPodVeth(name string) bool {
+	return len(name) == len(HostName("", "")) && strings.HasPrefix(name, hostPrefix)
+}
 
 func (h Host) handle() (netns.NsHandle, error) {
 	if h.Netns == "" {

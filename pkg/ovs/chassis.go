@@ -130,7 +130,7 @@ func (c *Client) createBridge(ctx context.Context, datapath string) error {
 			UUID: "br", Name: ident.IntegrationBridge, Ports: []string{"br_port"}, DatapathType: datapath, FailMode: ptr(vswitchdb.BridgeFailModeSecure),
 		},
 	}
-	create, err := c.ovsdb.Create(rows...)
+	create, err := c.create(rows...)
 	if err != nil {
 		return fmt.Errorf("create bridge %s: %w", ident.IntegrationBridge, err)
 	}
@@ -152,7 +152,7 @@ func (c *Client) ensureQoS(ctx context.Context) error {
 	if err != nil || qos != "" {
 		return err
 	}
-	ops, err := c.ovsdb.Create(&vswitchdb.QoS{UUID: "noop", Type: qosNoop, ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode}})
+	ops, err := c.create(&vswitchdb.QoS{UUID: "noop", Type: qosNoop, ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode}})
 	if err == nil {
 		err = c.transact(ctx, ops)
 	}

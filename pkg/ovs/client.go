@@ -167,6 +167,19 @@ func (c *Client) transact(ctx context.Context, ops []ovsdb.Operation) error {
 	return nil
 }
 
+// create makes the operations that insert the rows; libovsdb's Create takes those of one table only.
+func (c *Client) create(rows ...model.Model) ([]ovsdb.Operation, error) {
+	var ops []ovsdb.Operation
+	for _, row := range rows {
+		op, err := c.ovsdb.Create(row)
+		if err != nil {
+			return nil, fmt.Errorf("make insert of %T: %w", row, err)
+		}
+		ops = append(ops, op...)
+	}
+	return ops, nil
+}
+
 // integrationBridge reads the row; nil when there is none.
 func (c *Client) integrationBridge(ctx context.Context) (*vswitchdb.Bridge, error) {
 	var rows []vswitchdb.Bridge

@@ -211,7 +211,7 @@ func (c *Client) addOps(ctx context.Context, br *vswitchdb.Bridge, p Port) ([]ov
 			port.QOS = &qos
 		}
 	}
-	create, err := c.ovsdb.Create(iface, port)
+	create, err := c.create(iface, port)
 	if err != nil {
 		return nil, err
 	}
