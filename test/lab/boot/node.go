@@ -112,41 +112,19 @@ func awaitTCP(ctx context.Context, addr netip.AddrPort) error {
 
 // importImages gives containerd the images that it does not have, or has in another version.
 func importImages(ctx context.Context, run Command) error {
-	archives, err := filepath.Glob(innerImages + "/*.tar")
+	archives, err := Unimported(innerImages, "/")
 	if err != nil {
-		return fmt.Errorf("list images: %w", err)
+		return err
 	}
-	for _, archive := range archives {
-		want, err := os.ReadFile(archive + ".digest")
-		if err != nil {
-			return fmt.Errorf("read an image's digest: %w", err)
+	for _, a := range archives {
+		if err := run(ctx, "images", ImportArgv(a)...); err != nil {
+			return fmt.Errorf("import image %s: %w", a, err)
 		}
-		have := ImportedDigest("/", filepath.Base(archive))
-		if have == string(want) {
-			continue
-		}
-		if err := run(ctx, "images", "ctr", "--namespace=k8s.io", "images", "import", archive); err != nil {
-			return fmt.Errorf("import image %s: %w", filepath.Base(archive), err)
-		}
-		if err := os.WriteFile(importMark("/", filepath.Base(archive)), want, 0o644); err != nil {
-			return fmt.Errorf("note the import of an image: %w", err)
+		if err := MarkImported(innerImages, "/", a); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// ImportedDigest is the digest of the archive that the node whose file system is at root has imported under this name, or empty.
-func ImportedDigest(root, archive string) string {
-	b, err := os.ReadFile(importMark(root, archive))
-	if err != nil {
-		return ""
-	}
-	return string(b)
-}
-
-// importMark is beside containerd's data, so that either both survive or none.
-func importMark(root, archive string) string {
-	return filepath.Join(root, "var/lib/containerd", "lab-"+archive+".digest")
 }
 
 // copyPlugins puts the reference plugins where chained CNI configurations look for them, unless something is there already.

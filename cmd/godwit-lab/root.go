@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/boot"
+)
+
+// errDifferences ends check with status 1 after it has printed what it found.
+var errDifferences = errors.New("the parts of the cluster differ")
+
+// options are common to all commands.
+type options struct {
+	name  string
+	debug bool
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use: "godwit-lab", Short: "A whole Kubernetes cluster with OVN on one Linux machine", SilenceUsage: true, SilenceErrors: true,
+		Long: "A whole Kubernetes cluster with OVN on one Linux machine: real API server, kubelets, Open vSwitch and ovn-controller in namespaces.\n" +
+			"Nothing is installed, and `down` leaves nothing behind. The lab's files are below GODWIT_LAB_DIR (/var/lib/godwit-lab),\n" +
+			"downloads and built programs below GODWIT_CACHE (~/.cache).",
+	}
+	root.PersistentFlags().StringVar(&o.name, "name", "default", "which lab, when there are several")
+	root.PersistentFlags().BoolVar(&o.debug, "debug", false, "say more")
+	root.AddCommand(o.upCommand(), o.downCommand(), o.statusCommand(), o.execCommand(), o.logsCommand(), o.kubeconfigCommand(), o.kubectlCommand(),
+		o.nodeCommand(), o.checkCommand(), o.imagesCommand(), machineCommand())
+	return root
+}
+
+func (o *options) logger() *slog.Logger {
+	level := slog.LevelInfo
+	if o.debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(newProgress(os.Stderr, level))
+}
+
+func (o *options) open() (*lab.Lab, error) {
+	dir, err := lab.Dir(o.name)
+	if err != nil {
+		return nil, err
+	}
+	return lab.Open(dir)
+}
+
+func (o *options) upCommand() *cobra.Command {
+	var c lab.Config
+	cmd := &cobra.Command{
+		Use: "up", Short: "Make the lab, or repair and update it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			c.Name, c.Log, c.Program = o.name, o.logger(), self
+			l, err := lab.Up(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			fmt.Printf("The lab is up. Use godwit-lab kubectl, or:\n  export KUBECONFIG=%s\n", l.Kubeconfig())
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&c.Nodes, "nodes", 3, "how many nodes")
+	cmd.Flags().StringVar(&c.IPFamily, "ip-family", lab.DualStack, "dual, ipv4 or ipv6")
+	cmd.Flags().StringVar(&c.CNI, "cni", lab.CNIGodwit, "godwit, or none for nodes that stay NotReady")
+	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
+	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")
+	return cmd
+}
+
+func (o *options) downCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "down", Short: "Remove the lab, with everything that belongs to it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := o.open()
+			if errors.Is(err, lab.ErrNoLab) {
+				o.logger().Info("there is no lab", "name", o.name)
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return l.Down(cmd.Context())
+		},
+	}
+}
+
+func (o *options) nodeCommand() *cobra.Command {
+	node := &cobra.Command{Use: "node", Short: "Stop, start or crash a node"}
+	for _, v := range []struct {
+		use, short string
+		do         func(*cobra.Command, *lab.Node) error
+	}{
+		{"stop", "Shut a node down: its processes are asked to end", func(c *cobra.Command, n *lab.Node) error { return n.Stop(c.Context()) }},
+		{"start", "Boot a node that does not run", func(c *cobra.Command, n *lab.Node) error { return n.Start(c.Context()) }},
+		{"crash", "Cut a node's power and cables", func(c *cobra.Command, n *lab.Node) error { return n.Crash(c.Context()) }},
+	} {
+		node.AddCommand(&cobra.Command{
+			Use: v.use + " NODE", Short: v.short, Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				l, err := o.open()
+				if err != nil {
+					return err
+				}
+				return v.do(cmd, l.Node(args[0]))
+			},
+		})
+	}
+	return node
+}
+
+func (o *options) imagesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "images DIR", Short: "Build the lab's images into a directory, as archives", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			digest, err := lab.BuildImages(cmd.Context(), o.logger(), args[0], lab.CNIGodwit)
+			if err != nil {
+				return err
+			}
+			fmt.Println(lab.GodwitImage, digest)
+			return nil
+		},
+	}
+}
+
+// machineCommand is what up starts machines with.
+func machineCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "machine SPEC", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return boot.Run(cmd.Context(), slog.New(slog.NewTextHandler(os.Stderr, nil)), args[0])
+		},
+	}
+}

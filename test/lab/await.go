@@ -1,0 +1,148 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	apiTimeout   = 2 * time.Minute
+	nodesTimeout = 3 * time.Minute
+	poll         = 50 * time.Millisecond
+)
+
+// RESTConfig is the administrator's, with limits that no test reaches.
+func (l *Lab) RESTConfig() (*rest.Config, error) {
+	c, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", l.Kubeconfig(), err)
+	}
+	c.QPS, c.Burst = 500, 1000
+	return c, nil
+}
+
+// Client is a Kubernetes client for the lab's administrator.
+func (l *Lab) Client() (*kubernetes.Clientset, error) {
+	c, err := l.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(c)
+}
+
+// awaitAPI returns when the API server is ready.
+func (l *Lab) awaitAPI(ctx context.Context) error {
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	for {
+		body, err := client.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		if err == nil {
+			if took := time.Since(start); took > time.Second {
+				l.log.Info("the API server is ready", "waited", took.Round(100*time.Millisecond))
+			}
+			return nil
+		}
+		if !l.machine(hubName).Process.alive() {
+			return fmt.Errorf("the hub ended while it was waited for: see %s", l.path(logsDir, hubName, "init.log"))
+		}
+		if pauseErr := pause(ctx, poll); pauseErr != nil {
+			return fmt.Errorf("the API server is not ready after %s: %w: %s: see %s", time.Since(start).Round(time.Second), errors.Join(err, pauseErr),
+				body, l.path(logsDir, hubName, "kube-apiserver.log"))
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// awaitNodes returns when the nodes that should run have reported since they booted and, if they should be, are Ready. The list is polled: it is short,
+// and so is the wait.
+func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:revive // what to wait for is no control flow
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	start, told := time.Now(), time.Now()
+	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
+	defer cancel()
+	for {
+		missing, err := l.missingNodes(ctx, client, ready)
+		if err == nil && len(missing) == 0 {
+			if took := time.Since(start); took > time.Second {
+				l.log.Info("the nodes are there", "ready", ready, "waited", took.Round(100*time.Millisecond))
+			}
+			return nil
+		}
+		if time.Since(told) > 5*time.Second {
+			told = time.Now()
+			l.log.Info("waiting for nodes", "missing", missing, "err", err)
+		}
+		if pauseErr := pause(ctx, poll); pauseErr != nil {
+			return errors.Join(fmt.Errorf("nodes are not ready after %s: %v: see the nodes' logs in %s", time.Since(start).Round(time.Second), missing,
+				l.path(logsDir)), err, pauseErr)
+		}
+	}
+}
+
+// missingNodes says of each node that is not as it should be what it lacks.
+func (l *Lab) missingNodes(ctx context.Context, client kubernetes.Interface, ready bool) ([]string, error) { //nolint:revive // as above
+	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	found := map[string]*corev1.Node{}
+	for i := range list.Items {
+		found[list.Items[i].Name] = &list.Items[i]
+	}
+	var missing []string
+	for _, name := range l.NodeNames() {
+		m := l.machine(name)
+		if m.Stopped {
+			continue
+		}
+		if why := lacks(found[name], m.Started, ready); why != "" {
+			missing = append(missing, name+": "+why)
+		}
+	}
+	return missing, nil
+}
+
+// lacks says why a node is not as it should be, or nothing.
+func lacks(node *corev1.Node, booted time.Time, ready bool) string { //nolint:revive // as above
+	if node == nil {
+		return "its kubelet has not registered"
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type != corev1.NodeReady {
+			continue
+		}
+		// Times in the API have no fractions of a second.
+		if c.LastHeartbeatTime.Time.Before(booted.Truncate(time.Second)) {
+			return "its kubelet has not reported since it booted"
+		}
+		if ready && c.Status != corev1.ConditionTrue {
+			return c.Reason + ": " + c.Message
+		}
+		return ""
+	}
+	return "its kubelet has not reported"
+}

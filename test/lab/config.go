@@ -1,0 +1,171 @@
+// Package lab is a Kubernetes cluster with OVN on one Linux machine: real etcd, API server, controller-manager and scheduler, and nodes with
+// real kubelet, containerd, Open vSwitch and ovn-controller, each in namespaces of its own. Nothing is installed, and nothing outside the lab's own
+// namespaces, control groups and directory changes.
+//
+// A lab outlives the process that made it. It is described by a state file in its directory, which is written before anything is created, so that a lab
+// whose maker was killed can be repaired by Up and removed by Down.
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Families of a cluster.
+const (
+	DualStack = "dual"
+	IPv4      = "ipv4"
+	IPv6      = "ipv6"
+)
+
+// What wires a cluster's pods.
+const (
+	CNIGodwit = "godwit"
+	CNINone   = "none"
+)
+
+const (
+	dirVariable = "GODWIT_LAB_DIR"
+	defaultDir  = "/var/lib/godwit-lab"
+	defaultName = "default"
+	maxNodes    = 64
+	// maxDir keeps the paths of unix sockets below the directory within the kernel's 107 bytes.
+	maxDir = 70
+)
+
+// Config describes a lab. The zero value of every field but Log has a default.
+type Config struct {
+	// Name tells labs on one machine apart; "default" by default.
+	Name string
+	// Nodes is their number; 3 by default. Up can add nodes to a lab, not remove them.
+	Nodes int
+	// IPFamily is DualStack, IPv4 or IPv6.
+	IPFamily string
+	// CNI is CNIGodwit or CNINone. Nodes without a CNI stay NotReady.
+	CNI string
+	// Program is a godwit-lab program, which runs as pid 1 of the lab's machines; it is built from the checkout by default.
+	Program string
+	// Reload restarts Godwit's pods even if the image has not changed.
+	Reload bool
+	// Keep leaves what there is when Up fails or is interrupted, for a look at it. Otherwise a new lab is removed then; an existing one never is.
+	Keep bool
+	// Log gets the progress.
+	Log *slog.Logger
+}
+
+// Defaults returns c with defaults in place of zero values.
+func (c Config) Defaults() Config {
+	if c.Name == "" {
+		c.Name = defaultName
+	}
+	if c.Nodes == 0 {
+		c.Nodes = 3
+	}
+	if c.IPFamily == "" {
+		c.IPFamily = DualStack
+	}
+	if c.CNI == "" {
+		c.CNI = CNIGodwit
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
+
+// Validate reports everything that is wrong with c.
+func (c Config) Validate() error {
+	var errs []error
+	if !validName.MatchString(c.Name) {
+		errs = append(errs, fmt.Errorf("name %q: want at most 20 of a-z, 0-9 and dashes", c.Name))
+	}
+	if c.Nodes < 1 || c.Nodes > maxNodes {
+		errs = append(errs, fmt.Errorf("%d nodes: want 1 to %d", c.Nodes, maxNodes))
+	}
+	if c.IPFamily != DualStack && c.IPFamily != IPv4 && c.IPFamily != IPv6 {
+		errs = append(errs, fmt.Errorf("ip family %q: want %s, %s or %s", c.IPFamily, DualStack, IPv4, IPv6))
+	}
+	if c.CNI != CNIGodwit && c.CNI != CNINone {
+		errs = append(errs, fmt.Errorf("cni %q: want %s or %s", c.CNI, CNIGodwit, CNINone))
+	}
+	return errors.Join(errs...)
+}
+
+// Dir is the directory of the lab of that name.
+func Dir(name string) (string, error) {
+	base := os.Getenv(dirVariable)
+	if base == "" {
+		base = defaultDir
+	}
+	abs, err := filepath.Abs(base)
+	if err != nil {
+		return "", fmt.Errorf("resolve %s=%s: %w", dirVariable, base, err)
+	}
+	dir := filepath.Join(abs, name)
+	if len(dir) > maxDir || strings.ContainsAny(dir, ":,\\") {
+		return "", fmt.Errorf("directory %s: want at most %d bytes and no colon, comma or backslash, for unix sockets and overlay mounts: "+
+			"set %s to another", dir, maxDir, dirVariable)
+	}
+	return dir, nil
+}
+
+// The lab's networks. They exist in the lab's own namespaces only, so every lab has the same.
+var (
+	mgmtNet = [2]netip.Prefix{netip.MustParsePrefix("172.30.0.0/24"), netip.MustParsePrefix("fd00:172:30::/64")}
+	tunNet  = [2]netip.Prefix{netip.MustParsePrefix("172.30.1.0/24"), netip.MustParsePrefix("fd00:172:30:1::/64")}
+	podNet  = [2]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/64")}
+	joinNet = [2]netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}
+	svcNet  = [2]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}
+)
+
+// Host numbers in mgmtNet and tunNet.
+const (
+	hubHost     = 1
+	firstNode   = 11
+	outsideHost = 200
+)
+
+// families selects one's own of an IPv4 and an IPv6 value.
+func families[T any](family string, both [2]T) []T {
+	switch family {
+	case IPv4:
+		return []T{both[0]}
+	case IPv6:
+		return []T{both[1]}
+	}
+	return both[:]
+}
+
+// hostAddresses are a host's addresses in a network. The digits of the number are the same in both families, for the reader's sake.
+func hostAddresses(family string, networks [2]netip.Prefix, host int) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, n := range families(family, networks) {
+		base := strings.TrimSuffix(n.Addr().String(), "0")
+		ps = append(ps, netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("%s%d", base, host)), n.Bits()))
+	}
+	return ps
+}
+
+func addrs(ps []netip.Prefix) []netip.Addr {
+	var as []netip.Addr
+	for _, p := range ps {
+		as = append(as, p.Addr())
+	}
+	return as
+}
+
+func join[T fmt.Stringer](vs []T) string {
+	var s []string
+	for _, v := range vs {
+		s = append(s, v.String())
+	}
+	return strings.Join(s, ",")
+}

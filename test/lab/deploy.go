@@ -1,0 +1,271 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/restmapper"
+
+	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/source"
+	"github.com/godwit-cni/godwit/test/lab/supervise"
+)
+
+const (
+	// Namespace is where Godwit runs.
+	Namespace = "godwit-system"
+	// settings is the ConfigMap through which Godwit's manifests are adapted to a cluster.
+	settings     = "godwit-config"
+	fieldManager = "godwit-lab"
+	applyTimeout = 30 * time.Second
+)
+
+// deploy brings the lab's images to all nodes and, if Godwit is the lab's CNI, applies its manifests and restarts its pods when their image is another
+// than before.
+func (l *Lab) deploy(ctx context.Context, c Config, digest string) error {
+	if err := l.updateImages(ctx); err != nil {
+		return err
+	}
+	if c.CNI != CNIGodwit {
+		return nil
+	}
+	if err := l.applyManifests(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	old := l.state.Image
+	l.mu.Unlock()
+	if old != "" && (old != digest || c.Reload) {
+		if err := l.restartGodwit(ctx); err != nil {
+			return err
+		}
+	}
+	return l.update(func(s *state) { s.Image = digest })
+}
+
+// updateImages imports images that have changed since the nodes booted.
+func (l *Lab) updateImages(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, name := range l.NodeNames() {
+		if l.machine(name).Stopped {
+			continue
+		}
+		g.Go(func() error { return l.updateNodeImages(ctx, name) })
+	}
+	return g.Wait()
+}
+
+func (l *Lab) updateNodeImages(ctx context.Context, name string) error {
+	// A node imports by itself when it boots; doing it beside that would only take longer.
+	if err := l.awaitService(ctx, name, "containerd"); err != nil {
+		return err
+	}
+	archives, err := boot.Unimported(l.path(imagesDir), l.machineDir(name))
+	if err != nil {
+		return err
+	}
+	for _, a := range archives {
+		l.log.Info("importing image", "node", name, "archive", a)
+		if _, err := l.Exec(ctx, name, boot.ImportArgv(a)...); err != nil {
+			return err
+		}
+		if err := boot.MarkImported(l.path(imagesDir), l.machineDir(name), a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitService returns when a service of a machine is ready.
+func (l *Lab) awaitService(ctx context.Context, name, service string) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	for {
+		st, err := supervise.ReadStatus(filepath.Join(l.machineDir(name), "status.json"))
+		if err == nil && st[service].Ready {
+			return nil
+		}
+		if !l.machine(name).Process.alive() {
+			return fmt.Errorf("%s ended while it was waited for: see %s", name, l.path(logsDir, name, "init.log"))
+		}
+		if pauseErr := pause(ctx, poll); pauseErr != nil {
+			return fmt.Errorf("%s on %s is not ready: %w: %s: see %s", service, name, errors.Join(err, pauseErr), st[service].LastError,
+				l.path(logsDir, name, service+".log"))
+		}
+	}
+}
+
+// applyManifests applies what a user of Godwit applies, with the settings of this cluster.
+func (l *Lab) applyManifests(ctx context.Context) error {
+	top, err := source.Dir()
+	if err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(top, "yamls/crds/*.yaml"))
+	if err != nil {
+		return fmt.Errorf("list manifests: %w", err)
+	}
+	var objects []*unstructured.Unstructured
+	for _, f := range append(files, filepath.Join(top, "yamls/install.yaml")) {
+		more, err := readManifest(f)
+		if err != nil {
+			return err
+		}
+		objects = append(objects, more...)
+	}
+	if err := l.overrideSettings(objects); err != nil {
+		return err
+	}
+	return l.Apply(ctx, objects...)
+}
+
+func readManifest(file string) ([]*unstructured.Unstructured, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read Godwit's manifests: %w: this checkout lacks it; godwit-lab up --cni none makes a cluster without it", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read Godwit's manifests: %w", err)
+	}
+	defer f.Close()
+	return ReadObjects(f)
+}
+
+// ReadObjects reads the objects of a manifest.
+func ReadObjects(r io.Reader) ([]*unstructured.Unstructured, error) {
+	var objects []*unstructured.Unstructured
+	for d := yaml.NewYAMLOrJSONDecoder(r, 4096); ; {
+		var u unstructured.Unstructured
+		err := d.Decode(&u.Object)
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read a manifest: %w", err)
+		}
+		if len(u.Object) > 0 {
+			objects = append(objects, &u)
+		}
+	}
+}
+
+// overrideSettings adapts the ConfigMap of settings.
+func (l *Lab) overrideSettings(objects []*unstructured.Unstructured) error {
+	for _, o := range objects {
+		if o.GetKind() != "ConfigMap" || o.GetNamespace() != Namespace || o.GetName() != settings {
+			continue
+		}
+		data, _, err := unstructured.NestedStringMap(o.Object, "data")
+		if err != nil {
+			return fmt.Errorf("read ConfigMap %s/%s: %w", Namespace, settings, err)
+		}
+		if data == nil {
+			data = map[string]string{}
+		}
+		maps.Copy(data, l.settings())
+		return unstructured.SetNestedStringMap(o.Object, data, "data")
+	}
+	return fmt.Errorf("Godwit's manifests have no ConfigMap %s/%s: the lab sets the addresses of the API server and of OVN in it", Namespace, settings)
+}
+
+// settings are this cluster's. Godwit cannot use the Service of the API server: Services work once it does.
+func (l *Lab) settings() map[string]string {
+	family := l.IPFamily()
+	hub := hostAddresses(family, mgmtNet, hubHost)[0].Addr()
+	host := hub.String()
+	if hub.Is6() {
+		host = "[" + host + "]"
+	}
+	return map[string]string{
+		"KUBERNETES_SERVICE_HOST": hub.String(), "KUBERNETES_SERVICE_PORT": fmt.Sprint(boot.APIPort),
+		"GODWIT_NB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.NBPort), "GODWIT_SB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.SBPort),
+		"GODWIT_UNDERLAY":      families(family, tunNet)[0].String(),
+		"GODWIT_DEFAULT_CIDRS": join(families(family, podNet)), "GODWIT_JOIN_CIDRS": join(families(family, joinNet)),
+	}
+}
+
+// Apply applies objects, as kubectl apply --server-side --force-conflicts does, in the given order but definitions and namespaces first.
+func (l *Lab) Apply(ctx context.Context, objects ...*unstructured.Unstructured) error {
+	config, err := l.RESTConfig()
+	if err != nil {
+		return err
+	}
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	disco, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	objects = slices.Clone(objects)
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	for _, o := range objects {
+		for {
+			err := applyOne(ctx, client, mapper, o)
+			if err == nil {
+				break
+			}
+			// A kind whose definition was just applied is served after a moment.
+			mapper.Reset()
+			if pauseErr := pause(ctx, poll); pauseErr != nil {
+				return fmt.Errorf("apply %s %s: %w", o.GetKind(), o.GetName(), errors.Join(err, pauseErr))
+			}
+		}
+	}
+	return nil
+}
+
+func rank(o *unstructured.Unstructured) int {
+	switch o.GetKind() {
+	case "CustomResourceDefinition":
+		return 0
+	case "Namespace":
+		return 1
+	}
+	return 2
+}
+
+func applyOne(ctx context.Context, client dynamic.Interface, mapper *restmapper.DeferredDiscoveryRESTMapper, o *unstructured.Unstructured) error {
+	gvk := o.GroupVersionKind()
+	mapping, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+	if err != nil {
+		return err
+	}
+	// An empty namespace is right for objects that are in none.
+	_, err = client.Resource(mapping.Resource).Namespace(o.GetNamespace()).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	return err
+}
+
+// restartGodwit deletes Godwit's pods; their controllers make them anew, with the image that the nodes have now.
+func (l *Lab) restartGodwit(ctx context.Context) error {
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	l.log.Info("restarting Godwit's pods: their image has changed")
+	now := int64(1)
+	err = client.CoreV1().Pods(Namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("restart Godwit's pods: %w", err)
+	}
+	return nil
+}

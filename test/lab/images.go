@@ -1,0 +1,129 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/image"
+	"github.com/godwit-cni/godwit/test/lab/packages"
+	"github.com/godwit-cni/godwit/test/lab/source"
+)
+
+// Images that the lab builds.
+const (
+	// GodwitImage is what yamls/install.yaml runs.
+	GodwitImage = "docker.io/godwitcni/godwit:dev"
+	// BusyboxImage has busybox with all its applets, and echoserver and probe, see package echo.
+	BusyboxImage = "docker.io/godwitcni/lab-busybox:1"
+)
+
+const (
+	godwitArchive = "godwit.tar"
+	containerPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// BuildImages builds the lab's images into dir as archives NAME.tar, each with its digest in NAME.tar.digest, and returns the Godwit image's
+// digest. That image is built if godwit is true; it needs the checkout.
+func BuildImages(ctx context.Context, log *slog.Logger, dir string, cni string) (godwit string, err error) {
+	root, err := packages.Ensure(ctx, log)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make a directory for images: %w", err)
+	}
+	programs, err := os.MkdirTemp("", "godwit-programs")
+	if err != nil {
+		return "", fmt.Errorf("make a directory for programs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(programs)) }()
+	top, err := source.Dir()
+	if err != nil {
+		return "", err
+	}
+	build := source.Build{Dir: top, Out: programs, LDFlags: "-s -w", Packages: []string{"./test/lab/echo/echoserver"}}
+	if cni == CNIGodwit {
+		build.Packages = append(build.Packages, "./cmd/godwit-agent", "./cmd/godwit-controller", "./cmd/godwit-cni")
+	}
+	if err := build.Run(ctx, log); err != nil {
+		return "", err
+	}
+	busybox, pause, err := busyboxImages(ctx, root, programs)
+	if err != nil {
+		return "", err
+	}
+	for archive, img := range map[string]image.Image{"busybox.tar": busybox, "pause.tar": pause} {
+		if _, err := writeImage(img, filepath.Join(dir, archive)); err != nil {
+			return "", err
+		}
+	}
+	if cni != CNIGodwit {
+		return "", nil
+	}
+	img, err := godwitImage(root, programs)
+	if err != nil {
+		return "", err
+	}
+	return writeImage(img, filepath.Join(dir, godwitArchive))
+}
+
+func writeImage(img image.Image, archive string) (string, error) {
+	digest, err := img.Write(archive)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(archive+".digest", []byte(digest), 0o644); err != nil {
+		return "", fmt.Errorf("note an image's digest: %w", err)
+	}
+	return digest, nil
+}
+
+// busyboxImages are the image for tests' pods, and the one whose only process keeps a sandbox. The latter is killed, not asked, so it handles no
+// signals.
+func busyboxImages(ctx context.Context, root *packages.Root, programs string) (busybox, pause image.Image, err error) {
+	program, err := root.Program("busybox")
+	if err != nil {
+		return busybox, pause, err
+	}
+	list, err := root.Command(ctx, "busybox", "--list").Output()
+	if err != nil {
+		return busybox, pause, fmt.Errorf("list busybox's applets: %w", err)
+	}
+	base := image.File{Path: "/bin/busybox", From: program}
+	pause = image.Image{Ref: boot.PauseImage, Entrypoint: []string{"/bin/busybox", "sleep", "2147483647"}, Files: []image.File{base}}
+	files := []image.File{
+		base, {Path: "/bin/echoserver", From: filepath.Join(programs, "echoserver")}, {Path: "/bin/probe", Link: "echoserver"},
+		{Path: "/tmp", Dir: true, Mode: 0o1777}, {Path: "/root", Dir: true, Mode: 0o700}, {Path: "/www", Dir: true},
+		{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/root:/bin/sh\n"), Mode: 0o644}, {Path: "/etc/group", Content: []byte("root:x:0:\n"), Mode: 0o644},
+	}
+	for applet := range strings.FieldsSeq(string(list)) {
+		if applet != "busybox" {
+			files = append(files, image.File{Path: "/bin/" + applet, Link: "busybox"})
+		}
+	}
+	busybox = image.Image{Ref: BusyboxImage, Entrypoint: []string{"/bin/sh"}, Env: []string{containerPath}, Files: files}
+	return busybox, pause, nil
+}
+
+// godwitImage has Godwit's programs and nft, which the agent drives.
+func godwitImage(root *packages.Root, programs string) (image.Image, error) {
+	nft, err := root.Program("nft")
+	if err != nil {
+		return image.Image{}, err
+	}
+	files, err := image.Program("/usr/bin/nft", nft, root.Libraries())
+	if err != nil {
+		return image.Image{}, err
+	}
+	for _, p := range []string{"godwit-agent", "godwit-controller", "godwit-cni"} {
+		files = append(files, image.File{Path: "/usr/bin/" + p, From: filepath.Join(programs, p)})
+	}
+	files = append(files, image.File{Path: "/tmp", Dir: true, Mode: 0o1777})
+	return image.Image{Ref: GodwitImage, Env: []string{containerPath}, Files: files}, nil
+}
