@@ -84,8 +84,8 @@ func writeImage(img image.Image, archive string) (string, error) {
 	return digest, nil
 }
 
-// busyboxImages are the image for tests' pods, and the one whose only process keeps a sandbox. The latter is killed, not asked, so it handles no
-// signals.
+// busyboxImages are the image for tests' pods, and the one whose process keeps a sandbox: it ends when asked to, which pid 1 must say, so that a node
+// shuts down at once.
 func busyboxImages(ctx context.Context, root *packages.Root, programs string) (busybox, pause image.Image, err error) {
 	program, err := root.Program("busybox")
 	if err != nil {
@@ -96,7 +96,9 @@ func busyboxImages(ctx context.Context, root *packages.Root, programs string) (b
 		return busybox, pause, fmt.Errorf("list busybox's applets: %w", err)
 	}
 	base := image.File{Path: "/bin/busybox", From: program}
-	pause = image.Image{Ref: boot.PauseImage, Entrypoint: []string{"/bin/busybox", "sleep", "2147483647"}, Files: []image.File{base}}
+	pause = image.Image{Ref: boot.PauseImage, Files: []image.File{base}, Entrypoint: []string{
+		"/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; /bin/busybox sleep 2147483647 & wait",
+	}}
 	files := []image.File{
 		base, {Path: "/bin/echoserver", From: filepath.Join(programs, "echoserver")}, {Path: "/bin/probe", Link: "echoserver"},
 		{Path: "/tmp", Dir: true, Mode: 0o1777}, {Path: "/root", Dir: true, Mode: 0o700}, {Path: "/www", Dir: true},

@@ -143,7 +143,8 @@ func labTree(root string, spec *Spec) error {
 
 // kernelTree is /dev, /proc and /sys.
 func kernelTree(root string, spec *Spec) error {
-	if err := bind("/dev", filepath.Join(root, "dev")); err != nil {
+	// With what is mounted in it, terminals above all.
+	if err := mountOver("/dev", filepath.Join(root, "dev"), unix.MS_BIND|unix.MS_REC); err != nil {
 		return err
 	}
 	if err := mountAt(filepath.Join(root, "dev/shm"), "tmpfs", "tmpfs", "mode=1777"); err != nil {
@@ -190,11 +191,14 @@ func mountAt(target, source, fstype, options string) error {
 	return nil
 }
 
-func bind(from, to string) error {
+// bind shows a directory in another place, without what is mounted in it: the node's root is in the node's directory.
+func bind(from, to string) error { return mountOver(from, to, unix.MS_BIND) }
+
+func mountOver(from, to string, flags uintptr) error {
 	if err := errors.Join(os.MkdirAll(from, 0o755), os.MkdirAll(to, 0o755)); err != nil {
 		return fmt.Errorf("make a mount point: %w", err)
 	}
-	if err := unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := unix.Mount(from, to, "", flags, ""); err != nil {
 		return fmt.Errorf("bind %s to %s: %w", from, to, err)
 	}
 	return nil
