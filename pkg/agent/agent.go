@@ -75,11 +75,11 @@ func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg 
 // Run runs the agent until ctx ends or a part of it cannot go on. Pods keep their network either way.
 func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("starting", "node", a.cfg.NodeName, "datapath", a.state.datapath, "ovs", a.cfg.OVSEndpoint, "sb", a.cfg.SBRemote)
-	cni, err := wire.Listen(a.cfg.CNISocket)
+	cni, err := wire.Listen(ctx, a.cfg.CNISocket)
 	if err != nil {
 		return err
 	}
-	health, err := net.Listen("tcp", a.cfg.MetricsAddress)
+	health, err := new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.MetricsAddress)
 	if err != nil {
 		return fmt.Errorf("listen on --metrics-address: %w: another process has the port, or the address is not the node's", err)
 	}
@@ -135,7 +135,9 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	a.ready.set(compAPI, "")
 	client.OnConfigChange(a.loop.poke)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.host.Watch(ctx, a.loop.poke) })
+	g.Go(func() error {
+		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: func() { a.loop.gateway.forgetMasquerade(); a.loop.poke() }})
+	})
 	g.Go(func() error { return a.loop.run(ctx) })
 	return g.Wait()
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -28,8 +29,17 @@ import (
 type gateway struct {
 	cfg  Config
 	host hostNetwork
-	// masquerade is what nftables has from this process; the node's loop alone uses it.
+
+	mu sync.Mutex
+	// masquerade is what nftables has from this process.
 	masquerade *netdev.Masquerade
+}
+
+// forgetMasquerade makes the next pass write nftables anew: somebody may have emptied them.
+func (g *gateway) forgetMasquerade() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.masquerade = nil
 }
 
 // reconcile returns nil when pods can reach the node and, through it, everything else.
@@ -44,8 +54,7 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) e
 	if err := db.EnsurePort(ctx, port); err != nil {
 		return err
 	}
-	v4, v6 := families(join)
-	if err := g.host.EnableForwarding(v4, v6); err != nil {
+	if err := g.host.EnableForwarding(join.IPs); err != nil {
 		return err
 	}
 	if err := g.masqueradePods(ctx, in.podCIDRs, join); err != nil {
@@ -107,13 +116,6 @@ func installed(ctx context.Context, db switchDB, cfg Config) error {
 	return nil
 }
 
-func families(join v1alpha1.Join) (v4, v6 bool) {
-	for _, p := range join.IPs {
-		v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
-	}
-	return v4, v6
-}
-
 // podRoutes are the routes to the pods of every family that the node has a join address in, sorted.
 func podRoutes(podCIDRs []netip.Prefix, join v1alpha1.Join) []netdev.Route {
 	var out []netdev.Route
@@ -139,12 +141,16 @@ func (g *gateway) masqueradePods(ctx context.Context, podCIDRs []netip.Prefix, j
 	for _, ip := range join.IPs {
 		want.Except = append(want.Except, ip.Masked())
 	}
-	if g.masquerade != nil && reflect.DeepEqual(*g.masquerade, want) {
+	g.mu.Lock()
+	same := g.masquerade != nil && reflect.DeepEqual(*g.masquerade, want)
+	g.masquerade = &want // before writing: a deletion during it must not go unnoticed
+	g.mu.Unlock()
+	if same {
 		return nil
 	}
 	if err := g.host.Masquerade(ctx, want); err != nil {
+		g.forgetMasquerade()
 		return err
 	}
-	g.masquerade = &want
 	return nil
 }

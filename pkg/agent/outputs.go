@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net"
+	"net/netip"
 
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
@@ -11,8 +12,8 @@ import (
 // hostNetwork is the kernel; netdev.Host implements it.
 type hostNetwork interface {
 	Addrs() ([]netdev.HostAddr, error)
-	Watch(ctx context.Context, changed func()) error
-	EnableForwarding(ipv4, ipv6 bool) error
+	Watch(ctx context.Context, e netdev.Events) error
+	EnableForwarding(addrs []netip.Prefix) error
 	ConfigureGateway(g netdev.Gateway) error
 	SyncRoutes(link string, routes []netdev.Route) error
 	Masquerade(ctx context.Context, m netdev.Masquerade) error

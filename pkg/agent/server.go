@@ -16,8 +16,9 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// shutdownTimeout is how long requests in progress may take to undo themselves once the agent is told to end.
-const shutdownTimeout = 15 * time.Second
+// shutdownTimeout is how long requests in progress may take to undo themselves once the agent is told to end: less than the
+// ten seconds that its pod has.
+const shutdownTimeout = 7 * time.Second
 
 // handle carries one CNI request out.
 func (a *attacher) handle(ctx context.Context, req *wire.Request) (*wire.Result, error) {

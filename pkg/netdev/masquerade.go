@@ -42,10 +42,12 @@ func applyMasquerade(ctx context.Context, nft knftables.Interface, m Masquerade)
 		Priority: knftables.PtrTo(knftables.SNATPriority),
 	})
 	tx.Flush(&knftables.Chain{Name: "postrouting"})
-	for _, f := range []struct{ suffix, setType, match string }{{"4", "ipv4_addr", "ip"}, {"6", "ipv6_addr", "ip6"}} {
-		is4 := f.suffix == "4"
-		addSet(tx, "pods"+f.suffix, f.setType, family(m.Sources, is4))
-		addSet(tx, "direct"+f.suffix, f.setType, family(slices.Concat(m.Sources, m.Except), is4))
+	for _, f := range []struct {
+		suffix, setType, match string
+		member                 func(netip.Addr) bool
+	}{{"4", "ipv4_addr", "ip", netip.Addr.Is4}, {"6", "ipv6_addr", "ip6", netip.Addr.Is6}} {
+		addSet(tx, "pods"+f.suffix, f.setType, family(m.Sources, f.member))
+		addSet(tx, "direct"+f.suffix, f.setType, family(slices.Concat(m.Sources, m.Except), f.member))
 		tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(
 			"oifname", "!=", `"`+m.Gateway+`"`, f.match, "saddr", "@", "pods"+f.suffix, f.match, "daddr", "!=", "@", "direct"+f.suffix, "masquerade",
 		)})
@@ -65,18 +67,13 @@ func addSet(tx *knftables.Transaction, name, setType string, nets []netip.Prefix
 }
 
 // family picks the prefixes of one family, masked, sorted and without duplicates: nft refuses an element that is added twice.
-func family(nets []netip.Prefix, is4 bool) []netip.Prefix {
+func family(nets []netip.Prefix, member func(netip.Addr) bool) []netip.Prefix {
 	var out []netip.Prefix
 	for _, n := range nets {
-		if n.Addr().Is4() == is4 {
+		if member(n.Addr()) {
 			out = append(out, n.Masked())
 		}
 	}
-	slices.SortFunc(out, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
+	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -29,15 +31,15 @@ func writeSysctl(key, value string) error {
 	return nil
 }
 
-// EnableForwarding lets the host forward packets of the families asked for.
-func (h Host) EnableForwarding(ipv4, ipv6 bool) error {
+// EnableForwarding lets the host forward packets of the families that addrs have.
+func (h Host) EnableForwarding(addrs []netip.Prefix) error {
 	return h.do(func() error {
-		if ipv4 {
+		if slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
 			if err := writeSysctl("net/ipv4/ip_forward", "1"); err != nil {
 				return err
 			}
 		}
-		if !ipv6 {
+		if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 			return nil
 		}
 		if err := keepRouterAdvertisements(); err != nil {

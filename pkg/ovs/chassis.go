@@ -124,7 +124,7 @@ func (c *Client) createBridge(ctx context.Context, datapath string) error {
 	}
 	// Fail mode secure: a bridge without its controller must not become a learning switch that joins all pods.
 	rows := []model.Model{
-		&vswitchdb.Interface{UUID: "br_iface", Name: ident.IntegrationBridge, Type: "internal"},
+		&vswitchdb.Interface{UUID: "br_iface", Name: ident.IntegrationBridge, Type: typeInternal},
 		&vswitchdb.Port{UUID: "br_port", Name: ident.IntegrationBridge, Interfaces: []string{"br_iface"}},
 		&vswitchdb.Bridge{
 			UUID: "br", Name: ident.IntegrationBridge, Ports: []string{"br_port"}, DatapathType: datapath, FailMode: ptr(vswitchdb.BridgeFailModeSecure),

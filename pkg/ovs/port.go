@@ -30,6 +30,9 @@ const (
 	keyConf      = "godwit.dev/conf"
 )
 
+// typeInternal is the Interface type of ports whose link ovs-vswitchd makes.
+const typeInternal = "internal"
+
 // Owner says which container's interface a port is. The zero value is a port of the node itself.
 type Owner struct {
 	// Container and IfName are the CNI attachment.
@@ -89,7 +92,7 @@ func status(i *vswitchdb.Interface) PortStatus {
 	ids := i.ExternalIDs
 	s := PortStatus{
 		Port: Port{
-			Name: i.Name, Internal: i.Type == "internal", ID: ident.PortName(ids[keyIfaceID]), UID: ids[keyIfaceIDVer], MAC: ids[keyAttachedMAC],
+			Name: i.Name, Internal: i.Type == typeInternal, ID: ident.PortName(ids[keyIfaceID]), UID: ids[keyIfaceIDVer], MAC: ids[keyAttachedMAC],
 			Owner: Owner{Container: ids[keyContainer], IfName: ids[keyIfName], Netns: ids[keyNetns], Pod: ids[keyPod], Conf: ids[keyConf]},
 		},
 		Installed: ids[keyOVNInstalled] == "true",
@@ -162,6 +165,9 @@ func (c *Client) EnsurePort(ctx context.Context, p Port) error {
 	if len(rows) == 1 && equal(&rows[0], p) {
 		return nil
 	}
+	if len(rows) == 1 && p.Internal && rows[0].Type == typeInternal && rows[0].Name == p.Name && ours(&rows[0]) {
+		return c.updatePort(ctx, &rows[0], p)
+	}
 	br, err := c.integrationBridge(ctx)
 	if err != nil {
 		return err
@@ -183,6 +189,23 @@ func (c *Client) EnsurePort(ctx context.Context, p Port) error {
 	return nil
 }
 
+// updatePort changes an internal port in place: replacing it would take its link, and with it the node's traffic, away for a moment.
+func (c *Client) updatePort(ctx context.Context, row *vswitchdb.Interface, p Port) error {
+	keys, err := c.setKeys(row, &row.ExternalIDs, p.externalIDs())
+	if err != nil {
+		return fmt.Errorf("update port %s: %w", p.Name, err)
+	}
+	row.MAC, row.MTURequest = &p.MAC, &p.MTU
+	columns, err := c.ovsdb.Where(row).Update(row, &row.MAC, &row.MTURequest)
+	if err != nil {
+		return fmt.Errorf("update port %s: %w", p.Name, err)
+	}
+	if err := c.transact(ctx, slices.Concat(keys, columns)); err != nil {
+		return fmt.Errorf("update port %s on %s: %w", p.Name, ident.IntegrationBridge, err)
+	}
+	return nil
+}
+
 // equal compares what EnsurePort writes; keys that OVN writes are not ours to compare.
 func equal(i *vswitchdb.Interface, p Port) bool {
 	for k, v := range p.externalIDs() {
@@ -190,7 +213,7 @@ func equal(i *vswitchdb.Interface, p Port) bool {
 			return false
 		}
 	}
-	if i.Name != p.Name || (i.Type == "internal") != p.Internal || i.ExternalIDs[keyIfaceIDVer] != p.UID {
+	if i.Name != p.Name || (i.Type == typeInternal) != p.Internal || i.ExternalIDs[keyIfaceIDVer] != p.UID {
 		return false
 	}
 	return !p.Internal || i.MTURequest != nil && *i.MTURequest == p.MTU && i.MAC != nil && *i.MAC == p.MAC
@@ -201,7 +224,7 @@ func (c *Client) addOps(ctx context.Context, br *vswitchdb.Bridge, p Port) ([]ov
 	port := &vswitchdb.Port{UUID: "port", Name: p.Name, Interfaces: []string{"iface"}}
 	if p.Internal {
 		// In the database, so that the link that ovs-vswitchd makes after its restart has them from the start.
-		iface.Type, iface.MAC, iface.MTURequest = "internal", &p.MAC, &p.MTU
+		iface.Type, iface.MAC, iface.MTURequest = typeInternal, &p.MAC, &p.MTU
 	} else {
 		qos, err := c.noopQoS(ctx)
 		if err != nil {

@@ -23,37 +23,43 @@ type watchers struct {
 var _ cache.EventHandler = (*watchers)(nil)
 
 // OnAdd implements cache.EventHandler.
-func (w *watchers) OnAdd(_ string, m model.Model) { w.notify(m, true) }
+func (w *watchers) OnAdd(_ string, m model.Model) { w.notify(nil, m) }
 
 // OnUpdate implements cache.EventHandler.
-func (w *watchers) OnUpdate(_ string, old, m model.Model) { w.notify(m, isConfigChange(old, m)) }
+func (w *watchers) OnUpdate(_ string, old, m model.Model) { w.notify(old, m) }
 
 // OnDelete implements cache.EventHandler.
-func (w *watchers) OnDelete(_ string, m model.Model) { w.notify(m, true) }
+func (w *watchers) OnDelete(_ string, m model.Model) { w.notify(nil, m) }
 
-// isConfigChange is false for the changes that every pod brings: the bridge's list of ports.
-func isConfigChange(old, m model.Model) bool {
-	was, ok := old.(*vswitchdb.Bridge)
-	is, ok2 := m.(*vswitchdb.Bridge)
-	return !ok || !ok2 || slices.Equal(was.Ports, is.Ports)
-}
-
-func (w *watchers) notify(m model.Model, config bool) {
+// notify tells of a row that changed; old is nil unless it was there before and is still.
+func (w *watchers) notify(old, m model.Model) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch row := m.(type) {
-	case *vswitchdb.Interface:
+	if row, ok := m.(*vswitchdb.Interface); ok {
 		for ch := range w.interfaces[row.Name] {
 			signal(ch)
 		}
-		config = config && row.ExternalIDs[keyContainer] == ""
-	case *vswitchdb.Port:
-		config = false // comes and goes with its Interface
 	}
-	if config {
-		for _, f := range w.config {
-			f()
-		}
+	if !isConfigChange(old, m) {
+		return
+	}
+	for _, f := range w.config {
+		f()
+	}
+}
+
+// isConfigChange is false for the changes that every pod brings: its Interface, its Port, and the bridge's list of ports.
+func isConfigChange(old, m model.Model) bool {
+	switch row := m.(type) {
+	case *vswitchdb.Interface:
+		return row.ExternalIDs[keyContainer] == ""
+	case *vswitchdb.Port:
+		return false
+	case *vswitchdb.Bridge:
+		was, ok := old.(*vswitchdb.Bridge)
+		return !ok || slices.Equal(was.Ports, row.Ports)
+	default:
+		return true
 	}
 }
 

@@ -61,7 +61,7 @@ func (c *Client) Do(ctx context.Context, req Request) (*Result, error) {
 }
 
 func (c *Client) explain(err error) error {
-	const remedy = "check the godwit-agent pod of this node (kubectl -n kube-system get pods -l app=godwit-agent -o wide)"
+	const remedy = "check the godwit-agent pod of this node (kubectl -n godwit-system get pods -o wide -l app.kubernetes.io/component=agent)"
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: nothing listens on %s: %s", ErrNotRunning, c.socket, remedy)

@@ -23,8 +23,8 @@ const (
 	answerMargin = 500 * time.Millisecond
 	// maxTimeout bounds what a caller may ask for.
 	maxTimeout = 4 * time.Minute
-	// headerTimeout bounds how long a connection may be silent before its request.
-	headerTimeout = 10 * time.Second
+	// readTimeout bounds the arrival of a request.
+	readTimeout = 10 * time.Second
 )
 
 func untilMillis(deadline time.Time) int64 { return time.Until(deadline).Milliseconds() }
@@ -38,14 +38,23 @@ func NewServer(ctx context.Context, log *slog.Logger, handle Handler) *http.Serv
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { serve(w, r, log, handle) })
 	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout,
+		// Not ReadTimeout: it goes on counting while the operation runs, and would end it.
+		Handler: mux, ReadHeaderTimeout: readTimeout,
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 }
 
 func serve(w http.ResponseWriter, r *http.Request, log *slog.Logger, handle Handler) {
+	deadline := http.NewResponseController(w)
+	if err := deadline.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+		log.Debug("connection went away before its request", "error", err)
+		return
+	}
 	req, err := decodeRequest(http.MaxBytesReader(w, r.Body, maxBody))
+	if err == nil {
+		err = deadline.SetReadDeadline(time.Time{})
+	}
 	if err != nil {
 		answer(w, log, http.StatusBadRequest, Response{Version: Version, Error: asCNIError(err)})
 		return
@@ -96,7 +105,7 @@ func asCNIError(err error) *types.Error {
 
 // Listen opens the socket: mode 0600 in a directory of mode 0700, and connections of anyone but root are closed. A socket that an earlier agent
 // left is replaced; one that another agent listens on is an error.
-func Listen(socket string) (net.Listener, error) {
+func Listen(ctx context.Context, socket string) (net.Listener, error) {
 	dir := filepath.Dir(socket)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of CNI socket: %w", err)
@@ -104,7 +113,7 @@ func Listen(socket string) (net.Listener, error) {
 	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory needs the execute bit
 		return nil, fmt.Errorf("restrict directory of CNI socket: %w", err)
 	}
-	if conn, err := net.DialTimeout("unix", socket, time.Second); err == nil {
+	if conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", socket); err == nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another process listens on %s: is a second godwit-agent running on this node?", socket)
 	}

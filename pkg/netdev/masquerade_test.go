@@ -1,0 +1,178 @@
+package netdev
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"sigs.k8s.io/knftables"
+
+	"github.com/godwit-cni/godwit/test/lab/packages"
+)
+
+// useNFT lets knftables find the nft program.
+func useNFT(t *testing.T) {
+	t.Helper()
+	root, err := packages.Ensure(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range root.Environ() {
+		k, v, _ := strings.Cut(kv, "=")
+		t.Setenv(k, v)
+	}
+}
+
+func flushNFT(t *testing.T, h Host) {
+	t.Helper()
+	if err := h.do(func() error { return exec.Command("nft", "flush", "ruleset").Run() }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMasqueradeRules(t *testing.T) {
+	fake := knftables.NewFake(knftables.InetFamily, nftTable)
+	m := Masquerade{
+		Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("10.244.0.0/16")},
+		Except:  []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd64::/64")}, Gateway: "ovn0",
+	}
+	for range 2 { // writing it again replaces, it does not add
+		if err := applyMasquerade(t.Context(), fake, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := strings.TrimSpace(`
+add table inet godwit { comment "Godwit: pods leave under the node's address" ; }
+add chain inet godwit postrouting { type nat hook postrouting priority 100 ; }
+add set inet godwit direct4 { type ipv4_addr ; flags interval ; auto-merge ; }
+add set inet godwit direct6 { type ipv6_addr ; flags interval ; auto-merge ; }
+add set inet godwit pods4 { type ipv4_addr ; flags interval ; auto-merge ; }
+add set inet godwit pods6 { type ipv6_addr ; flags interval ; auto-merge ; }
+add rule inet godwit postrouting oifname != "ovn0" ip saddr @pods4 ip daddr != @direct4 masquerade
+add rule inet godwit postrouting oifname != "ovn0" ip6 saddr @pods6 ip6 daddr != @direct6 masquerade
+add element inet godwit direct4 { 10.244.0.0/16 }
+add element inet godwit direct4 { 100.64.0.0/16 }
+add element inet godwit direct6 { fd00::/64 }
+add element inet godwit direct6 { fd64::/64 }
+add element inet godwit pods4 { 10.244.0.0/16 }
+add element inet godwit pods6 { fd00::/64 }`)
+	if diff := cmp.Diff(want, strings.TrimSpace(fake.Dump())); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
+// TestMasquerade sends packets through a real kernel: a "pod" behind ovn0, a "world" on the underlay.
+func TestMasquerade(t *testing.T) {
+	useNFT(t)
+	node := newHost(t)
+	pod, world := namespace(t), namespace(t)
+	connect(t, node, "ovn0", "100.64.0.11/16", Host{Netns: pod.Path()}, "100.64.0.1/16")
+	connect(t, node, "eth0", "192.0.2.1/24", Host{Netns: world.Path()}, "192.0.2.2/24")
+	if err := pod.Do(func() error { // 10.244.0.5 is the pod's own address, and the way out is the node
+		lo, err := netlink.LinkByName("far")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(lo, address(netip.MustParsePrefix("10.244.0.5/32"))); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), Gw: net.IPv4(100, 64, 0, 11), Src: net.IPv4(10, 244, 0, 5)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.EnableForwarding([]netip.Prefix{netip.MustParsePrefix("100.64.0.11/16")}); err != nil {
+		t.Fatal(err)
+	}
+	g := []Route{{Dst: netip.MustParsePrefix("10.244.0.0/16"), Via: netip.MustParseAddr("100.64.0.1"), Src: netip.MustParseAddr("100.64.0.11")}}
+	if err := node.SyncRoutes("ovn0", g); err != nil {
+		t.Fatal(err)
+	}
+	m := Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}
+	if err := node.Masquerade(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if got := seenFrom(t, Host{Netns: pod.Path()}, Host{Netns: world.Path()}, "192.0.2.2:77"); got != "192.0.2.1" {
+		t.Errorf("the world saw %s, want the node's address 192.0.2.1", got)
+	}
+	if got := seenFrom(t, Host{Netns: pod.Path()}, node, "192.0.2.1:77"); got != "10.244.0.5" {
+		t.Errorf("the node saw %s, want the pod's address 10.244.0.5", got)
+	}
+	m.Except = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	if err := node.Masquerade(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if err := world.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.244.0.0/16")), Gw: net.IPv4(192, 0, 2, 1)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := seenFrom(t, Host{Netns: pod.Path()}, Host{Netns: world.Path()}, "192.0.2.2:78"); got != "10.244.0.5" {
+		t.Errorf("an excepted destination saw %s, want the pod's address 10.244.0.5", got)
+	}
+}
+
+// connect makes a veth from the node's link name to the link "far" of another namespace.
+func connect(t *testing.T, node Host, name, addr string, peer Host, peerAddr string) {
+	t.Helper()
+	if _, err := node.CreateVeth(Veth{Host: name, Netns: peer.Netns, Name: "far", MTU: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []struct {
+		h          Host
+		name, addr string
+	}{{node, name, addr}, {peer, "far", peerAddr}} {
+		if err := end.h.do(func() error {
+			link, err := netlink.LinkByName(end.name)
+			if err != nil {
+				return err
+			}
+			if err := netlink.LinkSetUp(link); err != nil {
+				return err
+			}
+			return netlink.AddrAdd(link, address(netip.MustParsePrefix(end.addr)))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// seenFrom is the address that a server at addr in one namespace sees a client in another come from.
+func seenFrom(t *testing.T, client, server Host, addr string) string {
+	t.Helper()
+	var l net.Listener
+	if err := server.do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, conn.RemoteAddr().(*net.TCPAddr).IP.String())
+		_ = conn.Close()
+	}()
+	var out []byte
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := client.do(func() error {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		out, err = io.ReadAll(conn)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
