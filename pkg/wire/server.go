@@ -22,9 +22,8 @@ const (
 	// answerMargin is how much earlier than its caller's deadline an operation ends, so that its error still arrives.
 	answerMargin = 500 * time.Millisecond
 	// maxTimeout bounds what a caller may ask for.
-	maxTimeout = 4 * time.Minute
-	// readTimeout bounds the arrival of a request.
-	readTimeout = 10 * time.Second
+	maxTimeout         = 4 * time.Minute
+	defaultReadTimeout = 10 * time.Second
 )
 
 func untilMillis(deadline time.Time) int64 { return time.Until(deadline).Milliseconds() }
@@ -35,20 +34,32 @@ type Handler func(ctx context.Context, req *Request) (*Result, error)
 // NewServer makes the HTTP server of the agent's end. Requests end when ctx does: Shutdown
 // then waits for what they undo.
 func NewServer(ctx context.Context, log *slog.Logger, handle Handler) *http.Server {
+	return newServer(ctx, &server{log: log, handle: handle, readTimeout: defaultReadTimeout})
+}
+
+// server is the HTTP handler.
+type server struct {
+	log    *slog.Logger
+	handle Handler
+	// readTimeout bounds the arrival of a request.
+	readTimeout time.Duration
+}
+
+func newServer(ctx context.Context, s *server) *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { serve(w, r, log, handle) })
+	mux.HandleFunc("POST "+path, s.serve)
 	return &http.Server{
 		// Not ReadTimeout: it goes on counting while the operation runs, and would end it.
-		Handler: mux, ReadHeaderTimeout: readTimeout,
-		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		Handler: mux, ReadHeaderTimeout: s.readTimeout,
+		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 }
 
-func serve(w http.ResponseWriter, r *http.Request, log *slog.Logger, handle Handler) {
+func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 	deadline := http.NewResponseController(w)
-	if err := deadline.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
-		log.Debug("connection went away before its request", "error", err)
+	if err := deadline.SetReadDeadline(time.Now().Add(s.readTimeout)); err != nil {
+		s.log.Debug("connection went away before its request", "error", err)
 		return
 	}
 	req, err := decodeRequest(http.MaxBytesReader(w, r.Body, maxBody))
@@ -56,18 +67,18 @@ func serve(w http.ResponseWriter, r *http.Request, log *slog.Logger, handle Hand
 		err = deadline.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
-		answer(w, log, http.StatusBadRequest, Response{Version: Version, Error: asCNIError(err)})
+		s.answer(w, http.StatusBadRequest, Response{Version: Version, Error: asCNIError(err)})
 		return
 	}
-	timeout := min(time.Duration(req.TimeoutMillis)*time.Millisecond, maxTimeout)
+	timeout := time.Duration(min(req.TimeoutMillis, maxTimeout.Milliseconds())) * time.Millisecond
 	ctx, cancel := context.WithTimeout(r.Context(), max(timeout-answerMargin, timeout/2))
 	defer cancel()
-	result, err := handle(ctx, req)
+	result, err := s.handle(ctx, req)
 	if err != nil {
-		answer(w, log, http.StatusInternalServerError, Response{Version: Version, Error: asCNIError(err)})
+		s.answer(w, http.StatusInternalServerError, Response{Version: Version, Error: asCNIError(err)})
 		return
 	}
-	answer(w, log, http.StatusOK, Response{Version: Version, Result: result})
+	s.answer(w, http.StatusOK, Response{Version: Version, Result: result})
 }
 
 // decodeRequest reads and validates a request; its errors are *types.Error.
@@ -87,11 +98,11 @@ func decodeRequest(body io.Reader) (*Request, error) {
 	return &req, nil
 }
 
-func answer(w http.ResponseWriter, log *slog.Logger, status int, r Response) {
+func (s *server) answer(w http.ResponseWriter, status int, r Response) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(r); err != nil {
-		log.Debug("caller went away before its answer", "error", err)
+		s.log.Debug("caller went away before its answer", "error", err)
 	}
 }
 
