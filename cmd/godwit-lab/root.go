@@ -70,9 +70,9 @@ func (o *options) upCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().IntVar(&c.Nodes, "nodes", 3, "how many nodes")
-	cmd.Flags().StringVar(&c.IPFamily, "ip-family", lab.DualStack, "dual, ipv4 or ipv6")
-	cmd.Flags().StringVar(&c.CNI, "cni", lab.CNIGodwit, "godwit, or none for nodes that stay NotReady")
+	cmd.Flags().IntVar(&c.Nodes, "nodes", 0, "how many nodes; 3 in a new lab")
+	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
+	cmd.Flags().StringVar(&c.CNI, "cni", "", "godwit (in a new lab), or none for nodes that stay NotReady")
 	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
 	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")
 	return cmd

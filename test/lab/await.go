@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +18,8 @@ const (
 	apiTimeout   = 2 * time.Minute
 	nodesTimeout = 3 * time.Minute
 	poll         = 50 * time.Millisecond
+	// patience is how long a wait is not worth a message.
+	patience = 5 * time.Second
 )
 
 // RESTConfig is the administrator's, with limits that no test reaches.
@@ -81,7 +84,7 @@ func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:reviv
 	if err != nil {
 		return err
 	}
-	start, told := time.Now(), time.Now()
+	start, told := time.Now(), ""
 	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
 	defer cancel()
 	for {
@@ -92,13 +95,13 @@ func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:reviv
 			}
 			return nil
 		}
-		if time.Since(told) > 5*time.Second {
-			told = time.Now()
-			l.log.Info("waiting for nodes", "missing", missing, "err", err)
+		if now := fmt.Sprint(missing, err); now != told && time.Since(start) > patience {
+			told = now
+			l.log.Info("waiting for nodes", "missing", strings.Join(missing, "; "), "err", err)
 		}
 		if pauseErr := pause(ctx, poll); pauseErr != nil {
-			return errors.Join(fmt.Errorf("nodes are not ready after %s: %v: see the nodes' logs in %s", time.Since(start).Round(time.Second), missing,
-				l.path(logsDir)), err, pauseErr)
+			return errors.Join(fmt.Errorf("nodes are not ready after %s: see the nodes' logs in %s:\n%s", time.Since(start).Round(time.Second),
+				l.path(logsDir), strings.Join(missing, "\n")), err, pauseErr)
 		}
 	}
 }
@@ -140,9 +143,19 @@ func lacks(node *corev1.Node, booted time.Time, ready bool) string { //nolint:re
 			return "its kubelet has not reported since it booted"
 		}
 		if ready && c.Status != corev1.ConditionTrue {
-			return c.Reason + ": " + c.Message
+			return short(c.Message)
 		}
 		return ""
 	}
 	return "its kubelet has not reported"
+}
+
+// short leaves of a kubelet's nested message what is at its end.
+func short(message string) string {
+	for _, before := range []string{"message:", "returns error: "} {
+		if i := strings.LastIndex(message, before); i >= 0 {
+			message = message[i+len(before):]
+		}
+	}
+	return message
 }

@@ -7,6 +7,7 @@
 package lab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,15 +40,15 @@ const (
 	maxDir = 70
 )
 
-// Config describes a lab. The zero value of every field but Log has a default.
+// Config describes a lab. Zero values stand for what an existing lab has, and for defaults in a new one.
 type Config struct {
 	// Name tells labs on one machine apart; "default" by default.
 	Name string
 	// Nodes is their number; 3 by default. Up can add nodes to a lab, not remove them.
 	Nodes int
-	// IPFamily is DualStack, IPv4 or IPv6.
+	// IPFamily is DualStack, the default, IPv4 or IPv6.
 	IPFamily string
-	// CNI is CNIGodwit or CNINone. Nodes without a CNI stay NotReady.
+	// CNI is CNIGodwit, the default, or CNINone. Nodes without a CNI stay NotReady.
 	CNI string
 	// Program is a godwit-lab program, which runs as pid 1 of the lab's machines; it is built from the checkout by default.
 	Program string
@@ -59,20 +60,16 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// inherit returns c with what an existing lab has in place of zero values.
+func (c Config) inherit(s *state) Config {
+	c.Nodes, c.IPFamily, c.CNI = cmp.Or(c.Nodes, s.Nodes), cmp.Or(c.IPFamily, s.IPFamily), cmp.Or(c.CNI, s.CNI)
+	return c
+}
+
 // Defaults returns c with defaults in place of zero values.
 func (c Config) Defaults() Config {
-	if c.Name == "" {
-		c.Name = defaultName
-	}
-	if c.Nodes == 0 {
-		c.Nodes = 3
-	}
-	if c.IPFamily == "" {
-		c.IPFamily = DualStack
-	}
-	if c.CNI == "" {
-		c.CNI = CNIGodwit
-	}
+	c.Name, c.Nodes = cmp.Or(c.Name, defaultName), cmp.Or(c.Nodes, 3)
+	c.IPFamily, c.CNI = cmp.Or(c.IPFamily, DualStack), cmp.Or(c.CNI, CNIGodwit)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

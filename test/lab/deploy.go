@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -116,17 +115,19 @@ func (l *Lab) applyManifests(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(top, "yamls/crds/*.yaml"))
-	if err != nil {
-		return fmt.Errorf("list manifests: %w", err)
-	}
 	var objects []*unstructured.Unstructured
-	for _, f := range append(files, filepath.Join(top, "yamls/install.yaml")) {
-		more, err := readManifest(f)
-		if err != nil {
-			return err
+	for _, pattern := range []string{"yamls/crds/*.yaml", "yamls/*.yaml"} {
+		files, err := filepath.Glob(filepath.Join(top, pattern))
+		if err != nil || len(files) == 0 {
+			return errors.Join(fmt.Errorf("read Godwit's manifests: %s lacks %s; godwit-lab up --cni none makes a cluster without Godwit", top, pattern), err)
 		}
-		objects = append(objects, more...)
+		for _, f := range files {
+			more, err := readManifest(f)
+			if err != nil {
+				return err
+			}
+			objects = append(objects, more...)
+		}
 	}
 	if err := l.overrideSettings(objects); err != nil {
 		return err
@@ -136,14 +137,15 @@ func (l *Lab) applyManifests(ctx context.Context) error {
 
 func readManifest(file string) ([]*unstructured.Unstructured, error) {
 	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read Godwit's manifests: %w: this checkout lacks it; godwit-lab up --cni none makes a cluster without it", err)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("read Godwit's manifests: %w", err)
 	}
 	defer f.Close()
-	return ReadObjects(f)
+	objects, err := ReadObjects(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return objects, nil
 }
 
 // ReadObjects reads the objects of a manifest.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,11 +24,7 @@ const downTimeout = time.Minute
 // Up makes the lab, or repairs and updates an existing one, and returns when its nodes are ready. It changes nothing in a lab that is as c wants
 // it. A new lab is removed again when Up fails or ctx ends, unless c.Keep is set.
 func Up(ctx context.Context, c Config) (*Lab, error) {
-	c = c.Defaults()
-	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("the lab's configuration: %w", err)
-	}
-	dir, err := Dir(c.Name)
+	dir, err := Dir(cmp.Or(c.Name, defaultName))
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +36,17 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 		return nil, err
 	}
 	defer unlock()
-	l, err := record(dir, c)
+	old, err := readState(dir)
+	if err == nil {
+		c = c.inherit(old)
+	} else if !errors.Is(err, ErrNoLab) {
+		return nil, err
+	}
+	c = c.Defaults()
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("the lab's configuration: %w", err)
+	}
+	l, err := record(dir, old, c)
 	if err != nil {
 		return nil, err
 	}
@@ -55,24 +62,20 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 	return l, nil
 }
 
-// record puts the lab on record before anything of it exists.
-func record(dir string, c Config) (*Lab, error) {
-	s, err := readState(dir)
+// record puts the lab on record before anything of it exists. s is what is on record, nil for nothing.
+func record(dir string, s *state, c Config) (*Lab, error) {
 	switch {
-	case errors.Is(err, ErrNoLab):
-		s = &state{Name: c.Name, Nodes: c.Nodes, IPFamily: c.IPFamily, CNI: c.CNI, Machines: map[string]*machine{}}
+	case s == nil:
+		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, Machines: map[string]*machine{}}
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the lab's directory: %w", err)
 		}
-	case err != nil:
-		return nil, err
 	case s.IPFamily != c.IPFamily || s.CNI != c.CNI || s.Nodes > c.Nodes:
 		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s: remove it with godwit-lab down to have %d nodes, %s, %s",
 			s.Name, s.Nodes, s.IPFamily, s.CNI, c.Nodes, c.IPFamily, c.CNI)
 	}
 	s.Nodes = c.Nodes
-	l := &Lab{dir: dir, log: c.Log, state: s}
-	return l, writeState(dir, s)
+	return &Lab{dir: dir, log: c.Log, state: s}, writeState(dir, s)
 }
 
 func (l *Lab) up(ctx context.Context, c Config) error {
