@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// fakeNode is a kernel and a switch in memory: hostNetwork and switchDB. Operations named in fail return that error.
+type fakeNode struct {
+	mu     sync.Mutex
+	fail   map[string]error
+	calls  []string
+	links  map[string]netdev.Veth
+	inside map[string]netdev.Interface
+	ports  map[string]ovs.PortStatus
+	addrs  []netdev.HostAddr
+	// bind is what OVN does with a new port; nil binds it.
+	bind func(p *ovs.PortStatus)
+}
+
+func newFakeNode() *fakeNode {
+	return &fakeNode{
+		fail: map[string]error{}, links: map[string]netdev.Veth{}, inside: map[string]netdev.Interface{}, ports: map[string]ovs.PortStatus{},
+	}
+}
+
+var (
+	_ hostNetwork = (*fakeNode)(nil)
+	_ switchDB    = (*fakeNode)(nil)
+)
+
+// op notes the call and runs f unless the test wants the operation to fail.
+func (n *fakeNode) op(name string, f func()) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = append(n.calls, name)
+	if err := n.fail[name]; err != nil {
+		return err
+	}
+	f()
+	return nil
+}
+
+// left is what is on the node, for tests that want nothing to be.
+func (n *fakeNode) left() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []string
+	for name := range n.links {
+		out = append(out, "link "+name)
+	}
+	for name := range n.ports {
+		out = append(out, "port "+name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (n *fakeNode) Addrs() (out []netdev.HostAddr, err error) {
+	return n.addrs, n.op("Addrs", func() {})
+}
+func (n *fakeNode) Watch(ctx context.Context, _ netdev.Events) error { <-ctx.Done(); return nil }
+func (n *fakeNode) EnableForwarding([]netip.Prefix) error            { return n.op("EnableForwarding", func() {}) }
+func (n *fakeNode) ConfigureGateway(netdev.Gateway) error            { return n.op("ConfigureGateway", func() {}) }
+func (n *fakeNode) SyncRoutes(string, []netdev.Route) error          { return n.op("SyncRoutes", func() {}) }
+func (n *fakeNode) Masquerade(context.Context, netdev.Masquerade) error {
+	return n.op("Masquerade", func() {})
+}
+func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
+
+func (n *fakeNode) CreateVeth(v netdev.Veth) (net.HardwareAddr, error) {
+	return net.HardwareAddr{2, 0, 0, 0, 0, 1}, n.op("CreateVeth", func() { n.links[v.Host] = v })
+}
+
+func (n *fakeNode) ConfigureContainer(path string, i netdev.Interface) error {
+	return n.op("ConfigureContainer", func() { n.inside[path] = i })
+}
+
+func (n *fakeNode) CheckContainer(path string, _ netdev.Interface) (err error) {
+	return n.op("CheckContainer", func() {})
+}
+
+func (n *fakeNode) DeleteLink(name string) error {
+	return n.op("DeleteLink", func() { delete(n.links, name) })
+}
+
+func (n *fakeNode) LinkMAC(name string) (mac net.HardwareAddr, found bool, err error) {
+	err = n.op("LinkMAC", func() { _, found = n.links[name] })
+	return net.HardwareAddr{2, 0, 0, 0, 0, 1}, found, err
+}
+
+func (n *fakeNode) Ping(context.Context) error { return n.op("Ping", func() {}) }
+func (n *fakeNode) SupportsDatapath(context.Context, string) error {
+	return n.op("SupportsDatapath", func() {})
+}
+func (n *fakeNode) EnsureBridge(context.Context, string) (bool, error) {
+	return false, n.op("EnsureBridge", func() {})
+}
+func (n *fakeNode) EnsureChassis(context.Context, ovs.Chassis) ([]string, error) {
+	return nil, n.op("EnsureChassis", func() {})
+}
+
+func (n *fakeNode) EnsurePort(_ context.Context, p ovs.Port) error {
+	return n.op("EnsurePort", func() {
+		s := ovs.PortStatus{Port: p, Ofport: 1, Installed: true}
+		if n.bind != nil {
+			n.bind(&s)
+		}
+		n.ports[p.Name] = s
+	})
+}
+
+func (n *fakeNode) DeletePorts(_ context.Context, names ...string) error {
+	return n.op("DeletePorts", func() {
+		for _, name := range names {
+			delete(n.ports, name)
+		}
+	})
+}
+
+func (n *fakeNode) Port(_ context.Context, name string) (s ovs.PortStatus, err error) {
+	found := false
+	if err := n.op("Port", func() { s, found = n.ports[name] }); err != nil {
+		return s, err
+	}
+	if !found {
+		return s, fmt.Errorf("%w: %s", ovs.ErrNoPort, name)
+	}
+	return s, nil
+}
+
+func (n *fakeNode) PodPorts(context.Context) (out []ovs.PortStatus, err error) {
+	err = n.op("PodPorts", func() {
+		for _, s := range n.ports {
+			if s.Owner.Container != "" {
+				out = append(out, s)
+			}
+		}
+	})
+	return out, err
+}
+
+func (n *fakeNode) WaitInstalled(ctx context.Context, name string) error {
+	var s ovs.PortStatus
+	if err := n.op("WaitInstalled", func() { s = n.ports[name] }); err != nil {
+		return err
+	}
+	if s.Installed {
+		return nil
+	}
+	<-ctx.Done()
+	return fmt.Errorf("interface %s: wait for external_ids:ovn-installed: %w", name, ctx.Err())
+}

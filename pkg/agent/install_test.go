@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func newInstaller(t *testing.T) *installer {
+	t.Helper()
+	dir := t.TempDir()
+	cfg := Defaults()
+	cfg.CNIBinSource, cfg.CNIBinDir, cfg.CNIConfDir = filepath.Join(dir, "godwit-cni"), filepath.Join(dir, "bin"), filepath.Join(dir, "net.d")
+	write(t, cfg.CNIBinSource, "version 1")
+	return &installer{cfg: cfg}
+}
+
+func write(t *testing.T, path, contents string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(contents), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInstall(t *testing.T) {
+	i := newInstaller(t)
+	bin, conf := filepath.Join(i.cfg.CNIBinDir, "godwit"), filepath.Join(i.cfg.CNIConfDir, "05-godwit.conflist")
+	write(t, filepath.Join(i.cfg.CNIBinDir, "portmap"), "")
+	changed, missing, err := i.install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{bin, conf}, changed); diff != "" {
+		t.Errorf("files written, in order (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"bandwidth"}, missing); diff != "" {
+		t.Errorf("plugins left out (-want +got):\n%s", diff)
+	}
+	checkConflist(t, conf)
+	if changed, _, err := i.install(); err != nil || len(changed) > 0 {
+		t.Errorf("installing again wrote %v (%v)", changed, err)
+	}
+	// A program that runs keeps its file: a new one is put in its place.
+	old, err := os.Open(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	write(t, i.cfg.CNIBinSource, "version 2")
+	if changed, _, err := i.install(); err != nil || len(changed) != 1 {
+		t.Errorf("installing another version wrote %v (%v)", changed, err)
+	}
+	first := make([]byte, 20)
+	n, _ := old.Read(first)
+	now, err := os.ReadFile(bin)
+	if string(first[:n]) != "version 1" || string(now) != "version 2" || err != nil {
+		t.Errorf("the running program reads %q, a new one %q (%v)", first[:n], now, err)
+	}
+	entries, err := os.ReadDir(i.cfg.CNIBinDir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("%d files in the directory of plugins (%v), want 2", len(entries), err)
+	}
+}
+
+func checkConflist(t *testing.T, path string) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got any
+	if err := json.Unmarshal(raw, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"cniVersion": "1.0.0", "cniVersions": []any{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, "name": "godwit",
+		"plugins": []any{
+			map[string]any{"type": "godwit", "socket": "/run/godwit/cni.sock"},
+			map[string]any{"type": "portmap", "capabilities": map[string]any{"portMappings": true}},
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+}
+
+func TestInstallFailsBeforeTheConfiguration(t *testing.T) {
+	i := newInstaller(t)
+	write(t, i.cfg.CNIBinDir, "a file where the directory should be")
+	if _, _, err := i.install(); err == nil || !strings.Contains(err.Error(), "install CNI plugin") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Stat(i.cfg.CNIConfDir); err == nil {
+		t.Error("the configuration was written without the plugin")
+	}
+}
