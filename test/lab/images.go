@@ -126,6 +126,7 @@ func godwitImage(root *packages.Root, programs string) (image.Image, error) {
 	for _, p := range []string{"godwit-agent", "godwit-controller", "godwit-cni"} {
 		files = append(files, image.File{Path: "/usr/bin/" + p, From: filepath.Join(programs, p)})
 	}
-	files = append(files, image.File{Path: "/tmp", Dir: true, Mode: 0o1777})
+	// Container runtimes speak of /var/run/netns; what is mounted is /run/netns. Every distribution's image has the link.
+	files = append(files, image.File{Path: "/tmp", Dir: true, Mode: 0o1777}, image.File{Path: "/var/run", Link: "/run"})
 	return image.Image{Ref: GodwitImage, Env: []string{containerPath}, Files: files}, nil
 }
