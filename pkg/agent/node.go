@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,17 +76,34 @@ func (l *nodeLoop) pass(ctx context.Context) error {
 	if len(changed) > 0 {
 		l.log.Info("chassis configured", "changed", changed, "encap_ip", t.IP, "underlay", t.Link, "mtu", t.MTU, "datapath", l.state.datapath)
 	}
-	if err := l.report(compChassis, err); err != nil {
-		return err
+	chassisErr := l.report(compChassis, err)
+	if chassisErr == nil {
+		l.state.mtu.Store(t.MTU)
 	}
-	l.state.mtu.Store(t.MTU)
+	mtu := l.state.mtu.Load()
+	if mtu == 0 {
+		return chassisErr
+	}
+	// Also when the chassis was right before and is not now: pods reach their own node without tunnels.
 	err = l.gateway.reconcile(ctx, l.state.db, gatewayInput{
-		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), mtu: t.MTU, datapath: l.state.datapath,
+		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), mtu: mtu, datapath: l.state.datapath,
 	})
-	if err := l.report(compGateway, err); err != nil {
+	if err := firstFailure(chassisErr, l.report(compGateway, err)); err != nil {
 		return err
 	}
 	return l.install()
+}
+
+// firstFailure prefers an error that only another attempt can end to one that an event will.
+func firstFailure(errs ...error) error {
+	var pending error
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, errPending) {
+			return err
+		}
+		pending = cmp.Or(pending, err)
+	}
+	return pending
 }
 
 // install runs when everything else is there: once per process, for nothing that it depends on changes later.

@@ -25,7 +25,7 @@ func (a *attacher) handle(ctx context.Context, req *wire.Request) (*wire.Result,
 	start := time.Now()
 	res, err := a.dispatch(ctx, req)
 	a.metrics.request(string(req.Command), err, time.Since(start))
-	if err != nil {
+	if err != nil && req.Command != wire.Status { // the runtime asks for STATUS every few seconds; what changes is logged by the node's loop
 		// The runtime shows the error too, but on the kubelet's terms; here it stands beside the node's other troubles.
 		a.log.Warn("CNI request failed", "command", req.Command, "pod", req.Pod.String(), "container", req.ContainerID, "ifname", req.IfName, "error", err)
 	}
