@@ -1,0 +1,221 @@
+package check
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// nodeLinks are veths of a node that belong to the machine, not to a pod.
+var nodeLinks = []string{"eth0", "eth1"}
+
+// comparison is the facts by name, and what has been found.
+type comparison struct {
+	pods     map[string]Pod
+	ports    map[ident.PortName]Port
+	bindings map[ident.PortName]Binding
+	nodes    map[string]Node
+	found    []string
+}
+
+// Compare returns every difference as a sentence, in a stable order; none means that all parts agree.
+func Compare(f Facts) []string {
+	c := &comparison{pods: map[string]Pod{}, ports: map[ident.PortName]Port{}, bindings: map[ident.PortName]Binding{}, nodes: map[string]Node{}}
+	for _, p := range f.Pods {
+		c.pods[p.Namespace+"/"+p.Name] = p
+	}
+	for _, p := range f.Ports {
+		if _, twice := c.ports[p.Name]; twice {
+			c.differ("NB: two Logical_Switch_Ports are named %s", p.Name)
+		}
+		c.ports[p.Name] = p
+	}
+	for _, b := range f.Bindings {
+		c.bindings[b.Port] = b
+	}
+	for _, n := range f.Nodes {
+		c.nodes[n.Name] = n
+	}
+	for _, p := range f.Pods {
+		c.pod(p)
+	}
+	c.addresses(f.Pods)
+	for _, p := range f.Ports {
+		c.port(p)
+	}
+	for _, b := range f.Bindings {
+		if _, ok := c.ports[b.Port]; !ok && b.Type == "" {
+			c.differ("SB: Port_Binding %s has no Logical_Switch_Port in NB", b.Port)
+		}
+	}
+	for _, n := range f.Nodes {
+		c.node(n, slices.Contains(f.Chassis, n.Name))
+	}
+	for _, name := range f.Chassis {
+		if _, ok := c.nodes[name]; !ok {
+			c.differ("SB: Chassis %s is no node", name)
+		}
+	}
+	sort.Strings(c.found)
+	return c.found
+}
+
+func (c *comparison) differ(format string, args ...any) {
+	c.found = append(c.found, fmt.Sprintf(format, args...))
+}
+
+// pod compares a pod that runs with everything that it needs. One that starts or ends may lack any of it.
+func (c *comparison) pod(p Pod) {
+	name := p.Namespace + "/" + p.Name
+	if p.IdentityError != "" {
+		c.differ("API: pod %s: %s", name, p.IdentityError)
+		return
+	}
+	if !p.Running {
+		return
+	}
+	if p.Identity == nil {
+		c.differ("API: pod %s runs and has no identity annotation", name)
+		return
+	}
+	if p.Identity.PodUID != p.UID {
+		c.differ("API: pod %s has UID %s, its identity is for %s", name, p.UID, p.Identity.PodUID)
+	}
+	if !slices.Equal(p.IPs, p.Identity.IPs) {
+		c.differ("API: pod %s has addresses %v in its status, its identity says %v", name, p.IPs, p.Identity.IPs)
+	}
+	id := ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork)
+	port, ok := c.ports[id]
+	if !ok {
+		c.differ("NB: pod %s has no Logical_Switch_Port %s", name, id)
+		return
+	}
+	if !slices.Equal(port.Addresses, []string{p.Identity.Addresses}) {
+		c.differ("NB: Logical_Switch_Port %s has addresses %q, the identity says %q", id, port.Addresses, p.Identity.Addresses)
+	}
+	if port.RequestedChassis != p.Node {
+		c.differ("NB: Logical_Switch_Port %s requests chassis %q, the pod is on %s", id, port.RequestedChassis, p.Node)
+	}
+	c.attached(id, p.Node, p.UID)
+}
+
+// attached compares a port that should work on a node with its binding and its interface.
+func (c *comparison) attached(id ident.PortName, node, version string) {
+	n, ok := c.nodes[node]
+	if !ok || !n.Runs {
+		return // what a node that is down had bound stays bound
+	}
+	b, ok := c.bindings[id]
+	switch {
+	case !ok:
+		c.differ("SB: port %s has no Port_Binding", id)
+	case b.Chassis != node:
+		c.differ("SB: port %s is bound to chassis %q, want %s", id, b.Chassis, node)
+	case !b.Up:
+		c.differ("SB: port %s is not up", id)
+	}
+	var mine []Interface
+	for _, i := range n.Interfaces {
+		if i.IfaceID == id {
+			mine = append(mine, i)
+		}
+	}
+	if len(mine) != 1 {
+		c.differ("OVS: %d interfaces on %s have iface-id %s, want one", len(mine), node, id)
+	}
+	for _, i := range mine {
+		if i.IfaceIDVer != version {
+			c.differ("OVS: interface %s on %s is for UID %q of %s, want %q", i.Name, node, i.IfaceIDVer, id, version)
+		}
+	}
+}
+
+// addresses finds pods that share an address.
+func (c *comparison) addresses(pods []Pod) {
+	owner := map[string]string{}
+	for _, p := range pods {
+		if p.Finished || p.Identity == nil {
+			continue
+		}
+		name := p.Namespace + "/" + p.Name
+		for _, ip := range p.Identity.IPs {
+			if other, taken := owner[ip.String()]; taken {
+				c.differ("API: pods %s and %s both have address %s", other, name, ip)
+			}
+			owner[ip.String()] = name
+		}
+	}
+}
+
+// port compares a row with what it is for.
+func (c *comparison) port(p Port) {
+	namespace, name, _, ok := ident.ParsePodPort(p.Name)
+	if !ok {
+		return
+	}
+	pod, exists := c.pods[namespace+"/"+name]
+	switch {
+	case !exists:
+		c.differ("NB: Logical_Switch_Port %s is for a pod that does not exist", p.Name)
+	case p.UID != pod.UID:
+		c.differ("NB: Logical_Switch_Port %s is for UID %q, the pod's is %s", p.Name, p.UID, pod.UID)
+	}
+}
+
+// node compares a node with its chassis, its gateway, and all that is plugged in on it.
+func (c *comparison) node(n Node, chassis bool) {
+	if !n.Runs {
+		return
+	}
+	if !chassis {
+		c.differ("SB: node %s has no Chassis", n.Name)
+	}
+	id := ident.NodePort(n.Name)
+	if _, ok := c.ports[id]; ok {
+		c.attached(id, n.Name, "")
+	} else {
+		c.differ("NB: node %s has no Logical_Switch_Port %s", n.Name, id)
+	}
+	links := map[string]bool{}
+	for _, l := range n.Links {
+		links[l.Name] = true
+	}
+	plugged := map[string]bool{}
+	for _, i := range n.Interfaces {
+		plugged[i.Name] = true
+		c.plugged(n, i, links[i.Name])
+	}
+	for _, l := range n.Links {
+		if l.Veth && !plugged[l.Name] && !slices.Contains(nodeLinks, l.Name) {
+			c.differ("kernel: veth %s on %s is not plugged into Open vSwitch", l.Name, n.Name)
+		}
+	}
+}
+
+// plugged compares an interface with its link and with the pod that it is for.
+func (c *comparison) plugged(n Node, i Interface, link bool) {
+	if i.IfaceID == "" {
+		return
+	}
+	if i.Error != "" || i.Ofport <= 0 {
+		c.differ("OVS: interface %s on %s (%s) does not work: ofport %d, error %q", i.Name, n.Name, i.IfaceID, i.Ofport, i.Error)
+	}
+	if !link {
+		c.differ("kernel: %s on %s, the interface of %s, does not exist", i.Name, n.Name, i.IfaceID)
+	}
+	if i.IfaceID == ident.NodePort(n.Name) {
+		return
+	}
+	namespace, name, _, ok := ident.ParsePodPort(i.IfaceID)
+	pod, exists := c.pods[namespace+"/"+name]
+	switch {
+	case !ok:
+		c.differ("OVS: interface %s on %s has iface-id %q, which names no pod and not this node", i.Name, n.Name, i.IfaceID)
+	case !exists:
+		c.differ("OVS: interface %s on %s is for pod %s/%s, which does not exist", i.Name, n.Name, namespace, name)
+	case pod.Node != n.Name:
+		c.differ("OVS: interface %s on %s is for pod %s/%s, which is on %q", i.Name, n.Name, namespace, name, pod.Node)
+	}
+}

@@ -1,0 +1,105 @@
+package check
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// healthy is a cluster of two nodes and a pod, in which all agree.
+func healthy() Facts {
+	ip := []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd00::2")}
+	const addresses = "0a:67:0a:f4:00:02 10.244.0.2 fd00::2"
+	return Facts{
+		Pods: []Pod{
+			{Namespace: "ns", Name: "a", UID: "1", Node: "node1", Running: true, IPs: ip, Identity: &Identity{PodUID: "1", IPs: ip, Addresses: addresses}},
+			{Namespace: "ns", Name: "starting", UID: "2"},
+		},
+		Ports: []Port{
+			{Name: "pod/ns/a/default", Addresses: []string{addresses}, RequestedChassis: "node1", UID: "1"},
+			{Name: "node/node1"}, {Name: "node/node2"}, {Name: "uplink/subnet/default", Type: "router"},
+		},
+		Bindings: []Binding{
+			{Port: "pod/ns/a/default", Chassis: "node1", Up: true}, {Port: "node/node1", Chassis: "node1", Up: true},
+			{Port: "node/node2", Chassis: "node2", Up: true}, {Port: "uplink/subnet/default", Type: "patch"}, {Port: "gateway/subnet/default", Type: "patch"},
+		},
+		Chassis: []string{"node1", "node2"},
+		Nodes: []Node{
+			{
+				Name: "node1", Runs: true,
+				Interfaces: []Interface{
+					{Name: "gw1", IfaceID: "pod/ns/a/default", IfaceIDVer: "1", Ofport: 2}, {Name: "ovn0", IfaceID: "node/node1", Ofport: 1}, {Name: "ovn-node2-0", Ofport: 3},
+				},
+				Links: []Link{{Name: "eth0", Veth: true}, {Name: "eth1", Veth: true}, {Name: "ovn0"}, {Name: "gw1", Veth: true}},
+			},
+			{Name: "node2", Runs: true, Interfaces: []Interface{{Name: "ovn0", IfaceID: "node/node2", Ofport: 1}}, Links: []Link{{Name: "ovn0"}}},
+		},
+	}
+}
+
+func TestAgreementIsNoDifference(t *testing.T) {
+	if diff := cmp.Diff([]string(nil), Compare(healthy())); diff != "" {
+		t.Error(diff)
+	}
+	down := healthy()
+	// A node that is down: its pods are still said to run, its chassis is still there.
+	down.Nodes[0] = Node{Name: "node1"}
+	down.Bindings[0].Up = false
+	if diff := cmp.Diff([]string(nil), Compare(down)); diff != "" {
+		t.Error("with a node down:", diff)
+	}
+}
+
+func TestEachDifferenceIsFound(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*Facts)
+		want   []string
+	}{
+		"no identity":      {func(f *Facts) { f.Pods[0].Identity = nil }, []string{"API: pod ns/a runs and has no identity"}},
+		"bad identity":     {func(f *Facts) { f.Pods[0].IdentityError = "annotation: no JSON" }, []string{"API: pod ns/a: annotation: no JSON"}},
+		"other's identity": {func(f *Facts) { f.Pods[0].Identity.PodUID = "9" }, []string{"has UID 1, its identity is for 9"}},
+		"other address":    {func(f *Facts) { f.Pods[0].IPs = f.Pods[0].IPs[:1] }, []string{"addresses [10.244.0.2] in its status"}},
+		"no port": {func(f *Facts) { f.Ports = f.Ports[1:] }, []string{
+			"NB: pod ns/a has no Logical_Switch_Port pod/ns/a/default", "SB: Port_Binding pod/ns/a/default has no Logical_Switch_Port",
+		}},
+		"wrong addresses":   {func(f *Facts) { f.Ports[0].Addresses = []string{"unknown"} }, []string{`has addresses ["unknown"]`}},
+		"wrong chassis":     {func(f *Facts) { f.Ports[0].RequestedChassis = "" }, []string{`requests chassis "", the pod is on node1`}},
+		"port of old pod":   {func(f *Facts) { f.Ports[0].UID = "0" }, []string{`is for UID "0", the pod's is 1`}},
+		"no binding":        {func(f *Facts) { f.Bindings = f.Bindings[1:] }, []string{"SB: port pod/ns/a/default has no Port_Binding"}},
+		"claimed elsewhere": {func(f *Facts) { f.Bindings[0].Chassis = "node2" }, []string{`bound to chassis "node2", want node1`}},
+		"not up":            {func(f *Facts) { f.Bindings[0].Up = false }, []string{"SB: port pod/ns/a/default is not up"}},
+		"no chassis":        {func(f *Facts) { f.Chassis = f.Chassis[1:] }, []string{"SB: node node1 has no Chassis"}},
+		"stray chassis":     {func(f *Facts) { f.Chassis = append(f.Chassis, "x") }, []string{"SB: Chassis x is no node"}},
+		"no gateway":        {func(f *Facts) { f.Nodes[1].Interfaces = nil }, []string{"OVS: 0 interfaces on node2 have iface-id node/node2"}},
+		"no interface": {func(f *Facts) { f.Nodes[0].Interfaces = f.Nodes[0].Interfaces[1:] }, []string{
+			"OVS: 0 interfaces on node1 have iface-id pod/ns/a/default", "kernel: veth gw1 on node1 is not plugged",
+		}},
+		"interface of old pod": {func(f *Facts) { f.Nodes[0].Interfaces[0].IfaceIDVer = "0" }, []string{`is for UID "0" of pod/ns/a/default, want "1"`}},
+		"broken interface":     {func(f *Facts) { f.Nodes[0].Interfaces[0].Ofport = -1 }, []string{"OVS: interface gw1 on node1 (pod/ns/a/default) does not work: ofport -1"}},
+		"no link":              {func(f *Facts) { f.Nodes[0].Links = f.Nodes[0].Links[:3] }, []string{"kernel: gw1 on node1, the interface of pod/ns/a/default, does not exist"}},
+		"forged iface-id": {func(f *Facts) {
+			f.Nodes[1].Interfaces = append(f.Nodes[1].Interfaces, Interface{Name: "evil", IfaceID: "pod/ns/a/default", Ofport: 7})
+			f.Nodes[1].Links = append(f.Nodes[1].Links, Link{Name: "evil"})
+		}, []string{`OVS: interface evil on node2 is for pod ns/a, which is on "node1"`}},
+		"shared address": {func(f *Facts) { f.Pods[1].Identity = f.Pods[0].Identity }, []string{"both have address 10.244.0.2", "both have address fd00::2"}},
+		"pod is gone": {func(f *Facts) { f.Pods = f.Pods[1:] }, []string{
+			"NB: Logical_Switch_Port pod/ns/a/default is for a pod that does not exist", "OVS: interface gw1 on node1 is for pod ns/a, which does not exist",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := healthy()
+			tt.change(&f)
+			got := Compare(f)
+			if len(got) != len(tt.want) {
+				t.Fatalf("found %q, want %d differences", got, len(tt.want))
+			}
+			for i, want := range tt.want {
+				if !strings.Contains(got[i], want) {
+					t.Errorf("difference %d is %q, want %q in it", i, got[i], want)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,86 @@
+// Package check compares what the parts of a cluster say of its pods' ports: the API server, OVN's northbound and southbound databases, Open vSwitch on each
+// node, and each node's kernel. It is pure: whoever calls it collects the facts.
+package check
+
+import (
+	"net/netip"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// Facts are what the parts say, at about the same time.
+type Facts struct {
+	Pods  []Pod
+	Ports []Port
+	// Bindings and Chassis are from the southbound database.
+	Bindings []Binding
+	Chassis  []string
+	Nodes    []Node
+}
+
+// Pod is what the API server says of a pod that has a network of its own.
+type Pod struct {
+	Namespace, Name, UID, Node string
+	// Running: it has an address and runs, and has not been asked to end. Finished: its containers have ended for good. A pod that is neither is starting or
+	// ending, and may be anywhere in between.
+	Running, Finished bool
+	// IPs are those of its status; Identity is nil without the annotation.
+	IPs      []netip.Addr
+	Identity *Identity
+	// IdentityError says what is wrong with the annotation.
+	IdentityError string
+}
+
+// Identity is what the annotation says that a comparison needs.
+type Identity struct {
+	PodUID string
+	IPs    []netip.Addr
+	// Addresses is the port's column addresses that follows from it.
+	Addresses string
+}
+
+// Port is a northbound Logical_Switch_Port.
+type Port struct {
+	Name             ident.PortName
+	Type             string
+	Addresses        []string
+	RequestedChassis string
+	// UID is that of the pod that it was made for.
+	UID string
+}
+
+// Binding is a southbound Port_Binding.
+type Binding struct {
+	Port ident.PortName
+	Type string
+	// Chassis is the name of the one that has claimed it, or empty.
+	Chassis string
+	Up      bool
+}
+
+// Node is what a node says, or of one that does not run, only that it exists.
+type Node struct {
+	Name string
+	// Runs says whether Interfaces and Links are known.
+	Runs       bool
+	Interfaces []Interface
+	Links      []Link
+}
+
+// Interface is an Open vSwitch Interface.
+type Interface struct {
+	Name string
+	// IfaceID and IfaceIDVer are what it claims to be; empty for one that belongs to nothing in OVN.
+	IfaceID    ident.PortName
+	IfaceIDVer string
+	// Ofport is positive for an interface that works.
+	Ofport int
+	Error  string
+}
+
+// Link is a network interface in the node's own namespace.
+type Link struct {
+	Name string
+	// Veth says that it is one end of a veth.
+	Veth bool
+}
