@@ -10,6 +10,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
 // errDifferences ends check with status 1 after it has printed what it found.
@@ -32,7 +33,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&o.name, "name", "default", "which lab, when there are several")
 	root.PersistentFlags().BoolVar(&o.debug, "debug", false, "say more")
 	root.AddCommand(o.upCommand(), o.downCommand(), o.statusCommand(), o.execCommand(), o.logsCommand(), o.kubeconfigCommand(), o.kubectlCommand(),
-		o.nodeCommand(), o.checkCommand(), o.imagesCommand(), machineCommand())
+		o.nodeCommand(), o.checkCommand(), o.demoCommand(), o.imagesCommand(), o.packagesCommand(), machineCommand())
 	return root
 }
 
@@ -120,14 +121,31 @@ func (o *options) nodeCommand() *cobra.Command {
 }
 
 func (o *options) imagesCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "images DIR", Short: "Build the lab's images into a directory, as archives", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			digest, err := lab.BuildImages(cmd.Context(), o.logger(), args[0], lab.CNIGodwit)
+	var output string
+	cmd := &cobra.Command{
+		Use: "images", Short: "Build the lab's images as archives", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			digest, err := lab.BuildImages(cmd.Context(), o.logger(), output, lab.CNIGodwit)
 			if err != nil {
 				return err
 			}
 			fmt.Println(lab.GodwitImage, digest)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&output, "output", "out/images", "directory for the archives")
+	return cmd
+}
+
+func (o *options) packagesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "packages", Short: "Print the directory of unpacked packages, downloading them if need be", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			root, err := packages.Ensure(cmd.Context(), o.logger())
+			if err != nil {
+				return err
+			}
+			fmt.Println(root.Dir())
 			return nil
 		},
 	}

@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/restmapper"
 
 	"github.com/godwit-cni/godwit/test/lab/boot"
@@ -54,8 +56,71 @@ func (l *Lab) deploy(ctx context.Context, c Config, digest string) error {
 			return err
 		}
 	}
-	return l.update(func(s *state) { s.Image = digest })
+	if err := l.update(func(s *state) { s.Image = digest }); err != nil {
+		return err
+	}
+	return l.awaitGodwit(ctx)
 }
+
+// awaitGodwit returns when Godwit's pods have replaced those of before and are ready, on every node that runs.
+func (l *Lab) awaitGodwit(ctx context.Context) error {
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
+	defer cancel()
+	for {
+		missing, err := l.missingGodwit(ctx, client)
+		if err == nil && missing == "" {
+			return nil
+		}
+		if pauseErr := pause(ctx, poll); pauseErr != nil {
+			return errors.Join(fmt.Errorf("Godwit is not ready after %s: %s: see godwit-lab kubectl -n %s describe pods", time.Since(start).Round(time.Second),
+				missing, Namespace), err, pauseErr)
+		}
+	}
+}
+
+// missingGodwit says which of Godwit's pods is not ready, or nothing.
+func (l *Lab) missingGodwit(ctx context.Context, client kubernetes.Interface) (string, error) {
+	list, err := client.CoreV1().Pods(Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", fmt.Errorf("list Godwit's pods: %w", err)
+	}
+	ready := map[string]bool{}
+	for i := range list.Items {
+		p := &list.Items[i]
+		if p.DeletionTimestamp != nil && l.running(p.Spec.NodeName) {
+			return "pod " + p.Name + " has not ended", nil
+		}
+		component := p.Labels["app.kubernetes.io/component"]
+		if podReady(p) {
+			ready[component+" on "+p.Spec.NodeName], ready[component] = true, true
+		}
+	}
+	for _, name := range l.NodeNames() {
+		if l.running(name) && !ready["agent on "+name] {
+			return "no agent is ready on " + name, nil
+		}
+	}
+	if !ready["controller"] {
+		return "no controller is ready", nil
+	}
+	return "", nil
+}
+
+func podReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil
+		}
+	}
+	return false
+}
+
+func (l *Lab) running(name string) bool { return l.machine(name).Process.alive() }
 
 // updateImages imports images that have changed since the nodes booted.
 func (l *Lab) updateImages(ctx context.Context) error {

@@ -1,0 +1,140 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/godwit-cni/godwit/test/lab/reach"
+)
+
+const (
+	demoName    = "godwit-demo"
+	demoTimeout = 5 * time.Minute
+)
+
+// Demo runs pods in a namespace of their own, lets each reach all others on all addresses, writes a table of the result and removes the namespace. It fails
+// when a pair does not reach each other.
+func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods int) (err error) {
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
+	defer cancel()
+	start := time.Now()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: demoName}}
+	if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("make the demo's namespace: %w", err)
+	}
+	defer func() {
+		err = errors.Join(err, client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), demoName, metav1.DeleteOptions{}))
+	}()
+	if _, err := client.AppsV1().Deployments(demoName).Create(ctx, demoDeployment(pods), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("make the demo's pods: %w", err)
+	}
+	ends, err := awaitPods(ctx, client, pods)
+	if err != nil {
+		return err
+	}
+	log.Info("the pods are ready", "pods", pods, "took", time.Since(start).Round(100*time.Millisecond))
+	start = time.Now()
+	m, err := reach.All(ctx, l.execInPod, ends)
+	if err != nil {
+		return fmt.Errorf("let the pods reach each other: %w", err)
+	}
+	log.Info("every pod has asked every pod", "requests", m.Asked(), "took", time.Since(start).Round(100*time.Millisecond))
+	if err := m.Print(out); err != nil {
+		return err
+	}
+	for _, f := range m.Failures {
+		fmt.Fprintln(out, f)
+	}
+	if n := len(m.Failures); n > 0 {
+		return fmt.Errorf("%d of %d requests failed", n, m.Asked())
+	}
+	return nil
+}
+
+func demoDeployment(pods int) *appsv1.Deployment {
+	replicas, grace := int32(pods), int64(1)
+	labels := map[string]string{"app": demoName}
+	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(80)}}, PeriodSeconds: 1}
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: demoName},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
+				TerminationGracePeriodSeconds: &grace,
+				Containers:                    []corev1.Container{{Name: "echo", Image: BusyboxImage, Command: []string{"echoserver"}, ReadinessProbe: probe}},
+				TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{
+					MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
+				}},
+			}},
+		},
+	}
+}
+
+// awaitPods returns the demo's pods when all are ready.
+func awaitPods(ctx context.Context, client kubernetes.Interface, want int) ([]reach.Pod, error) {
+	for {
+		list, err := client.CoreV1().Pods(demoName).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("list the demo's pods: %w", err)
+		}
+		var ends []reach.Pod
+		for i := range list.Items {
+			p := &list.Items[i]
+			if !podReady(p) {
+				continue
+			}
+			end := reach.Pod{Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName}
+			for _, ip := range p.Status.PodIPs {
+				addr, err := netip.ParseAddr(ip.IP)
+				if err != nil {
+					return nil, fmt.Errorf("read the address of pod %s: %w", p.Name, err)
+				}
+				end.IPs = append(end.IPs, addr)
+			}
+			ends = append(ends, end)
+		}
+		if len(ends) == want && len(list.Items) == want {
+			return ends, nil
+		}
+		if err := pause(ctx, 4*poll); err != nil {
+			return nil, fmt.Errorf("%d of %d pods are ready: %w: see godwit-lab kubectl -n %s describe pods", len(ends), want, err, demoName)
+		}
+	}
+}
+
+// execInPod runs a command in a pod, by kubectl. probe says in its output which targets failed, and its status only that some did.
+func (l *Lab) execInPod(ctx context.Context, namespace, pod string, argv ...string) (string, error) {
+	kubectl, err := l.Kubectl()
+	if err != nil {
+		return "", err
+	}
+	args := append([]string{"--kubeconfig=" + l.Kubeconfig(), "--namespace=" + namespace, "exec", pod, "--"}, argv...)
+	cmd := exec.CommandContext(ctx, kubectl, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || len(out) == 0) {
+		return "", fmt.Errorf("run %s in pod %s: %w: %s", argv[0], pod, err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
