@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/binaries"
+)
+
+// cluster is the lab that all tests share.
+var cluster struct {
+	*lab.Lab
+	api     client.WithWatch
+	kubectl string
+}
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	stays := labExists()
+	l, err := lab.Up(ctx, lab.Config{Log: log})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 1
+	}
+	down := func() int {
+		if stays {
+			fmt.Fprintln(os.Stderr, "the lab was up before and stays up; `make lab-down` removes it")
+			return 0
+		}
+		// Not ctx: it may be what has ended.
+		if err := l.Down(context.WithoutCancel(ctx)); err != nil {
+			fmt.Fprintln(os.Stderr, "lab:", err)
+			return 1
+		}
+		return 0
+	}
+	go func() { // the tests cannot be told to stop; their cluster can
+		<-ctx.Done()
+		down()
+		os.Exit(130)
+	}()
+	if err := connect(ctx, l, log); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		down()
+		return 1
+	}
+	code := m.Run()
+	return max(code, down())
+}
+
+func labExists() bool {
+	dir, err := lab.Dir("default")
+	if err != nil {
+		return false
+	}
+	_, err = lab.Open(dir)
+	return !errors.Is(err, lab.ErrNoLab)
+}
+
+func connect(ctx context.Context, l *lab.Lab, log *slog.Logger) error {
+	set, err := binaries.Ensure(ctx, log)
+	if err != nil {
+		return err
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
+	if err != nil {
+		return err
+	}
+	cfg.QPS, cfg.Burst = -1, 0
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return err
+	}
+	cluster.Lab, cluster.kubectl = l, set.Path("kubectl")
+	cluster.api, err = client.NewWithWatch(cfg, client.Options{Scheme: scheme})
+	return err
+}
+
+// kubectl runs the real one and returns its standard output.
+func kubectl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, cluster.kubectl, append([]string{"--kubeconfig", cluster.Kubeconfig()}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
+
+// inPod runs a command in a pod; a reach.Exec. probe exits non-zero when a target failed, and its lines say which: then there is output and no error.
+func inPod(ctx context.Context, namespace, pod string, cmd ...string) (string, error) {
+	out, err := kubectl(ctx, append([]string{"-n", namespace, "exec", pod, "--"}, cmd...)...)
+	if err != nil && cmd[0] == "/bin/probe" && out != "" {
+		return out, nil
+	}
+	return out, err
+}
+
+// eventually waits until check has nothing to say any more.
+func eventually(t *testing.T, within time.Duration, check func(ctx context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	for {
+		err := check(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("after %s: %v", within, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// consistent fails the test when API, NB, SB, Open vSwitch and kernel do not say the same, once what is under way has settled.
+func consistent(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
+		diffs, err := cluster.Check(ctx)
+		if err == nil && len(diffs) > 0 {
+			err = fmt.Errorf("%d differences: %v", len(diffs), diffs)
+		}
+		return err
+	})
+}
