@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -29,23 +28,20 @@ const (
 )
 
 // BuildImages builds the lab's images into dir as archives NAME.tar, each with its digest in NAME.tar.digest, and returns the Godwit image's
-// digest. That image is built if godwit is true; it needs the checkout.
-func BuildImages(ctx context.Context, log *slog.Logger, dir string, cni string) (godwit string, err error) {
+// digest. That image is built if the CNI is CNIGodwit. What has not changed since the last time is not written again.
+func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit string, err error) {
 	root, err := packages.Ensure(ctx, log)
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("make a directory for images: %w", err)
-	}
-	programs, err := os.MkdirTemp("", "godwit-programs")
-	if err != nil {
-		return "", fmt.Errorf("make a directory for programs: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(programs)) }()
 	top, err := source.Dir()
 	if err != nil {
 		return "", err
+	}
+	// Kept: go build does not link what is there and up to date.
+	programs := filepath.Join(dir, "programs")
+	if err := os.MkdirAll(programs, 0o755); err != nil {
+		return "", fmt.Errorf("make a directory for programs: %w", err)
 	}
 	build := source.Build{Dir: top, Out: programs, LDFlags: "-s -w", Packages: []string{"./test/lab/echo/echoserver"}}
 	if cni == CNIGodwit {
@@ -59,7 +55,7 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir string, cni string) 
 		return "", err
 	}
 	for archive, img := range map[string]image.Image{"busybox.tar": busybox, "pause.tar": pause} {
-		if _, err := writeImage(img, filepath.Join(dir, archive)); err != nil {
+		if _, err := img.Ensure(filepath.Join(dir, archive)); err != nil {
 			return "", err
 		}
 	}
@@ -70,18 +66,7 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir string, cni string) 
 	if err != nil {
 		return "", err
 	}
-	return writeImage(img, filepath.Join(dir, godwitArchive))
-}
-
-func writeImage(img image.Image, archive string) (string, error) {
-	digest, err := img.Write(archive)
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(archive+".digest", []byte(digest), 0o644); err != nil {
-		return "", fmt.Errorf("note an image's digest: %w", err)
-	}
-	return digest, nil
+	return img.Ensure(filepath.Join(dir, godwitArchive))
 }
 
 // busyboxImages are the image for tests' pods, and the one whose process keeps a sandbox: it ends when asked to, which pid 1 must say, so that a node

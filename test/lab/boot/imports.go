@@ -7,10 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-)
 
-// digestSuffix names the file beside an image archive that holds the image's digest.
-const digestSuffix = ".digest"
+	"github.com/godwit-cni/godwit/test/lab/image"
+)
 
 // Unimported names the archives in a directory of images that a node lacks, or has in another version. root is the node's root directory, or one with
 // the node's var in it.
@@ -21,7 +20,7 @@ func Unimported(images, root string) ([]string, error) {
 	}
 	var lacking []string
 	for _, p := range paths {
-		want, err := os.ReadFile(p + digestSuffix)
+		want, err := os.ReadFile(p + image.DigestSuffix)
 		if err != nil {
 			return nil, fmt.Errorf("read an image's digest: %w", err)
 		}
@@ -43,7 +42,7 @@ func ImportArgv(archive string) []string {
 
 // MarkImported notes that a node has the archive in its present version.
 func MarkImported(images, root, archive string) error {
-	digest, err := os.ReadFile(filepath.Join(images, archive+digestSuffix))
+	digest, err := os.ReadFile(filepath.Join(images, archive+image.DigestSuffix))
 	if err != nil {
 		return fmt.Errorf("read an image's digest: %w", err)
 	}
@@ -55,5 +54,5 @@ func MarkImported(images, root, archive string) error {
 
 // importMark is beside containerd's data, so that either both survive or none.
 func importMark(root, archive string) string {
-	return filepath.Join(root, "var/lib/containerd", "lab-"+archive+digestSuffix)
+	return filepath.Join(root, "var/lib/containerd", "lab-"+archive+image.DigestSuffix)
 }

@@ -57,6 +57,39 @@ func TestSameInputSameBytes(t *testing.T) {
 	}
 }
 
+func TestEnsureWritesWhatHasChanged(t *testing.T) {
+	dir := t.TempDir()
+	input, archive := filepath.Join(dir, "in"), filepath.Join(dir, "x.tar")
+	img := Image{Ref: "example/x:1", Files: []File{{Path: "/in", From: input}}}
+	written := func(content string) (digest string, changed bool) {
+		t.Helper()
+		before, _ := os.ReadFile(archive)
+		if content != "" {
+			if err := os.WriteFile(input, []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(archive, append(before, "mark"...), 0o644); err != nil { // survives if the archive is left alone
+			t.Fatal(err)
+		}
+		digest, err := img.Ensure(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.ReadFile(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digest, !bytes.HasSuffix(after, []byte("mark"))
+	}
+	first, _ := written("one")
+	if again, changed := written(""); changed || again != first {
+		t.Errorf("an archive of unchanged files was written again, or its digest is %s instead of %s", again, first)
+	}
+	if second, changed := written("three"); !changed || second == first {
+		t.Errorf("an archive of a changed file was left alone, with digest %s", second)
+	}
+}
+
 func untar(t *testing.T, r io.Reader) map[string][]byte {
 	t.Helper()
 	members := map[string][]byte{}
