@@ -101,7 +101,10 @@ func (c *Client) EnsureBridge(ctx context.Context, datapath string) (created boo
 		return false, err
 	}
 	if br == nil {
-		return true, c.createBridge(ctx, datapath)
+		if err := c.createBridge(ctx, datapath); err != nil {
+			return false, err
+		}
+		return true, nil
 	}
 	if br.DatapathType == datapath && br.FailMode != nil && *br.FailMode == vswitchdb.BridgeFailModeSecure {
 		return false, nil

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -30,10 +31,9 @@ import (
 // DefaultEndpoint is where Open vSwitch serves its database.
 const DefaultEndpoint = "unix:/run/openvswitch/db.sock"
 
-// Timeouts of the connection. libovsdb wants the reconnect timeout below the inactivity interval.
+// Timeouts of the connection.
 const (
-	connectTimeout    = 4 * time.Second
-	inactivityTimeout = 10 * time.Second
+	connectTimeout = 4 * time.Second
 	// transactTimeout is the longest that one transaction may take, a reconnect included. A database on the same host answers in milliseconds.
 	transactTimeout = 10 * time.Second
 	pingTimeout     = 2 * time.Second
@@ -65,8 +65,10 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	log := logr.FromSlogHandler(cfg.Logger.Handler()).WithName("libovsdb")
+	// No WithInactivityCheck: with it, a transaction that ends while the connection breaks may send on a channel that libovsdb has closed, and the
+	// process panics. A unix socket's peer that dies is noticed without.
 	raw, err := client.NewOVSDBClient(db, client.WithEndpoint(cfg.Endpoint), client.WithLogger(&log),
-		client.WithInactivityCheck(inactivityTimeout, connectTimeout, reconnectBackoff()))
+		client.WithReconnect(connectTimeout, reconnectBackoff()))
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", cfg.Endpoint, err)
 	}
@@ -156,7 +158,8 @@ func (c *Client) transact(ctx context.Context, ops []ovsdb.Operation) error {
 	defer cancel()
 	results, err := c.ovsdb.Transact(ctx, ops...)
 	if err != nil {
-		if errors.Is(err, client.ErrNotConnected) || errors.Is(err, context.DeadlineExceeded) {
+		var broken net.Error // a connection that breaks under the transaction
+		if errors.Is(err, client.ErrNotConnected) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &broken) {
 			return fmt.Errorf("%w: %s: %w: is ovsdb-server running?", ErrUnreachable, c.endpoint, err)
 		}
 		return fmt.Errorf("transact with %s: %w", c.endpoint, err)

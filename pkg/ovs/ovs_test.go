@@ -109,22 +109,49 @@ func TestBridge(t *testing.T) {
 
 func TestCreateBridge(t *testing.T) {
 	c, _ := connect(t)
-	// Take the bridge that ovn-controller made away until it is ours that stands: it makes it again at any time.
-	for range 20 {
-		br, err := c.integrationBridge(t.Context())
-		if err != nil {
+	root, err := c.root(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// So that ovn-controller makes another one, and br-int is ours to make.
+	ops, err := c.setKeys(root, &root.ExternalIDs, map[string]string{"ovn-bridge": "br-other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.transact(t.Context(), ops); err != nil {
+		t.Fatal(err)
+	}
+	waitBridge(t, c, "br-other")
+	br, err := c.integrationBridge(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if br != nil {
+		deleteBridge(t, c, br)
+	}
+	for _, want := range []bool{true, false} {
+		if created, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil || created != want {
+			t.Errorf("EnsureBridge created %v (%v), want %v", created, err, want)
+		}
+	}
+}
+
+func waitBridge(t *testing.T, c *Client, name string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		var rows []vswitchdb.Bridge
+		if err := c.ovsdb.WhereCache(func(b *vswitchdb.Bridge) bool { return b.Name == name }).List(t.Context(), &rows); err != nil {
 			t.Fatal(err)
 		}
-		if br != nil {
-			deleteBridge(t, c, br)
-		}
-		created, err := c.EnsureBridge(t.Context(), DatapathNetdev)
-		if created && err == nil {
+		if len(rows) == 1 {
 			return
 		}
-		t.Logf("lost the race: created %v, %v", created, err)
+		if time.Now().After(deadline) {
+			t.Fatalf("there is no bridge %s", name)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatal("EnsureBridge never created the bridge")
 }
 
 func deleteBridge(t *testing.T, c *Client, br *vswitchdb.Bridge) {

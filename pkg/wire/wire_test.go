@@ -22,7 +22,7 @@ import (
 
 // startServer serves handle on a socket of the test's.
 func startServer(t *testing.T, handle Handler) (socket string) {
-	return startServerWith(t, &server{log: slog.New(slog.NewTextHandler(t.Output(), nil)), handle: handle, readTimeout: 500 * time.Millisecond})
+	return startServerWith(t, &server{log: slog.New(slog.NewTextHandler(t.Output(), nil)), handle: handle, readTimeout: defaultReadTimeout})
 }
 
 func startServerWith(t *testing.T, s *server) (socket string) {
@@ -166,14 +166,14 @@ func TestCallerThatGoesAwayEndsTheOperation(t *testing.T) {
 
 // TestOperationMayOutlastTheRequestsArrival: net/http's read timeouts must not end an operation that takes its time.
 func TestOperationMayOutlastTheRequestsArrival(t *testing.T) {
-	socket := startServer(t, func(ctx context.Context, _ *Request) (*Result, error) {
+	socket := startServerWith(t, &server{log: slog.New(slog.DiscardHandler), readTimeout: 300 * time.Millisecond, handle: func(ctx context.Context, _ *Request) (*Result, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(time.Second):
 			return nil, nil
 		}
-	})
+	}})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if _, err := NewClient(socket).Do(ctx, validAdd()); err != nil {
