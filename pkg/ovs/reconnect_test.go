@@ -97,6 +97,13 @@ func TestReconnect(t *testing.T) {
 	if err := c.EnsurePort(t.Context(), podPort("gw1", "c1")); err != nil {
 		t.Fatal(err)
 	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) { // the other connection learns of it by itself
+		if _, err := direct.Port(t.Context(), "gw1"); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 	configChanged := make(chan struct{}, 100)
 	c.OnConfigChange(func() { configChanged <- struct{}{} })
 	installed := make(chan error, 1)
