@@ -75,10 +75,7 @@ func TestPodAndHost(t *testing.T) {
 	}
 	for _, node := range cluster.NodeNames() {
 		for _, ip := range pods["pod"].IPs {
-			out, err := cluster.Exec(t.Context(), node, "busybox", "wget", "-q", "-T", "5", "-O", "-", target("http", ip, 80))
-			if err != nil || !strings.Contains(out, "pod") {
-				t.Errorf("%s to %s: %q %v", node, ip, out, err)
-			}
+			machineProbe(t, node, target("http", ip, 80))
 		}
 	}
 }
@@ -107,16 +104,12 @@ func TestPodHostPort(t *testing.T) {
 	create(t, p)
 	ready(t, ns, 1)
 	for _, ip := range cluster.NodeIPs("node1") {
-		out, err := cluster.Outside(t.Context(), "busybox", "wget", "-q", "-T", "5", "-O", "-", target("http", ip, 8088))
-		if err != nil || !strings.Contains(out, " p") {
-			t.Errorf("outside to %s: %q %v", ip, out, err)
+		got := machineProbe(t, "outside", target("http", ip, 8088))[0]
+		client, err := netip.ParseAddr(strings.Fields(got + " -")[0])
+		if err != nil || !slices.Contains(cluster.OutsideIPs(), client) {
+			t.Errorf("the pod sees the outside as %q, want one of %v", got, cluster.OutsideIPs())
 		}
-		if client := strings.Fields(out); len(client) == 0 || !slices.Contains(cluster.OutsideIPs(), netip.MustParseAddr(client[0])) {
-			t.Errorf("the pod sees the client as %q, want one of %v", out, cluster.OutsideIPs())
-		}
-		if out, err = cluster.Exec(t.Context(), "node2", "busybox", "wget", "-q", "-T", "5", "-O", "-", target("http", ip, 8088)); err != nil {
-			t.Errorf("node2 to %s: %q %v", ip, out, err)
-		}
+		machineProbe(t, "node2", target("http", ip, 8088))
 	}
 }
 

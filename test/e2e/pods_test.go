@@ -166,6 +166,16 @@ func probe(t *testing.T, from reach.Pod, targets ...string) []string {
 	return answers(t, from.Name, out)
 }
 
+// machineProbe is probe from a node's own network, or from outside.
+func machineProbe(t *testing.T, machine string, targets ...string) []string {
+	t.Helper()
+	out, err := cluster.Exec(t.Context(), machine, append([]string{"/proc/1/exe", "probe", "--timeout", "5s"}, targets...)...)
+	if err != nil && out == "" {
+		t.Fatal(err)
+	}
+	return answers(t, machine, out)
+}
+
 // answers reads what probe printed: "ok TARGET TOOK ANSWER".
 func answers(t *testing.T, from, out string) []string {
 	t.Helper()
