@@ -116,10 +116,10 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	a.ready.set(compOVS, "database "+a.cfg.OVSEndpoint+" is not reachable: is ovsdb-server running?")
 	a.ready.set(compAPI, "the API server has not answered: is it reachable from this node?")
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: a.cfg.OVSEndpoint, Logger: a.log})
-	if ctx.Err() != nil {
-		return nil
-	}
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // told to end before it connected
+		}
 		return err
 	}
 	db <- client

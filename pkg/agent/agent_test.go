@@ -173,7 +173,7 @@ func dial(from place, ip netip.Addr, port int) (peer netip.Addr, err error) {
 		if err != nil {
 			return err
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
 		b, err := io.ReadAll(conn)
 		if err != nil {

@@ -210,7 +210,7 @@ func TestAddSaysWhatIsMissing(t *testing.T) {
 			[]string{"ovs-vswitchd has not taken the port up: is it running?"},
 		},
 		{
-			"node not ready", func(b *bench) { b.ready.set(compGateway, "no annotation godwit.dev/join") }, func(r *wire.Request) {},
+			"node not ready", func(b *bench) { b.ready.set(compGateway, "no annotation godwit.dev/join") }, nil,
 			[]string{"node is not ready for pods: gateway ovn0: no annotation godwit.dev/join"},
 		},
 		{"no namespace", func(*bench) {}, func(r *wire.Request) { r.Netns = "/run/netns/none" }, []string{"not a network namespace: /run/netns/none"}},

@@ -54,7 +54,7 @@ type Config struct {
 // Defaults fills in what a usual node needs. NodeName and SBRemote have none.
 func Defaults() Config {
 	return Config{
-		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, JoinCIDRs: []string{"100.64.0.0/16", "fd64::/64"}, CNISocket: wire.DefaultSocket,
+		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, JoinCIDRs: []string{"100.64.0.0/16"}, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
 		IdentityTimeout: 30 * time.Second, InstalledTimeout: 20 * time.Second,
 	}

@@ -83,7 +83,7 @@ func (n *fakeNode) ConfigureContainer(path string, i netdev.Interface) error {
 	return n.op("ConfigureContainer", func() { n.inside[path] = i })
 }
 
-func (n *fakeNode) CheckContainer(path string, _ netdev.Interface) (err error) {
+func (n *fakeNode) CheckContainer(_ string, _ netdev.Interface) (err error) {
 	return n.op("CheckContainer", func() {})
 }
 

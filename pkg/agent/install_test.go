@@ -52,7 +52,7 @@ func TestInstall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer old.Close()
+	defer func() { _ = old.Close() }()
 	write(t, i.cfg.CNIBinSource, "version 2")
 	if changed, _, err := i.install(); err != nil || len(changed) != 1 {
 		t.Errorf("installing another version wrote %v (%v)", changed, err)

@@ -151,7 +151,7 @@ func seenFrom(t *testing.T, client, server Host, addr string) string {
 	if err := server.do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	go func() {
 		conn, err := l.Accept()
 		if err != nil {
@@ -168,7 +168,7 @@ func seenFrom(t *testing.T, client, server Host, addr string) string {
 		if err != nil {
 			return err
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		out, err = io.ReadAll(conn)
 		return err
 	}); err != nil {

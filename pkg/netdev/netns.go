@@ -58,13 +58,13 @@ func onNetnsThread(path string, fn func() error) error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open own network namespace: %w", err)
 	}
-	defer own.Close()
+	defer func() { _ = own.Close() }()
 	target, err := netns.GetFromPath(path)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open network namespace %s: %w", path, err)
 	}
-	defer target.Close()
+	defer func() { _ = target.Close() }()
 	if err := netns.Set(target); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace %s: %w", path, err)

@@ -48,7 +48,7 @@ func (h Host) CreateVeth(v Veth) (net.HardwareAddr, error) {
 		if err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrNoNetns, v.Netns, err)
 		}
-		defer target.Close()
+		defer func() { _ = target.Close() }()
 		if err := deleteLink(v.Host); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// ErrNotRunning: nothing listens on the agent's socket.
+// ErrNotRunning says that nothing listens on the agent's socket.
 var ErrNotRunning = errors.New("godwit-agent is not running on this node")
 
 // Client calls the agent.
@@ -56,7 +56,7 @@ func (c *Client) Do(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	return decodeResponse(resp)
 }
 

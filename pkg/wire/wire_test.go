@@ -125,7 +125,7 @@ func TestNotRunning(t *testing.T) {
 	if err != nil {
 		t.Fatalf("listening on a stale socket: %v", err)
 	}
-	defer again.Close()
+	defer func() { _ = again.Close() }()
 	if _, err := Listen(t.Context(), stale); err == nil || !strings.Contains(err.Error(), "second godwit-agent") {
 		t.Errorf("listening where another agent does: %v", err)
 	}
