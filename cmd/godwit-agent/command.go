@@ -70,7 +70,11 @@ func runAgent(ctx context.Context, stderr io.Writer, cfg agent.Config, opts opti
 		return err
 	}
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("register metrics of the process: %w", err)
+		}
+	}
 	a, err := agent.New(cfg, src, annotate, log, reg)
 	if err != nil {
 		return err

@@ -57,6 +57,7 @@ func TestPodsOnTwoNodes(t *testing.T) {
 		attach(t, on[i], pod)
 	}
 	t.Run("reach", func(t *testing.T) { testReach(t, pods, nodes) })
+	t.Run("bulk", func(t *testing.T) { testBulk(t, pods, nodes) })
 	t.Run("again", func(t *testing.T) { testAddAgain(t, nodes[0], pods[0]) })
 	t.Run("check", func(t *testing.T) { testCheck(t, nodes[0], pods[0]) })
 	t.Run("restart", func(t *testing.T) { testRestart(t, nodes[0], pods) })
@@ -130,6 +131,58 @@ func testReach(t *testing.T, pods []*testPod, nodes []*testNode) {
 		}
 		stop()
 	}
+}
+
+// testBulk moves more than fits any buffer: wrong MTUs and half-made checksums show in large packets, not in small ones.
+func testBulk(t *testing.T, pods []*testPod, nodes []*testNode) {
+	const size = 8 << 20
+	to := place{"pod c", pods[2].Do, pods[2].id.IPs}
+	var l net.Listener
+	if err := to.do(func() (err error) { l, err = net.Listen("tcp", ":7200"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(conn, conn); _ = conn.Close() }()
+		}
+	}()
+	for _, from := range []place{
+		{"pod a", pods[0].Do, nil}, {"its node", nodes[1].Do, nil}, {"another node", nodes[0].Do, nil},
+	} {
+		for _, ip := range to.ips {
+			start := time.Now()
+			n, err := echo(from, netip.AddrPortFrom(ip.Addr(), 7200), size)
+			if err != nil || n != size {
+				t.Errorf("%s to %s: %d bytes of %d came back: %v", from.name, ip.Addr(), n, size, err)
+			}
+			t.Logf("%s to %s: %d MB there and back in %s", from.name, ip.Addr(), size>>20, time.Since(start).Round(time.Millisecond))
+		}
+	}
+}
+
+func echo(from place, to netip.AddrPort, size int) (n int64, err error) {
+	err = from.do(func() error {
+		conn, err := net.DialTimeout("tcp", to.String(), 2*time.Second)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			return err
+		}
+		go func() {
+			_, _ = conn.Write(make([]byte, size))
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}()
+		n, err = io.Copy(io.Discard, conn)
+		return err
+	})
+	return n, err
 }
 
 // leftAs checks the source of a pod's connection to an underlay address: its own at its own node, its node's elsewhere.

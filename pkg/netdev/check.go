@@ -39,7 +39,7 @@ func (Host) CheckContainer(nsPath string, want Interface) error {
 }
 
 func checkAddrs(link netlink.Link, want Interface) error {
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -58,7 +58,7 @@ func checkAddrs(link netlink.Link, want Interface) error {
 }
 
 func checkRoutes(link netlink.Link, want Interface) error {
-	have, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

@@ -70,7 +70,7 @@ func linkAttributes(link netlink.Link, g Gateway) error {
 
 func syncAddrs(link netlink.Link, want []netip.Prefix) error {
 	name := link.Attrs().Name
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -160,7 +160,9 @@ func (h Host) SyncRoutes(linkName string, routes []Route) error {
 func ownRoutes() ([]netlink.Route, error) {
 	var all []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes of protocol %d: %w", RouteProtocol, err)
 		}
@@ -188,25 +190,39 @@ type HostAddr struct {
 func (h Host) Addrs() ([]HostAddr, error) {
 	var out []HostAddr
 	err := h.do(func() error {
-		links, err := netlink.LinkList()
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
-			return fmt.Errorf("list links: %w", err)
+			return fmt.Errorf("list addresses: %w", err)
 		}
-		for _, l := range links {
-			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		for _, a := range addrs {
+			p, ok := prefix(a.IPNet)
+			if !ok || !p.Addr().IsGlobalUnicast() || a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) != 0 {
+				continue
+			}
+			link, err := netlink.LinkByIndex(a.LinkIndex)
+			if isNoLink(err) {
+				continue // gone since
+			}
 			if err != nil {
-				return fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+				return fmt.Errorf("find the link of address %s: %w", p, err)
 			}
-			for _, a := range addrs {
-				p, ok := prefix(a.IPNet)
-				if !ok || !p.Addr().IsGlobalUnicast() || a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) != 0 {
-					continue
-				}
-				out = append(out, HostAddr{Link: l.Attrs().Name, Addr: p, MTU: l.Attrs().MTU})
-			}
+			out = append(out, HostAddr{Link: link.Attrs().Name, Addr: p, MTU: link.Attrs().MTU})
 		}
 		return nil
 	})
+	return out, err
+}
+
+// dumpAttempts bounds how often a listing is repeated. On a node that starts pods, links come and go all the time.
+const dumpAttempts = 10
+
+// dump repeats a listing that the kernel calls inconsistent because what it lists changed meanwhile.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range dumpAttempts {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	return out, err
 }
 

@@ -52,7 +52,9 @@ func (h Host) EnableForwarding(addrs []netip.Prefix) error {
 // keepRouterAdvertisements sets accept_ra from 1 to 2 on the links whose routes come from router advertisements: with forwarding on, 1 means
 // "ignore them", and the node would lose its default route some minutes later.
 func keepRouterAdvertisements() error {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes from router advertisements: %w", err)
 	}
