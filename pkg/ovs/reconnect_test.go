@@ -27,7 +27,7 @@ type line struct {
 
 func newLine(t *testing.T, endpoint string) *line {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gwl")
+	dir, err := os.MkdirTemp("", "gwline")
 	if err != nil {
 		t.Fatal(err)
 	}
