@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -149,6 +150,15 @@ func hostAddresses(family string, networks [2]netip.Prefix, host int) []netip.Pr
 		ps = append(ps, netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("%s%d", base, host)), n.Bits()))
 	}
 	return ps
+}
+
+// hostMAC is the MAC address of a host's place in a network: the same after a repair, so that nobody has to learn a new one.
+func hostMAC(bridge string, host int) net.HardwareAddr {
+	mac := net.HardwareAddr{0x02, 0x67, 0, 0, 0, byte(host)}
+	if bridge == tunBridge {
+		mac[4] = 1
+	}
+	return mac
 }
 
 func addrs(ps []netip.Prefix) []netip.Addr {

@@ -135,8 +135,8 @@ func (l *Lab) updateImages(ctx context.Context) error {
 }
 
 func (l *Lab) updateNodeImages(ctx context.Context, name string) error {
-	// A node imports by itself when it boots; doing it beside that would only take longer.
-	if err := l.awaitService(ctx, name, "containerd"); err != nil {
+	// A node imports by itself when it boots, before its kubelet starts; doing it beside that would only take longer.
+	if err := l.awaitService(ctx, name, "kubelet"); err != nil {
 		return err
 	}
 	archives, err := boot.Unimported(l.path(imagesDir), l.machineDir(name))

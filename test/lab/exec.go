@@ -18,6 +18,9 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
+// bootTimeout bounds the wait for a machine that has just been started; it takes a tenth of a second.
+const bootTimeout = 20 * time.Second
+
 // Stdio is what a command in a machine reads and writes; nil is nothing.
 type Stdio struct {
 	In       io.Reader
@@ -67,9 +70,30 @@ func (l *Lab) Run(ctx context.Context, name string, stdio Stdio, argv ...string)
 	if err != nil {
 		return err
 	}
+	if err := awaitBoot(ctx, spec, m.Process); err != nil {
+		return fmt.Errorf("run a command on %s: %w", name, err)
+	}
 	done := make(chan error, 1)
 	netns.OnThread(func() { done <- runIn(ctx, m.Process, env, stdio, argv) })
 	return <-done
+}
+
+// awaitBoot returns when a machine has its own root and mounts, which is before its supervisor starts to write.
+func awaitBoot(ctx context.Context, spec *boot.Spec, p process) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	for {
+		_, err := os.Stat(spec.StatusFile())
+		if err == nil {
+			return nil
+		}
+		if !p.alive() {
+			return errors.New("it ended while it booted")
+		}
+		if pauseErr := pause(ctx, poll/10); pauseErr != nil {
+			return fmt.Errorf("it has not booted: %w", errors.Join(err, pauseErr))
+		}
+	}
 }
 
 // environ is a command's environment. Nodes have everything in /usr.

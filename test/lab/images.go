@@ -34,21 +34,17 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit
 	if err != nil {
 		return "", err
 	}
-	top, err := source.Dir()
+	commands := []string{"./test/lab/echo/echoserver"}
+	if cni == CNIGodwit {
+		commands = append(commands, "./cmd/godwit-agent", "./cmd/godwit-controller", "./cmd/godwit-cni")
+	}
+	programs, release, err := source.Programs(ctx, log, commands...)
 	if err != nil {
 		return "", err
 	}
-	// Kept: go build does not link what is there and up to date.
-	programs := filepath.Join(dir, "programs")
-	if err := os.MkdirAll(programs, 0o755); err != nil {
-		return "", fmt.Errorf("make a directory for programs: %w", err)
-	}
-	build := source.Build{Dir: top, Out: programs, LDFlags: "-s -w", Packages: []string{"./test/lab/echo/echoserver"}}
-	if cni == CNIGodwit {
-		build.Packages = append(build.Packages, "./cmd/godwit-agent", "./cmd/godwit-controller", "./cmd/godwit-cni")
-	}
-	if err := build.Run(ctx, log); err != nil {
-		return "", err
+	defer release()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make a directory for images: %w", err)
 	}
 	busybox, pause, err := busyboxImages(ctx, root, programs)
 	if err != nil {

@@ -142,9 +142,10 @@ func (l *Lab) spec(kind boot.Kind, name string, index int) *boot.Spec {
 	}
 	switch kind {
 	case boot.Node:
-		s.Mgmt, s.Tun = hostAddresses(family, mgmtNet, firstNode+index-1), hostAddresses(family, tunNet, firstNode+index-1)
+		s.TunMAC = hostMAC(tunBridge, hostNumber(s)).String()
+		s.Mgmt, s.Tun = hostAddresses(family, mgmtNet, hostNumber(s)), hostAddresses(family, tunNet, hostNumber(s))
 	case boot.Outside:
-		s.Mgmt = hostAddresses(family, mgmtNet, outsideHost)
+		s.Mgmt = hostAddresses(family, mgmtNet, hostNumber(s))
 	case boot.Hub:
 	}
 	return s

@@ -19,6 +19,17 @@ const (
 	tunBridge  = "tun"
 )
 
+// hostNumber is a machine's in the lab's networks.
+func hostNumber(spec *boot.Spec) int {
+	switch spec.Kind {
+	case boot.Node:
+		return firstNode + spec.Index - 1
+	case boot.Outside:
+		return outsideHost
+	}
+	return hubHost
+}
+
 // netnsOf is the network namespace of a process.
 func netnsOf(p process) string { return fmt.Sprintf("/proc/%d/ns/net", p.Pid) }
 
@@ -37,7 +48,7 @@ func makeBridges(hub process, family string) error {
 func makeBridge(name string, addresses []netip.Prefix) error {
 	off := false
 	// Without snooping, neighbour discovery is flooded like everything else and never waits for a querier.
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &off}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: hostMAC(name, hubHost)}, MulticastSnooping: &off}
 	if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
@@ -66,8 +77,9 @@ func cables(kind boot.Kind) map[string]string {
 }
 
 // connect plugs a machine into the hub's bridges; cables that are plugged in stay. The machine itself configures its end.
-func connect(hub, m process, name string, kind boot.Kind) error {
-	for link, bridge := range cables(kind) {
+func connect(hub, m process, spec *boot.Spec) error {
+	name := spec.Name
+	for link, bridge := range cables(spec.Kind) {
 		whole, err := plugged(hub, m, bridge+"-"+name, link)
 		if err != nil {
 			return fmt.Errorf("look at %s of %s: %w", link, name, err)
@@ -75,7 +87,7 @@ func connect(hub, m process, name string, kind boot.Kind) error {
 		if whole {
 			continue
 		}
-		if err := netns.Do(netnsOf(hub), func() error { return plug(m, bridge, bridge+"-"+name, link) }); err != nil {
+		if err := netns.Do(netnsOf(hub), func() error { return plug(m, spec, bridge, link) }); err != nil {
 			return fmt.Errorf("plug %s of %s into bridge %s: %w", link, name, bridge, err)
 		}
 	}
@@ -106,7 +118,8 @@ func find(name string) (netlink.Link, error) {
 }
 
 // plug replaces a cable; it runs in the hub's namespace.
-func plug(m process, bridge, hubLink, link string) error {
+func plug(m process, spec *boot.Spec, bridge, link string) error {
+	hubLink := bridge + "-" + spec.Name
 	if err := unplugLink(hubLink); err != nil {
 		return err
 	}
@@ -121,6 +134,9 @@ func plug(m process, bridge, hubLink, link string) error {
 	defer func() { _ = unix.Close(fd) }()
 	veth := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: hubLink, MasterIndex: br.Attrs().Index}, PeerName: link, PeerNamespace: netlink.NsFd(fd),
+	}
+	if bridge == mgmtBridge { // on the other network the address belongs to the node's own bridge, or to the link when it has none
+		veth.PeerHardwareAddr = hostMAC(bridge, hostNumber(spec))
 	}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make a veth: %w", err)

@@ -127,7 +127,7 @@ func (l *Lab) clear(ctx context.Context, name string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	if err := errors.Join(m.Process.signal(unix.SIGKILL), m.Process.await(ctx)); err != nil {
+	if err := errors.Join(m.Process.signal(unix.SIGKILL), m.Process.await(ctx), cgroup.Kill(m.Cgroups)); err != nil {
 		return fmt.Errorf("end %s: %w", name, err)
 	}
 	if err := cgroup.Remove(ctx, m.Cgroups); err != nil {

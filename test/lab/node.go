@@ -37,6 +37,10 @@ func (n *Node) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start %s: %w", n.name, err)
 	}
+	// What the API server says of the node may be from before.
+	if err := n.lab.awaitService(ctx, n.name, "kubelet"); err != nil {
+		return fmt.Errorf("start %s: %w", n.name, err)
+	}
 	return n.lab.awaitNodes(ctx, n.lab.cni() != CNINone)
 }
 

@@ -100,7 +100,13 @@ func procStat(pid int) (start uint64, running bool, err error) {
 		return 0, false, fmt.Errorf("look at process %d: its stat has %d fields", pid, len(fields))
 	}
 	start, err = strconv.ParseUint(fields[19], 10, 64)
-	return start, fields[0] != "Z" && fields[0] != "X", err
+	running = fields[0] != "Z" && fields[0] != "X"
+	if !running {
+		// A first thread that has ended is no ended process: it looks like this while another thread executes a program, as a machine's does.
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		running = err == nil && len(threads) > 1
+	}
+	return start, running, err
 }
 
 // signal sends sig to the process if it is still the one on record.

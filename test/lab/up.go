@@ -127,21 +127,14 @@ func (l *Lab) prepare(ctx context.Context, c Config) error {
 }
 
 // installProgram puts the program that machines run where it stays, whatever becomes of the caller's.
-func (l *Lab) installProgram(ctx context.Context, program string) (err error) {
+func (l *Lab) installProgram(ctx context.Context, program string) error {
 	if program == "" {
-		top, err := source.Dir()
+		programs, release, err := source.Programs(ctx, l.log, "./cmd/godwit-lab")
 		if err != nil {
 			return err
 		}
-		out, err := os.MkdirTemp(l.dir, "build")
-		if err != nil {
-			return fmt.Errorf("make a directory for programs: %w", err)
-		}
-		defer func() { err = errors.Join(err, os.RemoveAll(out)) }()
-		if err := (source.Build{Dir: top, Out: out, LDFlags: "-s -w", Packages: []string{"./cmd/godwit-lab"}}).Run(ctx, l.log); err != nil {
-			return err
-		}
-		program = filepath.Join(out, programFile)
+		defer release()
+		program = filepath.Join(programs, programFile)
 	}
 	// A rename, since the file may be running.
 	tmp := l.path(programFile + ".new")
@@ -209,5 +202,5 @@ func (l *Lab) ensureMachine(ctx context.Context, spec *boot.Spec) error {
 			return err
 		}
 	}
-	return connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec.Name, spec.Kind)
+	return connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec)
 }

@@ -19,6 +19,8 @@ type Installer interface {
 	Central(hub *Spec, run Command) []supervise.Service
 	// Node is what runs on a node, at the default paths of OVS and OVN.
 	Node(node *Spec, run Command) []supervise.Service
+	// Replug tells OVS that another link is now called TunLink.
+	Replug(ctx context.Context, node *Spec, run Command) error
 }
 
 // Command runs a program of the machine to its end, with its output in the log of that name.
@@ -89,6 +91,17 @@ func (p Processes) Node(node *Spec, run Command) []supervise.Service {
 	}
 }
 
+// Replug takes the port of the underlay bridge out and puts it in again: the userspace datapath holds the link that it opened, not the name.
+func (p Processes) Replug(ctx context.Context, node *Spec, run Command) error {
+	if !node.Userspace {
+		return nil
+	}
+	return errors.Join(
+		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--if-exists", "del-port", UnderlayBridge, TunLink),
+		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--may-exist", "add-port", UnderlayBridge, TunLink),
+	)
+}
+
 func (p Processes) prepareNode(ctx context.Context, run Command) error {
 	for _, dir := range []string{ovsRun, ovnRun, filepath.Dir(ovsConf), "/var/log/openvswitch", "/var/log/ovn"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -104,7 +117,7 @@ func configureOVS(ctx context.Context, run Command, node *Spec) error {
 	argv := []string{"ovs-vsctl", "--no-wait", "init"}
 	if node.Userspace {
 		argv = append(argv, "--", "--may-exist", "add-br", UnderlayBridge, "--", "set", "bridge", UnderlayBridge, "datapath_type=netdev",
-			fmt.Sprintf("other-config:hwaddr=02:67:00:00:01:%02x", node.Index), "--", "--may-exist", "add-port", UnderlayBridge, TunLink)
+			"other-config:hwaddr="+node.TunMAC, "--", "--may-exist", "add-port", UnderlayBridge, TunLink)
 	}
 	return run(ctx, "ovs-vsctl", argv...)
 }

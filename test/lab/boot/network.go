@@ -26,10 +26,17 @@ type networker struct {
 	noOffload map[string]bool
 	// addresses of each link; a link without any is just set up.
 	addresses map[string][]netip.Prefix
+	// replaced runs when another link has taken the place and name of one; nil for nothing. Open vSwitch goes on reading from the old one otherwise.
+	replaced map[string]func(context.Context) error
+	// indexes are the interface indexes seen last.
+	indexes map[string]int
 }
 
 func newNetworker(log *slog.Logger, spec *Spec) *networker {
-	n := &networker{log: log, spec: spec, noOffload: map[string]bool{}, addresses: map[string][]netip.Prefix{"lo": nil, MgmtLink: spec.Mgmt}}
+	n := &networker{
+		log: log, spec: spec, noOffload: map[string]bool{}, addresses: map[string][]netip.Prefix{"lo": nil, MgmtLink: spec.Mgmt},
+		replaced: map[string]func(context.Context) error{}, indexes: map[string]int{},
+	}
 	switch {
 	case spec.Kind == Node && spec.Userspace:
 		n.addresses[TunLink], n.addresses[UnderlayBridge] = nil, spec.Tun
@@ -72,7 +79,7 @@ func (n *networker) run(ctx context.Context, connected chan<- struct{}) error {
 			if _, ours := n.addresses[name]; !ours || u.Header.Type != unix.RTM_NEWLINK {
 				continue
 			}
-			if err := n.ensure(name); err != nil {
+			if err := errors.Join(n.ensure(name), n.follow(ctx, name, u.Attrs().Index)); err != nil {
 				// The link may be gone already, and its successor's event will come.
 				n.log.Warn("a link could not be configured", "link", name, "err", err)
 				continue
@@ -84,6 +91,17 @@ func (n *networker) run(ctx context.Context, connected chan<- struct{}) error {
 			}
 		}
 	}
+}
+
+// follow notices a link that has replaced another.
+func (n *networker) follow(ctx context.Context, name string, index int) error {
+	old := n.indexes[name]
+	n.indexes[name] = index
+	if old == 0 || old == index || n.replaced[name] == nil {
+		return nil
+	}
+	n.log.Info("link was replaced", "link", name)
+	return n.replaced[name](ctx)
 }
 
 // ensure brings one link to its state; it changes nothing that is as it should be, or its own events would keep it busy.

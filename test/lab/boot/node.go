@@ -43,8 +43,10 @@ func runNode(ctx context.Context, log *slog.Logger, spec *Spec) error {
 	sup := supervise.New(log, innerLogs, innerDir+"/status.json")
 	connected := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return newNetworker(log, spec).run(ctx, connected) })
 	var installer Installer = Processes{Packages: root}
+	net := newNetworker(log, spec)
+	net.replaced[TunLink] = func(ctx context.Context) error { return installer.Replug(ctx, spec, sup.Command) }
+	g.Go(func() error { return net.run(ctx, connected) })
 	services := append(installer.Node(spec, sup.Command), kubernetesNode(spec, sup.Command, connected)...)
 	g.Go(func() error { return sup.Run(ctx, services) })
 	return g.Wait()

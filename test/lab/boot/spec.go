@@ -57,6 +57,8 @@ type Spec struct {
 	// Mgmt and Tun are the machine's addresses on its links. A hub has none here: whoever starts it makes its bridges.
 	Mgmt []netip.Prefix `json:"mgmt"`
 	Tun  []netip.Prefix `json:"tun"`
+	// TunMAC is the MAC address that goes with Tun; it is the same after a reboot, like that of a network card.
+	TunMAC string `json:"tunMAC"`
 	// HubIPs are the hub's addresses on the management network, the first one being the API server's; default routes go there.
 	HubIPs []netip.Addr `json:"hubIPs"`
 	// ServiceCIDRs are the cluster's, in the order of its families.
@@ -100,5 +102,5 @@ func ReadSpec(path string) (*Spec, error) {
 	return &s, nil
 }
 
-// family is "tcp4", "tcp6" or their like for the first address.
+// apiAddress is where nodes reach the API server.
 func (s *Spec) apiAddress() netip.AddrPort { return netip.AddrPortFrom(s.HubIPs[0], APIPort) }

@@ -77,6 +77,20 @@ func Entry(ctx context.Context, kind, key string, fill func(ctx context.Context,
 	return final, nil
 }
 
+// Scratch returns the directory kind/key, which is kept for the next time but may hold anything, and whose use is exclusive until unlock is called.
+func Scratch(ctx context.Context, kind, key string) (dir string, unlock func(), err error) {
+	base, err := Dir()
+	if err != nil {
+		return "", nil, err
+	}
+	dir = filepath.Join(base, kind, key)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", nil, fmt.Errorf("make the cache directory: %w: set %s to a directory that can be written", err, dirVariable)
+	}
+	unlock, err = lock(ctx, dir+".lock")
+	return dir, unlock, err
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)

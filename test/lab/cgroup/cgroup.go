@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -199,6 +200,36 @@ func Enter(dirs []string) error {
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0o644); err != nil {
 			return fmt.Errorf("enter control group %s: %w", dir, err)
 		}
+	}
+	return nil
+}
+
+// Kill kills every process in the groups and below. It is for what the end of a pid namespace leaves, which should be nothing.
+func Kill(dirs []string) error {
+	var errs []error
+	for _, dir := range dirs {
+		for _, pid := range Processes(dir) {
+			errs = append(errs, killMember(dir, pid))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// killMember makes sure that the number still means the member when it is killed.
+func killMember(dir string, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if !slices.Contains(Processes(dir), pid) {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
 	return nil
 }

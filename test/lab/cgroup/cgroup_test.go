@@ -63,7 +63,7 @@ func TestGroupTakesProcessesAndGoes(t *testing.T) {
 		}
 	}
 	// Not waited for before Remove: it must bear with processes that are ending.
-	if err := cmd.Process.Kill(); err != nil {
+	if err := Kill(dirs); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = cmd.Wait() }()

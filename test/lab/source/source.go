@@ -4,6 +4,7 @@ package source
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/godwit-cni/godwit/test/lab/cache"
 )
 
 const (
@@ -54,6 +59,24 @@ func isModule(dir string) bool {
 	return strings.TrimSpace(first) == module
 }
 
+// Programs builds programs of the checkout, packages relative to its top, and returns their directory. Until release is called nobody else
+// changes them. They are kept: go build links only what has changed.
+func Programs(ctx context.Context, log *slog.Logger, packages ...string) (dir string, release func(), err error) {
+	top, err := Dir()
+	if err != nil {
+		return "", nil, err
+	}
+	dir, release, err = cache.Scratch(ctx, "programs", fmt.Sprintf("%x", sha256.Sum256([]byte(top)))[:16])
+	if err != nil {
+		return "", nil, err
+	}
+	if err := (Build{Dir: top, Out: dir, LDFlags: "-s -w", Packages: packages}).Run(ctx, log); err != nil {
+		release()
+		return "", nil, err
+	}
+	return dir, release, nil
+}
+
 // Build is one run of go build for static programs.
 type Build struct {
 	// Dir is the module's directory.
@@ -86,6 +109,10 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("build in %s: %w", b.Dir, err)
 	}
+	// Killed with this process, not left behind to write what nobody waits for. The kernel watches the thread that starts it, so it must stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("build in %s: %w", b.Dir, err)
 	}
