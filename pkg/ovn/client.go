@@ -17,11 +17,12 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Deadlines of the northbound connection. libovsdb requires that a reconnect times out sooner than the inactivity probe.
+// Deadlines of the northbound connection.
 const (
-	connectTimeout    = 5 * time.Second
-	inactivityTimeout = 10 * time.Second
-	transactTimeout   = 15 * time.Second
+	connectTimeout  = 5 * time.Second
+	firstTimeout    = 10 * time.Second
+	transactTimeout = 15 * time.Second
+	probeInterval   = 5 * time.Second
 )
 
 // Config says how to reach the northbound database.
@@ -70,7 +71,8 @@ func Connect(ctx context.Context, c Config) (*NB, error) {
 	opts := []client.Option{
 		client.WithLogger(&logger),
 		client.WithLeaderOnly(len(c.Endpoints) > 1),
-		client.WithInactivityCheck(inactivityTimeout, connectTimeout, backoff.NewExponentialBackOff(
+		// Not WithInactivityCheck: its probe sends on a channel that a disconnect closes. Run probes instead.
+		client.WithReconnect(connectTimeout, backoff.NewExponentialBackOff(
 			backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))),
 	}
 	for _, e := range c.Endpoints {
@@ -80,7 +82,7 @@ func Connect(ctx context.Context, c Config) (*NB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("northbound client: %w", err)
 	}
-	connectCtx, cancel := context.WithTimeout(ctx, inactivityTimeout)
+	connectCtx, cancel := context.WithTimeout(ctx, firstTimeout)
 	defer cancel()
 	if err := db.Connect(connectCtx); err != nil {
 		return nil, fmt.Errorf("connect to the northbound database at %s: %w", strings.Join(c.Endpoints, ","), err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+	"golang.org/x/sync/errgroup"
 )
 
 // maxBatch bounds the requests that one transaction carries, so that a large restart does not become one enormous message.
@@ -44,8 +45,38 @@ func (nb *NB) Apply(ctx context.Context, changes ...Change) error {
 	}
 }
 
-// Run commits what Apply submits until ctx ends.
+// Run commits what Apply submits, and keeps the connection alive, until ctx ends.
 func (nb *NB) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return nb.commitLoop(ctx) })
+	g.Go(func() error { return nb.probeLoop(ctx) })
+	return g.Wait()
+}
+
+// probeLoop finds out that a server has gone without a word, and lets the client connect again.
+func (nb *NB) probeLoop(ctx context.Context) error {
+	tick := time.NewTicker(probeInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !nb.ovsdb.Connected() {
+			continue
+		}
+		probe, cancel := context.WithTimeout(ctx, probeInterval)
+		err := nb.ovsdb.Echo(probe)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			nb.log.Warn("the northbound database does not answer, connecting again", "error", err)
+			nb.ovsdb.Disconnect()
+		}
+	}
+}
+
+func (nb *NB) commitLoop(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():

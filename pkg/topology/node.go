@@ -10,7 +10,7 @@ import (
 
 // NodeRows are the rows of one node of a network.
 type NodeRows struct {
-	// Port is the node's ovn0, on the join switch.
+	// Port is the node's ovn0, on the join switch. It has no port security: clients of a hostPort come through it under their own addresses.
 	Port *nbdb.LogicalSwitchPort
 	// Egress are the policies, one per family, that send what the pods of this node send to the outside through the node's ovn0.
 	Egress []*nbdb.LogicalRouterPolicy
