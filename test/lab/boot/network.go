@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/safchain/ethtool"
@@ -115,6 +116,11 @@ func (n *networker) ensure(name string) error {
 			return fmt.Errorf("switch checksum offload of %s off: %w", name, err)
 		}
 	}
+	if name == TunLink && n.spec.Userspace {
+		if err := silence(name); err != nil {
+			return err
+		}
+	}
 	for _, p := range n.addresses[name] {
 		if err := addAddress(link, p); err != nil {
 			return err
@@ -165,6 +171,18 @@ func linkUp(name string) error {
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return nil
+}
+
+// silence keeps the kernel from answering on a link that belongs to the userspace datapath. The kernel sees its frames as well, and would tell the link's
+// own MAC address to whoever asks for an address of the bridge.
+func silence(name string) error {
+	for sysctl, value := range map[string]string{"ipv4/conf/" + name + "/arp_ignore": "8", "ipv6/conf/" + name + "/disable_ipv6": "1"} {
+		err := os.WriteFile("/proc/sys/net/"+sysctl, []byte(value), 0o644)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // absent: a kernel without the family
+			return fmt.Errorf("keep the kernel from answering on %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package ovntest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -128,7 +129,7 @@ func plug(n int, ns *netns.Namespace) error {
 		if err != nil {
 			return err
 		}
-		if err := checksumOff("eth1"); err != nil {
+		if err := errors.Join(checksumOff("eth1"), silence("eth1")); err != nil {
 			return err
 		}
 		return netlink.LinkSetUp(eth1)
@@ -157,6 +158,15 @@ func (h *OVSHost) address() error {
 		}
 	}
 	return netlink.LinkSetUp(link)
+}
+
+// silence keeps the kernel from answering on a link that belongs to the userspace datapath: it would tell the link's MAC address instead of the bridge's.
+func silence(link string) error {
+	// The files are those of the calling thread's namespace.
+	return errors.Join(
+		os.WriteFile("/proc/sys/net/ipv4/conf/"+link+"/arp_ignore", []byte("8"), 0o644),
+		os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0o644),
+	)
 }
 
 // checksumOff makes the kernel complete checksums before a userspace datapath reads the packet.
