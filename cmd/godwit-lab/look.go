@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,15 @@ func (o *options) statusCommand() *cobra.Command {
 	}
 }
 
+// asStatus makes a program's own status ours; it has said itself what was wrong.
+func asStatus(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exitStatus(exit.ExitCode())
+	}
+	return err
+}
+
 func (o *options) execCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "exec MACHINE -- COMMAND [ARG…]", Short: "Run a command on a node, in all its namespaces; also on hub and outside",
@@ -32,7 +42,7 @@ func (o *options) execCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return l.Run(cmd.Context(), args[0], lab.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, args[1:]...)
+			return asStatus(l.Run(cmd.Context(), args[0], lab.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, args[1:]...))
 		},
 	}
 }
@@ -88,7 +98,7 @@ func (o *options) kubectlCommand() *cobra.Command {
 			}
 			c := exec.CommandContext(cmd.Context(), kubectl, append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...)
 			c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-			return c.Run()
+			return asStatus(c.Run())
 		},
 	}
 }
@@ -109,7 +119,7 @@ func (o *options) checkCommand() *cobra.Command {
 				fmt.Println(d)
 			}
 			if len(differences) > 0 {
-				return errDifferences
+				return exitStatus(1)
 			}
 			fmt.Println("no differences")
 			return nil

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 )
@@ -17,14 +16,12 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := newRoot().ExecuteContext(ctx)
-	var exit *exec.ExitError
+	var status exitStatus
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		return exit.ExitCode() // of a command in a machine, which has said itself what was wrong
-	case errors.Is(err, errDifferences):
-		return 1
+	case errors.As(err, &status):
+		return int(status) // whoever returned it has said what was wrong
 	}
 	fmt.Fprintln(os.Stderr, "godwit-lab:", err)
 	return 1

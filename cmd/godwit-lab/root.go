@@ -13,8 +13,10 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
-// errDifferences ends check with status 1 after it has printed what it found.
-var errDifferences = errors.New("the parts of the cluster differ")
+// exitStatus ends the program with that status and without a message.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // options are common to all commands.
 type options struct {
