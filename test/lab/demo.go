@@ -62,7 +62,7 @@ func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods in
 		return err
 	}
 	for _, f := range m.Failures {
-		fmt.Fprintln(out, f)
+		_, _ = fmt.Fprintln(out, f) // the error below says it too, if only in numbers
 	}
 	if n := len(m.Failures); n > 0 {
 		return fmt.Errorf("%d of %d requests failed", n, m.Asked())

@@ -205,7 +205,7 @@ func readManifest(file string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read Godwit's manifests: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	objects, err := ReadObjects(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)

@@ -306,10 +306,9 @@ func TestLabNodeLifeCycle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	node := l.Node("node1")
-	for name, end := range map[string]func(context.Context) error{"stop": node.Stop, "crash": node.Crash} {
+	for name, end := range map[string]func(*Node, context.Context) error{"stop": (*Node).Stop, "crash": (*Node).Crash} {
 		mark()
-		if err := end(ctx); err != nil {
+		if err := end(l.Node("node1"), ctx); err != nil {
 			t.Fatal(err)
 		}
 		if l.machine("node1").Process.alive() {
@@ -329,7 +328,6 @@ func TestLabNodeLifeCycle(t *testing.T) {
 			t.Errorf("after %s and start the node shows %q (%v): want the database's mark and no /run/mark", name, out, err)
 		}
 		uses(ctx, t, l)
-		node = l.Node("node1")
 	}
 	if err := l.Node("node9").Stop(ctx); err == nil || !strings.Contains(err.Error(), "node2") {
 		t.Errorf("stopping a node that does not exist: %v, want an error that names those that do", err)

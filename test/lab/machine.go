@@ -35,15 +35,14 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	if err != nil {
 		return fmt.Errorf("start %s: %w", spec.Name, err)
 	}
-	defer gateRead.Close()
-	defer gateWrite.Close()
+	defer func() { _ = gateRead.Close() }()
+	defer func() { _ = gateWrite.Close() }()
 	out, err := os.OpenFile(filepath.Join(spec.Logs, "init.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", spec.Name, err)
 	}
-	defer out.Close()
-	// Not bound to ctx: the machine outlives this process.
-	cmd := exec.Command(l.path(programFile), "machine", l.specPath(spec.Name))
+	defer func() { _ = out.Close() }()
+	cmd := exec.Command(l.path(programFile), "machine", l.specPath(spec.Name)) //nolint:noctx // the machine outlives this process
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, "/"
 	cmd.ExtraFiles = []*os.File{gateRead}
 	if listener != nil {

@@ -25,7 +25,7 @@ const statusTimeout = 3 * time.Second
 func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 	nodes := l.nodeConditions(ctx)
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "lab %s\t%s, cni %s\t%s\n", l.name(), l.IPFamily(), l.cni(), l.Kubeconfig())
+	_, _ = fmt.Fprintf(w, "lab %s\t%s, cni %s\t%s\n", l.name(), l.IPFamily(), l.cni(), l.Kubeconfig())
 	for _, name := range append([]string{hubName, outside}, l.NodeNames()...) {
 		m := l.machine(name)
 		if !m.Process.alive() {
@@ -33,16 +33,16 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 			if m.Stopped {
 				what = "stopped: godwit-lab node start " + name
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\n", name, what, nodes[name])
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", name, what, nodes[name])
 			continue
 		}
-		fmt.Fprintf(w, "%s\trunning, pid %d\t%s\n", name, m.Process.Pid, nodes[name])
+		_, _ = fmt.Fprintf(w, "%s\trunning, pid %d\t%s\n", name, m.Process.Pid, nodes[name])
 		services, err := supervise.ReadStatus(filepath.Join(l.machineDir(name), "status.json"))
 		if err != nil {
-			fmt.Fprintf(w, "\t%v\n", err)
+			_, _ = fmt.Fprintf(w, "\t%v\n", err)
 		}
 		for _, s := range slices.Sorted(maps.Keys(services)) {
-			fmt.Fprintf(w, "  %s\t%s\n", s, describe(services[s]))
+			_, _ = fmt.Fprintf(w, "  %s\t%s\n", s, describe(services[s]))
 		}
 	}
 	return w.Flush()

@@ -152,7 +152,7 @@ func copyProgram(from, to string) error {
 	if err != nil {
 		return err
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	dst, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
 	if err != nil {
 		return err
@@ -181,7 +181,7 @@ func (l *Lab) startHub(ctx context.Context, spec *boot.Spec) error {
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	if err := l.update(func(s *state) { s.Port = port }); err != nil {
 		return err
 	}

@@ -126,7 +126,7 @@ func httpReady(url string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		if resp.StatusCode != http.StatusOK {
 			return fmt.Errorf("GET %s: %s", url, resp.Status)
 		}
@@ -160,13 +160,13 @@ func forward(ctx context.Context, log *slog.Logger) error {
 }
 
 func carry(ctx context.Context, client net.Conn) error {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	d := net.Dialer{Timeout: 5 * time.Second}
 	server, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", APIPort))
 	if err != nil {
 		return err
 	}
-	defer server.Close()
+	defer func() { _ = server.Close() }()
 	var g errgroup.Group
 	for _, c := range [][2]net.Conn{{client, server}, {server, client}} {
 		g.Go(func() error {

@@ -51,7 +51,9 @@ func Compare(f Facts) []string {
 		}
 	}
 	for _, n := range f.Nodes {
-		c.node(n, slices.Contains(f.Chassis, n.Name))
+		if n.Runs {
+			c.node(n, f.Chassis)
+		}
 	}
 	for _, name := range f.Chassis {
 		if _, ok := c.nodes[name]; !ok {
@@ -164,12 +166,9 @@ func (c *comparison) port(p Port) {
 	}
 }
 
-// node compares a node with its chassis, its gateway, and all that is plugged in on it.
-func (c *comparison) node(n Node, chassis bool) {
-	if !n.Runs {
-		return
-	}
-	if !chassis {
+// node compares a node that runs with its chassis, its gateway, and all that is plugged in on it.
+func (c *comparison) node(n Node, chassis []string) {
+	if !slices.Contains(chassis, n.Name) {
 		c.differ("SB: node %s has no Chassis", n.Name)
 	}
 	id := ident.NodePort(n.Name)
@@ -178,14 +177,10 @@ func (c *comparison) node(n Node, chassis bool) {
 	} else {
 		c.differ("NB: node %s has no Logical_Switch_Port %s", n.Name, id)
 	}
-	links := map[string]bool{}
-	for _, l := range n.Links {
-		links[l.Name] = true
-	}
 	plugged := map[string]bool{}
 	for _, i := range n.Interfaces {
 		plugged[i.Name] = true
-		c.plugged(n, i, links[i.Name])
+		c.plugged(n, i)
 	}
 	for _, l := range n.Links {
 		if l.Veth && !plugged[l.Name] && !slices.Contains(nodeLinks, l.Name) {
@@ -195,14 +190,14 @@ func (c *comparison) node(n Node, chassis bool) {
 }
 
 // plugged compares an interface with its link and with the pod that it is for.
-func (c *comparison) plugged(n Node, i Interface, link bool) {
+func (c *comparison) plugged(n Node, i Interface) {
 	if i.IfaceID == "" {
 		return
 	}
 	if i.Error != "" || i.Ofport <= 0 {
 		c.differ("OVS: interface %s on %s (%s) does not work: ofport %d, error %q", i.Name, n.Name, i.IfaceID, i.Ofport, i.Error)
 	}
-	if !link {
+	if !slices.ContainsFunc(n.Links, func(l Link) bool { return l.Name == i.Name }) {
 		c.differ("kernel: %s on %s, the interface of %s, does not exist", i.Name, n.Name, i.IfaceID)
 	}
 	if i.IfaceID == ident.NodePort(n.Name) {

@@ -78,7 +78,7 @@ func serveTCP(ctx context.Context, l net.Listener) error {
 		}
 		open.Go(func() {
 			defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(idleTimeout))
 			for lines := bufio.NewScanner(conn); lines.Scan(); {
 				if _, err := fmt.Fprintf(conn, "%s %s\n", client(conn.RemoteAddr().String()), lines.Text()); err != nil {

@@ -25,7 +25,7 @@ func Program(path, from string, extra []string) ([]File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read program %s: %w", from, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	files := []File{{Path: path, From: from}}
 	loader, err := interpreter(f)
 	if err != nil {

@@ -177,7 +177,7 @@ func (f File) write(w *tar.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	fi, err := src.Stat()
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ func TestTwoHostsCarryTraffic(t *testing.T) {
 	if err := hosts[1].Do(func() (err error) { listener, err = net.Listen("tcp", "10.9.0.2:7"); return err }); err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	go func() {
 		for conn, err := listener.Accept(); err == nil; conn, err = listener.Accept() {
 			_, _ = fmt.Fprintf(conn, "%s", conn.RemoteAddr().(*net.TCPAddr).IP)
@@ -48,7 +48,7 @@ func TestTwoHostsCarryTraffic(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		n, err = conn.Read(got)
 		return err
 	})

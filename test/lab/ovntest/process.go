@@ -31,7 +31,7 @@ func daemon(t testing.TB, ns *netns.Namespace, cmd *exec.Cmd, log string) {
 	if err != nil {
 		t.Fatalf("open a daemon's log: %v", err)
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := ns.Do(cmd.Start); err != nil {
 		t.Fatalf("start %s: %v", filepath.Base(cmd.Path), err)

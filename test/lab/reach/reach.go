@@ -126,17 +126,17 @@ func (m *Matrix) Print(w io.Writer) error {
 	}
 	sort.Strings(names)
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprint(tw, "from \\ to")
+	_, _ = fmt.Fprint(tw, "from \\ to")
 	for _, n := range names {
-		fmt.Fprintf(tw, "\t%s (%d pods)", n, nodes[n])
+		_, _ = fmt.Fprintf(tw, "\t%s (%d pods)", n, nodes[n])
 	}
-	fmt.Fprintln(tw)
+	_, _ = fmt.Fprintln(tw)
 	for _, from := range names {
-		fmt.Fprint(tw, from)
+		_, _ = fmt.Fprint(tw, from)
 		for _, to := range names {
-			fmt.Fprintf(tw, "\t%s", m.cell(from, to))
+			_, _ = fmt.Fprintf(tw, "\t%s", m.cell(from, to))
 		}
-		fmt.Fprintln(tw)
+		_, _ = fmt.Fprintln(tw)
 	}
 	return tw.Flush()
 }

@@ -67,8 +67,8 @@ func (s *Supervisor) Command(ctx context.Context, name string, argv ...string) e
 	if err != nil {
 		return err
 	}
-	defer out.Close()
-	cmd := exec.Command(argv[0], argv[1:]...)
+	defer func() { _ = out.Close() }()
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the reaper kills it when ctx ends
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := s.reaper.RunCommand(ctx, cmd); err != nil {
 		return fmt.Errorf("%s: %w: its output is in %s", argv[0], err, out.Name())
@@ -117,7 +117,7 @@ func (s *Supervisor) keep(ctx context.Context, svc Service) error {
 	for {
 		wasReady, err := s.once(ctx, svc)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // everything ends now, and this did
 		}
 		if wasReady {
 			wait = firstRestart
@@ -144,8 +144,8 @@ func (s *Supervisor) once(ctx context.Context, svc Service) (wasReady bool, err 
 	if err != nil {
 		return false, err
 	}
-	defer out.Close()
-	cmd := exec.Command(svc.Argv[0], svc.Argv[1:]...)
+	defer func() { _ = out.Close() }()
+	cmd := exec.Command(svc.Argv[0], svc.Argv[1:]...) //nolint:noctx // it is asked to end, with all others, by stopAll
 	cmd.Env = append(os.Environ(), svc.Env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	start := time.Now()

@@ -17,10 +17,10 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/echo"
 )
 
-func main() { os.Exit(run()) }
+func main() { os.Exit(run()) } //nolint:forbidigo // main
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) //nolint:forbidigo // main
 	defer stop()
 	if filepath.Base(os.Args[0]) == "probe" {
 		return probe(ctx)
