@@ -59,7 +59,7 @@ func (i *installer) install() (changed, missing []string, err error) {
 // conflist is the network configuration list. A chained plugin whose binary the node lacks is left out: the runtime would fail every pod for it.
 func (i *installer) conflist() (conf []byte, missing []string, err error) {
 	plugins := []map[string]any{{"type": pluginName, "socket": i.cfg.CNISocket}}
-	for _, chained := range []struct{ name, capability string }{{"portmap", "portMappings"}, {"bandwidth", "bandwidth"}} {
+	for _, chained := range []struct{ name, capability string }{{"portmap", "portMappings"}} {
 		_, err := os.Stat(filepath.Join(i.cfg.CNIBinDir, chained.name))
 		if errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, chained.name)

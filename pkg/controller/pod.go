@@ -3,7 +3,7 @@ package controller
 // Pod reconciler.
 // In:   Pods, Namespaces (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
 // Out:  annotation godwit.dev/identity of the Pod; LogicalSwitchPort pod/NAMESPACE/NAME/default: addresses, port_security, options:requested-chassis,
-//       options:iface-id-ver, external_ids godwit.dev/{owner,namespace,name,uid,subnet}.
+//       options:iface-id-ver, external_ids godwit.dev/{owner,namespace,name,uid,subnet}; QoS rows of the pod's bandwidth annotations.
 // The identity is written when the pod is created, the row when its node is known.
 
 import (
@@ -199,12 +199,17 @@ func (r *podReconciler) ensurePort(ctx context.Context, pod *corev1.Pod, id v1al
 		return err
 	}
 	if have != nil && have.ExternalIDs[ident.KeyUID] != id.PodUID {
-		if err := r.nb.Apply(ctx, ovn.DeletePort(name)); err != nil {
+		if err := r.nb.Apply(ctx, removal(client.ObjectKeyFromObject(pod))...); err != nil {
 			return fmt.Errorf("pod %s/%s: delete the port of its predecessor: %w", pod.Namespace, pod.Name, err)
 		}
 	}
+	ls := ident.SubnetSwitch(id.Subnet)
 	lsp := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)
-	if err := r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(id.Subnet), lsp)); err != nil {
+	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, network, pod.Annotations)
+	if err != nil { // the pod runs without limits rather than not at all
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "BadBandwidth", "LimitBandwidth", "%v: the pod has no bandwidth limit", err)
+	}
+	if err := r.nb.Apply(ctx, ovn.EnsurePort(ls, lsp), ovn.SetPodQoS(ls, pod.Namespace, pod.Name, limits)); err != nil {
 		return fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
@@ -218,10 +223,15 @@ func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) er
 		return err
 	}
 	if have != nil {
-		if err := r.nb.Apply(ctx, ovn.DeletePort(name)); err != nil {
+		if err := r.nb.Apply(ctx, removal(key)...); err != nil {
 			return fmt.Errorf("pod %s: %w", key, err)
 		}
 	}
 	r.alloc.releasePod(key) // after the row is gone: nobody else gets an address that a port still has
 	return nil
+}
+
+// removal is what takes a pod's rows away.
+func removal(key types.NamespacedName) []ovn.Change {
+	return []ovn.Change{ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, network)), ovn.SetPodQoS("", key.Namespace, key.Name, nil)}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
@@ -108,12 +109,16 @@ func dbModel() (model.ClientDBModel, error) {
 		nbdb.LogicalRouterPortTable:        &nbdb.LogicalRouterPort{},
 		nbdb.LogicalRouterPolicyTable:      &nbdb.LogicalRouterPolicy{},
 		nbdb.LogicalRouterStaticRouteTable: &nbdb.LogicalRouterStaticRoute{},
+		nbdb.QoSTable:                      &nbdb.QoS{},
 	})
 	if err != nil {
 		return m, err
 	}
 	byName := []model.ClientIndex{{Columns: []model.ColumnKey{{Column: "name"}}}}
-	m.SetIndexes(map[string][]model.ClientIndex{nbdb.LogicalSwitchTable: byName, nbdb.LogicalRouterTable: byName})
+	byPod := []model.ClientIndex{{Columns: []model.ColumnKey{
+		{Column: "external_ids", Key: ident.KeyNamespace}, {Column: "external_ids", Key: ident.KeyName},
+	}}}
+	m.SetIndexes(map[string][]model.ClientIndex{nbdb.LogicalSwitchTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod})
 	return m, nil
 }
 
@@ -125,5 +130,6 @@ func monitoredTables() []client.MonitorOption {
 		client.WithTable(&nbdb.LogicalRouterPort{}),
 		client.WithTable(&nbdb.LogicalRouterPolicy{}),
 		client.WithTable(&nbdb.LogicalRouterStaticRoute{}),
+		client.WithTable(&nbdb.QoS{}),
 	}
 }

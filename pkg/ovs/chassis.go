@@ -90,14 +90,10 @@ func (c *Client) root(ctx context.Context) (*vswitchdb.OpenvSwitch, error) {
 	return &rows[0], nil
 }
 
-// EnsureBridge makes the integration bridge, or gives the existing one the fail mode and datapath type that OVN needs. It also makes the QoS
-// row that our ports refer to.
+// EnsureBridge makes the integration bridge, or gives the existing one the fail mode and datapath type that OVN needs.
 func (c *Client) EnsureBridge(ctx context.Context, datapath string) (created bool, err error) {
 	br, err := c.integrationBridge(ctx)
 	if err != nil {
-		return false, err
-	}
-	if err := c.ensureQoS(ctx); err != nil {
 		return false, err
 	}
 	if br == nil {
@@ -146,38 +142,6 @@ func (c *Client) createBridge(ctx context.Context, datapath string) error {
 		return fmt.Errorf("create bridge %s: %w", ident.IntegrationBridge, err)
 	}
 	return nil
-}
-
-// ensureQoS makes the one QoS row of type linux-noop: ovs-vswitchd deletes the queueing discipline of a port without QoS whenever it
-// reconfigures, and with it the limits of a chained bandwidth plugin.
-func (c *Client) ensureQoS(ctx context.Context) error {
-	qos, err := c.noopQoS(ctx)
-	if err != nil || qos != "" {
-		return err
-	}
-	ops, err := c.create(&vswitchdb.QoS{UUID: "noop", Type: qosNoop, ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode}})
-	if err == nil {
-		err = c.transact(ctx, ops)
-	}
-	if err != nil {
-		return fmt.Errorf("create QoS row of type %s: %w", qosNoop, err)
-	}
-	return nil
-}
-
-const qosNoop = "linux-noop"
-
-// noopQoS is the row's UUID, empty when there is none.
-func (c *Client) noopQoS(ctx context.Context) (string, error) {
-	var rows []vswitchdb.QoS
-	err := c.ovsdb.WhereCache(func(q *vswitchdb.QoS) bool { return q.Type == qosNoop && q.ExternalIDs[ident.OwnerKey] != "" }).List(ctx, &rows)
-	if err != nil {
-		return "", fmt.Errorf("read table QoS: %w", err)
-	}
-	if len(rows) == 0 {
-		return "", nil
-	}
-	return rows[0].UUID, nil
 }
 
 // SupportsDatapath returns an error unless ovs-vswitchd offers the datapath type. Before ovs-vswitchd has ever run it has said nothing.

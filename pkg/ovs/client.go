@@ -4,9 +4,8 @@
 //
 //	Open_vSwitch  external_ids: the keys of Chassis; bridges: the integration bridge
 //	Bridge        the integration bridge's fail_mode, datapath_type, ports
-//	Port          rows of our own ports: name, interfaces, qos
+//	Port          rows of our own ports: name, interfaces
 //	Interface     rows of our own ports: name, type, mac, mtu_request, external_ids (iface-id, iface-id-ver, attached-mac, godwit.dev/*)
-//	QoS           one row of type linux-noop, marked godwit.dev/owner
 package ovs
 
 import (
@@ -120,7 +119,6 @@ func dbModel() (model.ClientDBModel, error) {
 		vswitchdb.BridgeTable:      &vswitchdb.Bridge{},
 		vswitchdb.PortTable:        &vswitchdb.Port{},
 		vswitchdb.InterfaceTable:   &vswitchdb.Interface{},
-		vswitchdb.QoSTable:         &vswitchdb.QoS{},
 	})
 	if err != nil {
 		return model.ClientDBModel{}, fmt.Errorf("make model of the Open_vSwitch database: %w", err)
@@ -138,13 +136,12 @@ func dbModel() (model.ClientDBModel, error) {
 func (c *Client) monitor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
 	defer cancel()
-	root, br, port, iface, qos := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}, &vswitchdb.QoS{}
+	root, br, port, iface := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}
 	_, err := c.ovsdb.Monitor(ctx, c.ovsdb.NewMonitor(
 		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes, &root.OVSVersion),
 		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.DatapathType, &br.ExternalIDs),
-		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs, &port.QOS),
+		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs),
 		client.WithTable(iface, &iface.Name, &iface.Type, &iface.MAC, &iface.MTURequest, &iface.ExternalIDs, &iface.Ofport, &iface.Error),
-		client.WithTable(qos, &qos.Type, &qos.ExternalIDs),
 	))
 	if err != nil {
 		return fmt.Errorf("monitor Open vSwitch database %s: %w", c.endpoint, err)

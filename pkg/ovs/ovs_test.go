@@ -101,10 +101,6 @@ func TestBridge(t *testing.T) {
 	if br.DatapathType != DatapathNetdev || br.FailMode == nil || *br.FailMode != "secure" {
 		t.Errorf("bridge has datapath type %q and fail mode %v", br.DatapathType, br.FailMode)
 	}
-	var qos []vswitchdb.QoS
-	if err := c.ovsdb.List(t.Context(), &qos); err != nil || len(qos) != 1 {
-		t.Errorf("%d QoS rows (%v), want one", len(qos), err)
-	}
 }
 
 func TestCreateBridge(t *testing.T) {
@@ -261,7 +257,7 @@ func TestForeignPortIsNotTouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign := Port{Name: "gw1", ID: "pod/ns/a/default"}
-	ops, err := c.addOps(t.Context(), br, foreign)
+	ops, err := c.addOps(br, foreign)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -179,7 +179,7 @@ func (c *Client) EnsurePort(ctx context.Context, p Port) error {
 	if err != nil {
 		return fmt.Errorf("add port %s: %w", p.Name, err)
 	}
-	add, err := c.addOps(ctx, br, p)
+	add, err := c.addOps(br, p)
 	if err != nil {
 		return fmt.Errorf("add port %s: %w", p.Name, err)
 	}
@@ -219,20 +219,12 @@ func equal(i *vswitchdb.Interface, p Port) bool {
 	return !p.Internal || i.MTURequest != nil && *i.MTURequest == p.MTU && i.MAC != nil && *i.MAC == p.MAC
 }
 
-func (c *Client) addOps(ctx context.Context, br *vswitchdb.Bridge, p Port) ([]ovsdb.Operation, error) {
+func (c *Client) addOps(br *vswitchdb.Bridge, p Port) ([]ovsdb.Operation, error) {
 	iface := &vswitchdb.Interface{UUID: "iface", Name: p.Name, ExternalIDs: p.externalIDs()}
 	port := &vswitchdb.Port{UUID: "port", Name: p.Name, Interfaces: []string{"iface"}}
 	if p.Internal {
 		// In the database, so that the link that ovs-vswitchd makes after its restart has them from the start.
 		iface.Type, iface.MAC, iface.MTURequest = typeInternal, &p.MAC, &p.MTU
-	} else {
-		qos, err := c.noopQoS(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if qos != "" {
-			port.QOS = &qos
-		}
 	}
 	create, err := c.create(iface, port)
 	if err != nil {

@@ -3,11 +3,13 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -113,22 +115,54 @@ func TestPodHostPort(t *testing.T) {
 	}
 }
 
-// The bandwidth annotations, by the chained bandwidth plugin: the limits are in the kernel.
+// The bandwidth annotations hold, in both directions: TCP gets no more than the limit, and without a limit far more.
 func TestPodBandwidth(t *testing.T) {
+	const limit = 10e6
 	ns := namespace(t, nil)
-	p := server(ns, "p", "node1")
-	p.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "20M"}
-	create(t, p)
-	ready(t, ns, 1)
-	out, err := cluster.Exec(t.Context(), "node1", "tc", "qdisc", "show")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"rate 10Mbit", "rate 20Mbit"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("no %q among\n%s", want, out)
+	p := server(ns, "limited", "node1")
+	p.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "10M"}
+	create(t, p, server(ns, "free", "node1"))
+	ready(t, ns, 2)
+	for _, direction := range []string{"egress", "ingress"} {
+		limited, free := throughput(t, ns, "limited", direction), throughput(t, ns, "free", direction)
+		t.Logf("%s: %.1f Mbit/s limited to %.0f, %.1f without", direction, limited/1e6, limit/1e6, free/1e6)
+		if limited > 1.3*limit || limited < limit/10 {
+			t.Errorf("%s is %.1f Mbit/s, want about %.0f", direction, limited/1e6, limit/1e6)
+		}
+		if free < 3*limit {
+			t.Errorf("%s without a limit is %.1f Mbit/s: the comparison means nothing", direction, free/1e6)
 		}
 	}
+}
+
+// throughput is what iperf3 measures for three seconds between a pod's network namespace and the outside, in bits per second.
+func throughput(t *testing.T, ns, pod, direction string) float64 {
+	t.Helper()
+	port := string(ident.PodPort(ns, pod, ident.DefaultNetwork))
+	out, err := cluster.Exec(t.Context(), "node1", "ovs-vsctl", "--format=json", "--columns=external_ids", "find", "Interface", `external_ids:iface-id="`+port+`"`)
+	netns := regexp.MustCompile(`"godwit.dev/netns","([^"]+)"`).FindStringSubmatch(out)
+	if err != nil || netns == nil {
+		t.Fatalf("namespace of %s: %s %v", port, out, err)
+	}
+	cmd := []string{"nsenter", "--net=" + netns[1], "iperf3", "-J", "-t", "3", "-c", cluster.OutsideIPs()[0].String()}
+	if direction == "ingress" {
+		cmd = append(cmd, "-R")
+	}
+	out, err = cluster.Exec(t.Context(), "node1", cmd...)
+	if err != nil {
+		t.Fatalf("%s %v", out, err)
+	}
+	var result struct {
+		End struct {
+			SumReceived struct {
+				BitsPerSecond float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		} `json:"end"`
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		t.Fatalf("iperf3 printed %q: %v", out, err)
+	}
+	return result.End.SumReceived.BitsPerSecond
 }
 
 // kubectl exec, logs and port-forward.
