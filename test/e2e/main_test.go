@@ -58,10 +58,20 @@ func run(m *testing.M) int {
 		}
 		return 0
 	}
-	go func() { // the tests cannot be told to stop; their cluster can
-		<-ctx.Done()
-		down()
-		os.Exit(130)
+	finished := make(chan struct{})
+	defer close(finished) // runs before stop ends ctx
+	go func() {           // the tests cannot be told to stop; their cluster can
+		select {
+		case <-finished:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-finished: // both at once: the tests have ended
+		default:
+			down()
+			os.Exit(130)
+		}
 	}()
 	if err := connect(ctx, l, log); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
