@@ -14,7 +14,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
@@ -37,17 +36,21 @@ func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods in
 	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
 	start := time.Now()
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: demoName}}
-	if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	// A name of its own each time: that of the last one may still be on its way out.
+	request := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: demoName + "-"}}
+	ns, err := client.CoreV1().Namespaces().Create(ctx, request, metav1.CreateOptions{})
+	if err != nil {
 		return fmt.Errorf("make the demo's namespace: %w", err)
 	}
 	defer func() {
-		err = errors.Join(err, client.CoreV1().Namespaces().Delete(context.WithoutCancel(ctx), demoName, metav1.DeleteOptions{}))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+		defer cancel()
+		err = errors.Join(err, client.CoreV1().Namespaces().Delete(ctx, ns.Name, metav1.DeleteOptions{}))
 	}()
-	if _, err := client.AppsV1().Deployments(demoName).Create(ctx, demoDeployment(pods), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	if _, err := client.AppsV1().Deployments(ns.Name).Create(ctx, demoDeployment(pods), metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("make the demo's pods: %w", err)
 	}
-	ends, err := awaitPods(ctx, client, pods)
+	ends, err := awaitPods(ctx, client, ns.Name, pods)
 	if err != nil {
 		return err
 	}
@@ -90,9 +93,9 @@ func demoDeployment(pods int) *appsv1.Deployment {
 }
 
 // awaitPods returns the demo's pods when all are ready.
-func awaitPods(ctx context.Context, client kubernetes.Interface, want int) ([]reach.Pod, error) {
+func awaitPods(ctx context.Context, client kubernetes.Interface, namespace string, want int) ([]reach.Pod, error) {
 	for {
-		list, err := client.CoreV1().Pods(demoName).List(ctx, metav1.ListOptions{})
+		list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return nil, fmt.Errorf("list the demo's pods: %w", err)
 		}
@@ -116,7 +119,7 @@ func awaitPods(ctx context.Context, client kubernetes.Interface, want int) ([]re
 			return ends, nil
 		}
 		if err := pause(ctx, 4*poll); err != nil {
-			return nil, fmt.Errorf("%d of %d pods are ready: %w: see godwit-lab kubectl -n %s describe pods", len(ends), want, err, demoName)
+			return nil, fmt.Errorf("%d of %d pods are ready: %w: see godwit-lab kubectl -n %s describe pods", len(ends), want, err, namespace)
 		}
 	}
 }

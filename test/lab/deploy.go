@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -291,7 +293,9 @@ func (l *Lab) Apply(ctx context.Context, objects ...*unstructured.Unstructured) 
 			if err == nil {
 				break
 			}
-			// A kind whose definition was just applied is served after a moment.
+			if !transient(err) {
+				return fmt.Errorf("apply %s %s: %w", o.GetKind(), o.GetName(), err)
+			}
 			mapper.Reset()
 			if pauseErr := pause(ctx, poll); pauseErr != nil {
 				return fmt.Errorf("apply %s %s: %w", o.GetKind(), o.GetName(), errors.Join(err, pauseErr))
@@ -299,6 +303,12 @@ func (l *Lab) Apply(ctx context.Context, objects ...*unstructured.Unstructured) 
 		}
 	}
 	return nil
+}
+
+// transient errors go away by themselves: a kind whose definition was just applied is served after a moment, as are roles right after the API server's start.
+func transient(err error) bool {
+	return meta.IsNoMatchError(err) || apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsTooManyRequests(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err) || apierrors.IsConflict(err)
 }
 
 func rank(o *unstructured.Unstructured) int {

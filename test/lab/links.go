@@ -135,7 +135,7 @@ func plug(m process, spec *boot.Spec, bridge, link string) error {
 	veth := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: hubLink, MasterIndex: br.Attrs().Index}, PeerName: link, PeerNamespace: netlink.NsFd(fd),
 	}
-	if bridge == mgmtBridge { // on the other network the address belongs to the node's own bridge, or to the link when it has none
+	if bridge == mgmtBridge || !spec.Userspace { // otherwise the node's own bridge has the address, and the MAC address that goes with it
 		veth.PeerHardwareAddr = hostMAC(bridge, hostNumber(spec))
 	}
 	if err := netlink.LinkAdd(veth); err != nil {

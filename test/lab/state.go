@@ -111,6 +111,9 @@ func procStat(pid int) (start uint64, running bool, err error) {
 
 // signal sends sig to the process if it is still the one on record.
 func (p process) signal(sig unix.Signal) error {
+	if p.Pid == 0 {
+		return nil // planned, and never started
+	}
 	fd, err := unix.PidfdOpen(p.Pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil

@@ -1,0 +1,74 @@
+package lab
+
+import (
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestOnlyTheRecordedProcessIsSignalled: a number that means another process now, or is of an earlier boot of the machine, is nobody's.
+func TestOnlyTheRecordedProcessIsSignalled(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	p, err := identify(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	earlier, otherBoot := p, p
+	earlier.Start--
+	otherBoot.Boot = "another"
+	for _, other := range []process{earlier, otherBoot, {}} {
+		if other.alive() {
+			t.Errorf("%+v counts as alive", other)
+		}
+		if err := other.signal(unix.SIGKILL); err != nil {
+			t.Errorf("signal to %+v: %v", other, err)
+		}
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("the process was signalled by another's record: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if !p.alive() {
+		t.Error("the process does not count as alive")
+	}
+	if err := p.signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if err := p.signal(unix.SIGKILL); err != nil {
+		t.Errorf("signal to a process that has ended: %v", err)
+	}
+}
+
+func TestConfigReportsEveryError(t *testing.T) {
+	err := Config{Name: "No Name", Nodes: 99, IPFamily: "ipx", CNI: "flannel"}.Validate()
+	if err == nil {
+		t.Fatal("a configuration that is all wrong is accepted")
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) != 4 {
+		t.Errorf("Validate = %v, want four errors", err)
+	}
+	if err := (Config{}).Defaults().Validate(); err != nil {
+		t.Errorf("the defaults are refused: %v", err)
+	}
+}
+
+func TestHostAddresses(t *testing.T) {
+	if got := join(hostAddresses(DualStack, mgmtNet, 11)); got != "172.30.0.11/24,fd00:172:30::11/64" {
+		t.Errorf("dual: %s", got)
+	}
+	if got := join(hostAddresses(IPv6, tunNet, 200)); got != "fd00:172:30:1::200/64" {
+		t.Errorf("ipv6: %s", got)
+	}
+}
