@@ -40,7 +40,7 @@ e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## static checks
 	@test -z "$$(gofmt -l cmd pkg test)" || { echo "gofmt would change:"; gofmt -l cmd pkg test; exit 1; }
-	$(TOOLS)/golangci-lint run ./...
+	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: lab-up
 lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6

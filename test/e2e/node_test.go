@@ -85,7 +85,10 @@ func TestNodeAddressChange(t *testing.T) {
 	ns := namespace(t, nil)
 	create(t, server(ns, "a", "node1"), server(ns, "b", "node2"))
 	pods := ready(t, ns, 2)
-	old := encap(t, "node2")
+	old, err := encap(t.Context(), "node2")
+	if err != nil {
+		t.Fatal(err)
+	}
 	fresh := "172.30.1.112"
 	mask := "24"
 	if strings.Contains(old, ":") {
@@ -105,8 +108,8 @@ func TestNodeAddressChange(t *testing.T) {
 		}
 	})
 	eventually(t, 20*time.Second, func(ctx context.Context) error {
-		if got := encap(t, "node2"); got != fresh {
-			return fmt.Errorf("ovn-encap-ip is %s, want %s", got, fresh)
+		if got, err := encap(ctx, "node2"); got != fresh {
+			return fmt.Errorf("ovn-encap-ip is %s (%v), want %s", got, err, fresh) //nolint:errorlint // err may be nil
 		}
 		m, err := reach.All(ctx, inPod, []reach.Pod{pods["a"], pods["b"]})
 		if err == nil && len(m.Failures) > 0 {
@@ -116,13 +119,9 @@ func TestNodeAddressChange(t *testing.T) {
 	})
 }
 
-func encap(t *testing.T, node string) string {
-	t.Helper()
-	out, err := cluster.Exec(t.Context(), node, "ovs-vsctl", "get", "Open_vSwitch", ".", "external_ids:ovn-encap-ip")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Trim(strings.TrimSpace(out), `"`)
+func encap(ctx context.Context, node string) (string, error) {
+	out, err := cluster.Exec(ctx, node, "ovs-vsctl", "get", "Open_vSwitch", ".", "external_ids:ovn-encap-ip")
+	return strings.Trim(strings.TrimSpace(out), `"`), err
 }
 
 // underlay is the interface that has the address.

@@ -391,7 +391,7 @@ func portForward(t *testing.T, ns string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || !strings.Contains(string(body), " p") {
 		t.Errorf("port-forward: %q %v", body, err)
