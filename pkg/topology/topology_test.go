@@ -1,0 +1,75 @@
+package topology
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+)
+
+func spec(t *testing.T, cidrs ...string) ipam.Spec {
+	t.Helper()
+	s, err := ipam.ParseSpec(cidrs, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSubnet(t *testing.T) {
+	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"))
+	if d := cmp.Diff([]string{"10.0.0.1/16", "fd00::1/64"}, rows.RouterPort.Networks); d != "" {
+		t.Errorf("networks (-want +got)\n%s", d)
+	}
+	if got := rows.Uplink.Options["router-port"]; got != rows.RouterPort.Name {
+		t.Errorf("the uplink leads to %q, want %q", got, rows.RouterPort.Name)
+	}
+	var inside []string
+	for _, p := range rows.Inside {
+		inside = append(inside, p.Match+" "+p.Action)
+	}
+	if d := cmp.Diff([]string{"ip4.dst == 10.0.0.0/16 allow", "ip6.dst == fd00::/64 allow"}, inside); d != "" {
+		t.Errorf("policies (-want +got)\n%s", d)
+	}
+}
+
+// What leaves is decided after what stays, and only where the node's port is.
+func TestNodeEgress(t *testing.T) {
+	join := v1alpha1.Join{
+		IPs: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/16"), netip.MustParsePrefix("fd98::2/64")}, MAC: v1alpha1.MAC{0x0a, 0x67, 0x64, 0x40, 0, 2},
+	}
+	rows := Node("n", join)
+	if d := cmp.Diff([]string{"0a:67:64:40:00:02 100.64.0.2 fd98::2"}, rows.Port.Addresses); d != "" {
+		t.Errorf("addresses (-want +got)\n%s", d)
+	}
+	if rows.Port.PortSecurity != nil {
+		t.Error("ovn0 has port security: clients of a hostPort could not pass it")
+	}
+	want := []string{`ip4 && is_chassis_resident("node/n") → 100.64.0.2`, `ip6 && is_chassis_resident("node/n") → fd98::2`}
+	var got []string
+	for _, p := range rows.Egress {
+		got = append(got, p.Match+" → "+p.Nexthops[0])
+		if p.Priority >= Subnet("s", spec(t, "10.0.0.0/16")).Inside[0].Priority || p.Action != nbdb.LogicalRouterPolicyActionReroute {
+			t.Errorf("policy %+v comes before those that keep traffic inside", p)
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestNetworkDefaultRoutes(t *testing.T) {
+	got := map[string]string{}
+	for _, r := range Network(ident.DefaultNetwork, spec(t, "100.64.0.0/16", "fd98::/64")).DefaultRoutes {
+		got[r.IPPrefix] = r.Nexthop
+	}
+	want := map[string]string{"0.0.0.0/0": "100.64.255.254", "::/0": "fd98::ffff:ffff:ffff:fffe"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
