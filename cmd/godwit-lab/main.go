@@ -23,6 +23,9 @@ func run() int {
 	case errors.As(err, &status):
 		return int(status) // whoever returned it has said what was wrong
 	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "godwit-lab: interrupted")
+	}
 	fmt.Fprintln(os.Stderr, "godwit-lab:", err)
 	return 1
 }
