@@ -76,6 +76,9 @@ type Port struct {
 	Activated []ident.ChassisName
 	// Additional: the southbound database asks for more than one chassis.
 	Additional bool
+	// Synced: northd has taken requested-chassis over as the row has it, so that Activated and Additional are about it. (northd copies a row's
+	// options into the Port_Binding.)
+	Synced bool
 }
 
 // Observe makes a Snapshot of one VM. vmi is nil when there is none. pods and vmims may hold those of others, which are left out: a launcher is
@@ -211,6 +214,7 @@ func observePorts(rows map[string]*nbdb.LogicalSwitchPort, bindings []*sbdb.Port
 		}}
 		if b := byName[row.Name]; b != nil {
 			p.Additional = len(b.RequestedAdditionalChassis) > 0
+			p.Synced = b.Options[OptionRequestedChassis] == p.State.Requested
 			for name := range strings.SplitSeq(b.Options["additional-chassis-activated"], ",") {
 				if name != "" {
 					p.Activated = append(p.Activated, ident.ChassisName(name))

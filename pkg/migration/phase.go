@@ -43,13 +43,14 @@ const (
 	ReasonOneLauncher       Reason = "OneLauncher"
 	ReasonChassisMissing    Reason = "ChassisMissing"    // the launcher's node has no chassis yet; nobody can claim the ports until it has
 	ReasonTargetUnscheduled Reason = "TargetUnscheduled" // a migration is under way; its target pod has no node
-	ReasonNorthdBehind      Reason = "NorthdBehind"      // the last migration's activation is still in the southbound database
+	ReasonNorthdBehind      Reason = "NorthdBehind"      // the southbound database still has what the ports asked for before
 	ReasonMigrationUnseen   Reason = "MigrationUnseen"   // there is a target pod, its migration was not seen yet, or is gone
 	ReasonMigrationEnded    Reason = "MigrationEnded"    // the migration failed before its ports were prepared
 	ReasonPostCopyLost      Reason = "PostCopyLost"      // the target ended in post-copy: the VM is lost, its VMI will say so
 	// Prepared
 	ReasonTargetScheduled Reason = "TargetScheduled"
 	ReasonNotActivated    Reason = "NotActivated" // the VM runs on the target, which has not been activated
+	ReasonSourceGone      Reason = "SourceGone"   // the source ended, and it is not known yet whether the VM arrived
 	// Activated, PostCopy
 	ReasonTargetActivated Reason = "TargetActivated"
 	ReasonPostCopyRunning Reason = "PostCopyRunning"
