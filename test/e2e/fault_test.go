@@ -1,0 +1,317 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab/reach"
+)
+
+// kill ends a node's processes of a name without a word; whatever supervises them starts them again.
+func kill(ctx context.Context, node, name string) error {
+	_, err := cluster.Exec(ctx, node, "sh", "-c", `kill -9 $(pidof "$0")`, name)
+	return err
+}
+
+// leader is the node where the leading controller runs.
+func leader(ctx context.Context) (string, error) {
+	out, err := kubectl(ctx, "-n", "godwit-system", "get", "lease", "godwit-controller", "-o", "jsonpath={.spec.holderIdentity}")
+	if err != nil {
+		return "", err
+	}
+	node, _, _ := strings.Cut(out, "_") // HOSTNAME_UUID
+	return node, nil
+}
+
+// settled waits until the agents and the controllers are Ready again.
+func settled(t *testing.T) {
+	t.Helper()
+	eventually(t, 2*time.Minute, func(ctx context.Context) error {
+		out, err := kubectl(ctx, "-n", "godwit-system", "get", "pods", "--no-headers")
+		if err == nil && strings.Contains(out, "0/1") {
+			err = fmt.Errorf("not all ready:\n%s", out)
+		}
+		return err
+	})
+}
+
+var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`)
+
+// pinging pings every 10 ms from one pod to another while f runs, and returns how many packets were lost.
+func pinging(t *testing.T, from, to reach.Pod, f func()) (sent, lost int) {
+	t.Helper()
+	const most = 60 * 100 // a minute
+	ip := to.IPs[0].String()
+	done := make(chan string, 1)
+	go func() {
+		out, _ := inPod(t.Context(), from.Namespace, from.Name, "sh", "-c",
+			fmt.Sprintf("ping -i 0.01 -c %d -W 2 %s >/tmp/ping & echo $! >/tmp/pid; wait; cat /tmp/ping", most, ip))
+		done <- out
+	}()
+	time.Sleep(500 * time.Millisecond)
+	f()
+	time.Sleep(500 * time.Millisecond)
+	if _, err := inPod(t.Context(), from.Namespace, from.Name, "sh", "-c", "kill -INT $(cat /tmp/pid)"); err != nil {
+		t.Fatal(err)
+	}
+	out := <-done
+	m := pingSummary.FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("ping printed %q", out)
+	}
+	sent, _ = strconv.Atoi(m[1])
+	received, _ := strconv.Atoi(m[2])
+	return sent, max(0, sent-received-1) // the last one's answer may have been on its way
+}
+
+// No packet between two nodes is lost while the controllers, the agents and ovn-controller are killed and come back.
+func TestFaultRestartsLoseNothing(t *testing.T) {
+	ns := namespace(t, nil)
+	create(t, server(ns, "a", "node1"), server(ns, "b", "node2"))
+	pods := ready(t, ns, 2)
+	for _, name := range []string{"godwit-controller", "godwit-agent", "ovn-controller"} {
+		sent, lost := pinging(t, pods["a"], pods["b"], func() {
+			for _, node := range []string{"node1", "node2"} {
+				if err := kill(t.Context(), node, name); err != nil && name != "godwit-controller" { // which runs on two of three nodes
+					t.Error(err)
+				}
+			}
+			time.Sleep(2 * time.Second)
+			settled(t)
+		})
+		t.Logf("%s: %d of %d packets lost", name, lost, sent)
+		if lost > 0 || sent < 100 {
+			t.Errorf("%s killed: %d of %d packets lost", name, lost, sent)
+		}
+	}
+	consistent(t)
+}
+
+// Traffic is back within five seconds of the death of ovs-vswitchd, the node's own included.
+func TestFaultVswitchd(t *testing.T) {
+	ns := namespace(t, nil)
+	create(t, server(ns, "a", "node1"), server(ns, "b", "node2"))
+	pods := ready(t, ns, 2)
+	if err := kill(t.Context(), "node2", "ovs-vswitchd"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	var targets []string
+	for _, ip := range pods["b"].IPs {
+		targets = append(targets, target("http", ip, 80))
+	}
+	for _, from := range []string{"pod", "node2"} {
+		eventually(t, 5*time.Second-time.Since(start), func(ctx context.Context) error {
+			var out string
+			var err error
+			if from == "pod" {
+				out, err = inPod(ctx, ns, "a", append([]string{"/bin/probe", "-timeout", "500ms"}, targets...)...)
+			} else {
+				out, err = cluster.Exec(ctx, from, append([]string{"/proc/1/exe", "probe", "--timeout", "500ms"}, targets...)...)
+			}
+			if strings.Contains(out, "failed") || out == "" {
+				return fmt.Errorf("from %s: %s %w", from, out, err)
+			}
+			return nil
+		})
+		t.Logf("from %s: back %.1f s after the death of ovs-vswitchd", from, time.Since(start).Seconds())
+	}
+	consistent(t)
+}
+
+// A pod that finds its Subnet full waits with an event, and runs when an address is freed.
+func TestFaultSubnetFull(t *testing.T) {
+	ns := namespace(t, map[string]string{"subnet": "tiny"})
+	cidr := "10.78.0.0/30"
+	if cluster.IPFamily() == "ipv6" {
+		cidr = "fd00:78::/126"
+	}
+	s := &v1alpha1.Subnet{
+		ObjectMeta: metav1.ObjectMeta{Name: "tiny"},
+		Spec:       v1alpha1.SubnetSpec{CIDRs: []string{cidr}, NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"subnet": "tiny"}}},
+	}
+	if err := cluster.api.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.api.Delete(context.WithoutCancel(t.Context()), s) })
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
+		if err := cluster.api.Get(ctx, types.NamespacedName{Name: "tiny"}, s); err != nil || s.Status.AvailableIPs == 0 {
+			return fmt.Errorf("Subnet tiny: %+v %w", s.Status, err)
+		}
+		return nil
+	})
+	room := int(s.Status.AvailableIPs)
+	for i := range room {
+		create(t, server(ns, fmt.Sprint("p", i), "node1"))
+	}
+	ready(t, ns, room)
+	create(t, server(ns, "late", "node2"))
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
+		out, err := kubectl(ctx, "-n", ns, "describe", "pod", "late")
+		if err == nil && !strings.Contains(out, "SubnetFull") {
+			err = fmt.Errorf("no event SubnetFull:\n%s", out)
+		}
+		return err
+	})
+	if _, err := kubectl(t.Context(), "-n", ns, "delete", "pod", "p0", "--wait=false"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, &corev1.PodList{}, ns, func(p *corev1.Pod) bool { return p.Name == "late" && isReady(p) })
+}
+
+// What is wrong with a Subnet is said by kubectl apply, in words that help.
+func TestFaultSubnets(t *testing.T) {
+	for spec, says := range map[string]string{
+		`{cidrs: [10.9.0.1/24]}`:                               "network addresses",
+		`{cidrs: [10.9.0.0/24, 10.8.0.0/24]}`:                  "different families",
+		`{cidrs: [10.9.0.0/24], gateways: [10.8.0.1]}`:         "every gateway must be an address in one of cidrs",
+		`{cidrs: [10.9.0.0/24], gateways: ["not an address"]}`: "every gateway must be an address in one of cidrs",
+		`{cidrs: [10.9.0.0/24], excludeIPs: [10.8.0.1]}`:       "excludeIPs",
+		`{cidrs: [10.9.0.0/24], mtu: 9}`:                       "1280",
+		`{cidrs: [10.9.0.0/24], namespaceSelektor: {}}`:        "unknown field",
+	} {
+		file := filepath.Join(t.TempDir(), "subnet.yaml")
+		manifest := "apiVersion: godwit.dev/v1alpha1\nkind: Subnet\nmetadata: {name: bad}\nspec: " + spec + "\n"
+		if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kubectl(t.Context(), "apply", "-f", file); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want it to say %q", spec, err, says)
+		}
+	}
+}
+
+// The plugin by hand: garbage, what is gone, and everything twice.
+func TestFaultCNI(t *testing.T) {
+	run := func(command, container, netns, stdin string) (string, error) {
+		script := `printf %s "$0" | CNI_COMMAND=$1 CNI_CONTAINERID=$2 CNI_NETNS=$3 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
+			CNI_ARGS="K8S_POD_NAMESPACE=none;K8S_POD_NAME=none;K8S_POD_UID=6a5b4c3d-0000-4000-8000-000000000000" /opt/cni/bin/godwit; true`
+		return cluster.Exec(t.Context(), "node1", "sh", "-c", script, stdin, command, container, netns)
+	}
+	conf := `{"cniVersion":"1.1.0","name":"godwit","type":"godwit"}`
+	for name, c := range map[string]struct{ command, netns, stdin, says string }{
+		"garbage":          {"ADD", "/run/netns/x", "garbage", "code"},
+		"empty":            {"ADD", "/run/netns/x", "", "code"},
+		"netns gone":       {"ADD", "/run/netns/gone", conf, "/run/netns/gone"},
+		"unknown version":  {"ADD", "/run/netns/x", `{"cniVersion":"9.9.9","name":"godwit","type":"godwit"}`, "incompatible"},
+		"the node's netns": {"ADD", "/proc/1/ns/net", conf, "node's own"},
+	} {
+		out, err := run(c.command, "hand", c.netns, c.stdin)
+		if err != nil || !strings.Contains(out, c.says) || !strings.Contains(out, `"code"`) {
+			t.Errorf("%s: %q %v, want a CNI error that says %q", name, out, err, c.says)
+		}
+	}
+	for _, again := range []string{"first", "second"} {
+		if out, err := run("DEL", "unknown", "/run/netns/gone", conf); err != nil || strings.TrimSpace(out) != "" {
+			t.Errorf("%s DEL of the unknown: %q %v", again, out, err)
+		}
+	}
+	if out, err := run("VERSION", "", "", `{"cniVersion":"1.1.0"}`); err != nil || !strings.Contains(out, `"1.1.0"`) {
+		t.Errorf("VERSION: %q %v", out, err)
+	}
+	if out, err := run("STATUS", "", "", conf); err != nil || strings.TrimSpace(out) != "" {
+		t.Errorf("STATUS: %q %v", out, err)
+	}
+	consistent(t)
+}
+
+// The southbound database cannot be reached while a pod is attached: the error says so within its deadline, nothing leaks, and the pod runs when it can be.
+func TestFaultSouthbound(t *testing.T) {
+	ns := namespace(t, nil)
+	block := func(ctx context.Context, rule string) error {
+		_, err := cluster.Exec(ctx, "node1", "nft", rule)
+		return err
+	}
+	if err := block(t.Context(), "table inet fault { chain in { type filter hook input priority 0; tcp sport 6642 drop; }; chain out { type filter hook output priority 0; tcp dport 6642 drop; }; }"); err != nil {
+		t.Fatal(err)
+	}
+	lifted := false
+	lift := func(ctx context.Context) {
+		if !lifted {
+			lifted = true
+			if err := block(ctx, "delete table inet fault"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(func() { lift(context.WithoutCancel(t.Context())) })
+	create(t, server(ns, "p", "node1"))
+	eventually(t, 75*time.Second, func(ctx context.Context) error {
+		out, err := kubectl(ctx, "-n", ns, "get", "events", "-o", "jsonpath={.items[*].message}")
+		if err == nil && !strings.Contains(out, "is ovn-controller running and connected to") {
+			err = fmt.Errorf("no event that names the cause: %s", out)
+		}
+		return err
+	})
+	lift(t.Context())
+	ready(t, ns, 1)
+	consistent(t)
+}
+
+// When the leading controller dies without a word, the other takes over and pods are served on.
+func TestFaultLeader(t *testing.T) {
+	ns := namespace(t, nil)
+	was, err := leader(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kill(t.Context(), was, "godwit-controller"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	create(t, server(ns, "p", "node3"))
+	ready(t, ns, 1)
+	t.Logf("a pod created at the leader's death was Ready after %.1f s", time.Since(start).Seconds())
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("it took %s, want less than 15 s", took)
+	}
+	settled(t)
+}
+
+// Pods come and go while controllers and agents are killed at random moments: nothing is left behind, nobody is forgotten. CYCLES=200 for the whole of it;
+// the seed is printed.
+func TestFaultKilledAtRandom(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	ns := namespace(t, nil)
+	nodes := cluster.NodeNames()
+	const atOnce = 6
+	for done := 0; done < cycles(t); done += atOnce {
+		for i := range atOnce {
+			p := server(ns, fmt.Sprintf("p%d-%d", done, i), nodes[i%len(nodes)])
+			p.Spec.Containers[0].ReadinessProbe = nil
+			create(t, p)
+		}
+		time.Sleep(time.Duration(random.IntN(600)) * time.Millisecond)
+		victim := []string{"godwit-agent", "godwit-controller"}[random.IntN(2)]
+		if err := kill(t.Context(), nodes[random.IntN(len(nodes))], victim); err != nil && victim == "godwit-agent" {
+			t.Logf("kill: %v", err) // it may be down from the last time
+		}
+		seen := map[string]bool{}
+		until(t, &corev1.PodList{}, ns, func(p *corev1.Pod) bool {
+			if isReady(p) {
+				seen[p.Name] = true
+			}
+			return len(seen) == atOnce
+		})
+		if _, err := kubectl(t.Context(), "-n", ns, "delete", "pods", "--all", "--now", "--timeout=90s"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settled(t)
+	consistent(t)
+}
