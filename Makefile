@@ -15,7 +15,7 @@ REAL := ./pkg/agent ./pkg/netdev ./pkg/ovs ./test/integration
 
 .PHONY: help
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: preflight $(LAB) ## a cluster on this machine, pods on every node, who reaches whom; cleans up after itself
@@ -53,6 +53,10 @@ lab-down: $(LAB) ## remove the cluster and all that belongs to it
 .PHONY: images
 images: preflight $(LAB) ## build the container images into out/images
 	@$(LAB) images --output out/images
+
+bench-%: preflight ## a benchmark: bench-cni, bench-scale; a table, and out/bench/NAME.json
+	@test -d test/bench/$* || { echo "no benchmark $*: there are $$(cd test/bench && ls -d */main.go | xargs -n1 dirname | tr '\n' ' ')"; exit 2; }
+	go run ./test/bench/$*
 
 .PHONY: generate
 generate: $(TOOLS)/controller-gen ## rewrite what is generated from the API types
