@@ -75,6 +75,7 @@ func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg 
 // Run runs the agent until ctx ends or a part of it cannot go on. Pods keep their network either way.
 func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("starting", "node", a.cfg.NodeName, "datapath", a.state.datapath, "ovs", a.cfg.OVSEndpoint, "sb", a.cfg.SBRemote)
+	a.preflight()
 	cni, err := wire.Listen(ctx, a.cfg.CNISocket)
 	if err != nil {
 		return err
@@ -98,6 +99,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	err = g.Wait()
 	a.log.Info("stopped; pods keep their network", "error", err)
 	return err
+}
+
+// preflight reports what is wrong with the node. The agent starts all the same: much may work.
+func (a *Agent) preflight() {
+	problems, err := preflight(a.cfg, a.host)
+	if err != nil {
+		a.log.Warn("not all of the pre-flight checks could be made", "error", err)
+	}
+	for _, p := range problems {
+		a.log.Warn("pre-flight: "+p.what, "check", p.check, "remedy", p.remedy)
+		a.attacher.metrics.problems.WithLabelValues(p.check).Inc()
+	}
 }
 
 func (a *Agent) serveBoth(ctx context.Context, cni, health net.Listener) error {

@@ -158,3 +158,5 @@ func (n *fakeNode) WaitInstalled(ctx context.Context, name string) error {
 	<-ctx.Done()
 	return fmt.Errorf("interface %s: wait for external_ids:ovn-installed: %w", name, ctx.Err())
 }
+
+func (f *fakeNode) ForwardDrops(string) ([]string, error) { return nil, nil }

@@ -50,7 +50,7 @@ func TestInstall(t *testing.T) {
 	if len(missing) != 0 {
 		t.Errorf("plugins left out: %v", missing)
 	}
-	checkConflist(t, conf)
+	requireConflist(t, conf)
 	if changed, _, err := i.install(); err != nil || len(changed) > 0 {
 		t.Errorf("installing again wrote %v (%v)", changed, err)
 	}
@@ -76,7 +76,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-func checkConflist(t *testing.T, path string) {
+func requireConflist(t *testing.T, path string) {
 	t.Helper()
 	raw, err := os.ReadFile(path)
 	if err != nil {

@@ -21,6 +21,7 @@ type metrics struct {
 	stages   *prometheus.HistogramVec
 	requests *prometheus.HistogramVec
 	ready    prometheus.GaugeFunc
+	problems *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error) {
@@ -43,8 +44,14 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 			}
 			return 0
 		}),
+		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "godwit_agent_preflight_problems", Help: "What the agent found at its start that keeps pods from their network; its log names it and the remedy.",
+		}, []string{"check"}),
 	}
-	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready} {
+	for _, check := range []string{checkForward, checkConflist} {
+		m.problems.WithLabelValues(check).Set(0)
+	}
+	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

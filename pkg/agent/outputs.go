@@ -16,6 +16,7 @@ type hostNetwork interface {
 	EnableForwarding(addrs []netip.Prefix) error
 	ConfigureGateway(g netdev.Gateway) error
 	SyncRoutes(link string, routes []netdev.Route) error
+	ForwardDrops(link string) ([]string, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
 
 	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
