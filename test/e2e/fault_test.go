@@ -315,3 +315,88 @@ func TestFaultKilledAtRandom(t *testing.T) {
 	settled(t)
 	consistent(t)
 }
+
+// agentLog is the log of a node's agent since its last start.
+func agentLog(ctx context.Context, node string) (string, error) {
+	name, err := kubectl(ctx, "-n", "godwit-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", "spec.nodeName="+node,
+		"-o", "jsonpath={.items[0].metadata.name}")
+	if err != nil {
+		return "", err
+	}
+	return kubectl(ctx, "-n", "godwit-system", "logs", name)
+}
+
+// What other software left on a node is named at the agent's start, with its remedy; the remedy helps.
+func TestFaultPreflight(t *testing.T) {
+	onNode := func(script string) {
+		t.Helper()
+		if out, err := cluster.Exec(t.Context(), "node2", "sh", "-c", script); err != nil {
+			t.Fatalf("%s: %s %v", script, out, err)
+		}
+	}
+	restarted := func(want ...string) {
+		t.Helper()
+		if err := kill(t.Context(), "node2", "godwit-agent"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 2*time.Minute, func(ctx context.Context) error {
+			out, err := agentLog(ctx, "node2")
+			if err == nil && !strings.Contains(out, "starting") {
+				err = fmt.Errorf("the agent has not started:\n%s", out)
+			}
+			for _, w := range want {
+				if err == nil && !strings.Contains(out, w) {
+					err = fmt.Errorf("no word of %q in\n%s", w, out)
+				}
+			}
+			if err == nil && len(want) == 0 && strings.Contains(out, "pre-flight") {
+				err = fmt.Errorf("still:\n%s", out)
+			}
+			return err
+		})
+		settled(t)
+	}
+	ns := namespace(t, nil)
+	create(t, server(ns, "p", "node2"))
+	p := ready(t, ns, 1)["p"]
+	onNode("iptables -P FORWARD DROP && echo '{}' > /etc/cni/net.d/00-other.conflist")
+	t.Cleanup(func() {
+		_, err := cluster.Exec(context.WithoutCancel(t.Context()), "node2", "sh", "-c", "iptables -P FORWARD ACCEPT; iptables -F FORWARD; rm -f /etc/cni/net.d/00-other.conflist")
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	restarted("00-other.conflist", "chain ip filter FORWARD drops")
+	onNode("iptables -I FORWARD -i ovn0 -j ACCEPT; iptables -I FORWARD -o ovn0 -j ACCEPT; rm /etc/cni/net.d/00-other.conflist")
+	restarted()
+	if outside := cluster.OutsideIPs()[0]; outside.Is4() {
+		probe(t, p, target("http", outside, 80))
+	}
+}
+
+// Strict reverse path filtering, on every link of the node, takes nothing away.
+func TestFaultStrictReversePath(t *testing.T) {
+	set := func(ctx context.Context, value string) error {
+		_, err := cluster.Exec(ctx, "node1", "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo "+value+" >$f; done")
+		return err
+	}
+	if err := set(t.Context(), "1"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set(context.WithoutCancel(t.Context()), "0"); err != nil {
+			t.Error(err)
+		}
+	})
+	ns := namespace(t, nil)
+	p := server(ns, "p", "node1")
+	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8089}}
+	create(t, p, server(ns, "q", "node2"))
+	pods := ready(t, ns, 2)
+	for i, ip := range pods["p"].IPs {
+		probe(t, pods["q"], target("http", ip, 80))
+		probe(t, pods["p"], target("http", pods["q"].IPs[i], 80), target("http", cluster.OutsideIPs()[i], 80))
+		machineProbe(t, "node1", target("http", ip, 80))
+		machineProbe(t, "outside", target("http", cluster.NodeIPs("node1")[i], 8089))
+	}
+}
