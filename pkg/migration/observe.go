@@ -76,8 +76,8 @@ type Port struct {
 	Activated []ident.ChassisName
 	// Additional: the southbound database asks for more than one chassis.
 	Additional bool
-	// Synced: northd has taken requested-chassis over as the row has it, so that Activated and Additional are about it. (northd copies a row's
-	// options into the Port_Binding.)
+	// Synced: northd has taken the row over as it is now, so that Activated and Additional are about it. northd copies options and
+	// external_ids of a row into its Port_Binding.
 	Synced bool
 }
 
@@ -203,18 +203,10 @@ func observePorts(rows map[string]*nbdb.LogicalSwitchPort, bindings []*sbdb.Port
 		if row == nil {
 			continue
 		}
-		p := Port{Name: ident.PortName(row.Name), Network: network, State: PortState{
-			Requested: row.Options[OptionRequestedChassis],
-			Strategy:  row.Options[OptionActivationStrategy],
-			Stamp: Stamp{
-				Migration: row.ExternalIDs[KeyMigration],
-				Source:    ident.ChassisName(row.ExternalIDs[KeySource]),
-				Target:    ident.ChassisName(row.ExternalIDs[KeyTarget]),
-			},
-		}}
+		p := Port{Name: ident.PortName(row.Name), Network: network, State: observeState(row.Options, row.ExternalIDs)}
 		if b := byName[row.Name]; b != nil {
 			p.Additional = len(b.RequestedAdditionalChassis) > 0
-			p.Synced = b.Options[OptionRequestedChassis] == p.State.Requested
+			p.Synced = observeState(b.Options, b.ExternalIDs) == p.State
 			for name := range strings.SplitSeq(b.Options["additional-chassis-activated"], ",") {
 				if name != "" {
 					p.Activated = append(p.Activated, ident.ChassisName(name))
@@ -224,4 +216,17 @@ func observePorts(rows map[string]*nbdb.LogicalSwitchPort, bindings []*sbdb.Port
 		out = append(out, p)
 	}
 	return out
+}
+
+// observeState reads what this package writes, from a row or from northd's copy of it.
+func observeState(options, externalIDs map[string]string) PortState {
+	return PortState{
+		Requested: options[OptionRequestedChassis],
+		Strategy:  options[OptionActivationStrategy],
+		Stamp: Stamp{
+			Migration: externalIDs[KeyMigration],
+			Source:    ident.ChassisName(externalIDs[KeySource]),
+			Target:    ident.ChassisName(externalIDs[KeyTarget]),
+		},
+	}
 }

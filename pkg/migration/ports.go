@@ -48,7 +48,10 @@ func pairOf(source, target Launcher) string {
 	return string(source.Chassis) + "," + string(target.Chassis)
 }
 
-func isPair(requested string) bool { return strings.Contains(requested, ",") }
+func isPair(requested string) bool {
+	main, additional, _ := strings.Cut(requested, ",")
+	return main != "" && additional != ""
+}
 
 func stampOf(source, target Launcher) Stamp {
 	return Stamp{Migration: target.Job, Source: source.Chassis, Target: target.Chassis}
@@ -77,6 +80,9 @@ func (s Snapshot) stampedBy(uid string) bool {
 // committedTo says whether the ports were given to the target of its migration already. What was seen since may be older than that decision, which is
 // therefore held until there is proof of the contrary. Ports that the target alone carries are its own from the preparation on, and tell nothing.
 func (s Snapshot) committedTo(source, target Launcher) bool {
+	if source.Chassis == target.Chassis {
+		return false // the row says nothing then
+	}
 	found := false
 	for _, p := range s.Ports {
 		if !source.carries(p.Network) || !target.carries(p.Network) {
@@ -87,7 +93,7 @@ func (s Snapshot) committedTo(source, target Launcher) bool {
 		}
 		found = true
 	}
-	return found && source.Chassis != target.Chassis
+	return found
 }
 
 // isPrepared: the port asks for both, for this very migration. A pair that an earlier migration left behind may have been activated by that one.
@@ -143,11 +149,7 @@ func (s Snapshot) pairable(source, target Launcher) bool {
 func (v verdict) want(p Port) PortState {
 	switch v.aim {
 	case keep:
-		w := p.State
-		if w.Requested == "" { // with the option absent, any leftover iface-id claims the port
-			w.Requested = string(ident.NoChassis)
-		}
-		return w
+		return kept(p.State)
 	case none:
 		return PortState{Requested: string(ident.NoChassis)}
 	case pair:
@@ -158,6 +160,15 @@ func (v verdict) want(p Port) PortState {
 		}
 	}
 	return v.alone(p)
+}
+
+// kept is a row as it is, but for a chassis that is empty: with the option absent, any leftover iface-id claims the port.
+func kept(s PortState) PortState {
+	s.Requested = strings.Join(strings.FieldsFunc(s.Requested, func(r rune) bool { return r == ',' }), ",")
+	if s.Requested == "" {
+		return PortState{Requested: string(ident.NoChassis), Stamp: s.Stamp}
+	}
+	return s
 }
 
 // paired: a NIC that is being plugged in is on the target only, and one that is being unplugged on the source only.
