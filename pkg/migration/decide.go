@@ -23,6 +23,26 @@ func Decide(s Snapshot, env Env) Decision {
 	return d
 }
 
+// Last is the migration that last asked for the VM's ports and is over, and how it ended: Committed or RolledBack. It is read from the rows, so that the
+// outcome of a migration that ended while nobody looked is not lost. The phase is empty when none has ended since the VM was started, or while
+// one is under way.
+func (s Snapshot) Last() (Stamp, Phase) {
+	var last Stamp
+	var outcome Phase
+	for _, p := range s.Ports {
+		switch stamp := p.State.Stamp; {
+		case isPair(p.State.Requested):
+			return Stamp{}, ""
+		case stamp.Migration == "":
+		case p.State.Requested == string(stamp.Target):
+			last, outcome = stamp, Committed
+		case p.State.Requested == string(stamp.Source):
+			last, outcome = stamp, RolledBack
+		}
+	}
+	return last, outcome
+}
+
 // verdict is a phase and what it asks of the ports.
 type verdict struct {
 	phase   Phase

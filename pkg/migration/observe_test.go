@@ -98,6 +98,33 @@ func TestObserveMigrations(t *testing.T) {
 	}
 }
 
+func TestLast(t *testing.T) {
+	stamp := Stamp{"M1", "n1", "n2"}
+	for _, c := range []struct {
+		name  string
+		ports []PortState
+		want  Phase
+	}{
+		{"no ports", nil, ""},
+		{"never migrated", []PortState{{Requested: "n1"}}, ""},
+		{"under way", []PortState{{Requested: "n2", Stamp: stamp}, {Requested: "n1,n2", Strategy: "rarp", Stamp: stamp}}, ""},
+		{"committed", []PortState{{Requested: "n2", Stamp: stamp}, {Requested: "godwit-none", Stamp: stamp}}, Committed},
+		{"rolled back", []PortState{{Requested: "godwit-none", Stamp: stamp}, {Requested: "n1", Stamp: stamp}}, RolledBack},
+		{"elsewhere since", []PortState{{Requested: "n3", Stamp: stamp}}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var s Snapshot
+			for _, p := range c.ports {
+				s.Ports = append(s.Ports, Port{State: p})
+			}
+			got, phase := s.Last()
+			if phase != c.want || (phase != "") != (got == stamp) {
+				t.Errorf("got %v %q, want %q", got, phase, c.want)
+			}
+		})
+	}
+}
+
 func TestNetworks(t *testing.T) {
 	vmi := exampleObjects().VMI
 	for _, c := range []struct {

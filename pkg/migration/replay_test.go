@@ -2,6 +2,7 @@ package migration
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -40,6 +42,8 @@ type mode struct {
 	silent bool
 	// slow: northd runs before every third event only.
 	slow bool
+	// from and to: the controller is away for these events (from ≤ i < to) and restarted after them.
+	from, to int
 }
 
 // TestReplay replays recordings of watch events (-traces): it decides after every event, tells every change of phase, requested-chassis and
@@ -59,6 +63,52 @@ func TestReplay(t *testing.T) {
 				replay(t, m, events)
 			}
 		})
+	}
+}
+
+// TestRestart restarts the controller at every event of the recordings, having been away for no, a few or all of the events that follow: the ports end
+// the same.
+func TestRestart(t *testing.T) {
+	for _, path := range recordings(t) {
+		t.Run(strings.TrimSuffix(strings.TrimSuffix(filepath.Base(path), ".gz"), ".jsonl"), func(t *testing.T) {
+			events := readRecording(t, path)
+			want := replay(t, mode{name: "always there", every: 1, strict: true}, events)
+			for from := range events {
+				for _, away := range []int{1, 6, len(events)} {
+					m := mode{name: fmt.Sprintf("away from event %d to %d", from, from+away), every: 1, from: from, to: from + away}
+					if got := replay(t, m, events); !maps.Equal(got, want) {
+						t.Errorf("%s: the ports end as %v, want %v", m.name, got, want)
+					}
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// A recording is read alike with and without compression.
+func TestReplayReadsGzip(t *testing.T) {
+	plain := "testdata/traces/a_b_c.jsonl"
+	text, err := os.ReadFile(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := filepath.Join(t.TempDir(), "a_b_c.jsonl.gz")
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(packed, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(readRecording(t, plain), readRecording(t, packed)); diff != "" {
+		t.Errorf("-plain +gzip:\n%s", diff)
 	}
 }
 
@@ -139,13 +189,14 @@ type playedVM struct {
 	seen     map[string]bool // by pod UID: was seen with a node before it ran
 }
 
-func replay(t *testing.T, m mode, events []event) {
+// replay returns what every port asks for in the end.
+func replay(t *testing.T, m mode, events []event) map[string]string {
 	p := &player{t: t, mode: m, pods: map[string]*corev1.Pod{}, vmis: map[string]*kubevirtv1.VirtualMachineInstance{},
 		vmims: map[string]*kubevirtv1.VirtualMachineInstanceMigration{}, vms: map[string]*playedVM{}, nodes: map[ident.ChassisName]bool{}}
 	for i, e := range events {
 		p.now = e.T
 		p.take(e)
-		present := (i+1)%m.every == 0 || i == len(events)-1
+		present := ((i+1)%m.every == 0 || i == len(events)-1) && (i < m.from || i >= m.to)
 		for _, vm := range p.sorted() {
 			p.agents(vm)
 			if !m.slow || i%3 == 0 {
@@ -155,10 +206,11 @@ func replay(t *testing.T, m mode, events []event) {
 				p.controller(vm)
 			}
 		}
-		if present && !m.slow && i < len(events)-1 {
+		if present && !m.slow && m.to == 0 && i < len(events)-1 {
 			p.pass(events[i+1].T)
 		}
 	}
+	ends := map[string]string{}
 	for _, vm := range p.sorted() {
 		for range 6 { // what is on its way arrives
 			vm.ovn.northd()
@@ -166,7 +218,11 @@ func replay(t *testing.T, m mode, events []event) {
 			p.controller(vm)
 		}
 		p.end(vm)
+		for network, row := range vm.ovn.rows {
+			ends[vm.name+"/"+network] = row.Options[OptionRequestedChassis] + " " + row.Options[OptionActivationStrategy]
+		}
 	}
+	return ends
 }
 
 // pass lets northd and the agents do what they have the time for until the next event: a round takes 10 ms, and after a few there is nothing to do.
@@ -210,12 +266,12 @@ func (p *player) learn(e event) {
 			vm := &playedVM{name: key, ovn: newFakeOVN(), granted: map[string]bool{}, attached: map[string]ident.ChassisName{}, seen: map[string]bool{}}
 			vm.ovn.chassis = p.nodes
 			vm.ovn.port(ident.DefaultNetwork)
-			for i := range vmi.Spec.Networks {
-				if n := &vmi.Spec.Networks[i]; n.Multus != nil && !n.Multus.Default {
-					vm.ovn.port(n.Name)
-				}
-			}
 			p.vms[key] = vm
+		}
+		for i := range vmi.Spec.Networks {
+			if n := &vmi.Spec.Networks[i]; n.Multus != nil && !n.Multus.Default && p.vms[key].ovn.rows[n.Name] == nil {
+				p.vms[key].ovn.port(n.Name)
+			}
 		}
 	}
 	for _, pod := range p.pods {
