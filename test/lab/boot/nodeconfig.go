@@ -48,6 +48,7 @@ state = "/run/containerd"
 `
 
 // kubeletYAML has one %s, the cluster's DNS address. The API server proves itself to the kubelet by a certificate; nobody else may ask it anything.
+// A container that tests kill again and again is started again within two seconds, not five minutes.
 const kubeletYAML = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
@@ -72,6 +73,7 @@ kubeAPIQPS: 100
 kubeAPIBurst: 200
 nodeStatusUpdateFrequency: 4s
 maxPods: 250
+crashLoopBackOff: {maxContainerRestartPeriod: 2s}
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, imagefs.available: 1%%}
 `
