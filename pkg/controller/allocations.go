@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ type allocations struct {
 	held         map[types.NamespacedName]holding
 	waiting      map[string]map[types.NamespacedName]bool // pods that found their Subnet full or missing
 	mtus         map[string]int                           // by node
+
+	restore *restoration
 }
 
 // holding is what one pod has.
@@ -53,6 +56,7 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec) *allocations 
 		api: api, nb: nb, join: ipam.New(join),
 		pools: map[string]*ipam.Pool{}, held: map[types.NamespacedName]holding{},
 		waiting: map[string]map[types.NamespacedName]bool{}, mtus: map[string]int{},
+		restore: newRestoration(),
 	}
 }
 
@@ -65,6 +69,9 @@ func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p, ok := a.pools[name]; ok {
+		if reflect.DeepEqual(p.Spec(), spec) {
+			return nil
+		}
 		next, err := p.With(spec)
 		if err == nil {
 			a.pools[name] = next

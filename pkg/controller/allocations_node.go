@@ -60,6 +60,20 @@ func (a *allocations) setNodeMTU(node string, mtu int) bool {
 	return a.smallestMTU() != before
 }
 
+// restoreMTUs records what all nodes have published, so that no pod is told of an MTU that is only the smallest of the nodes reconciled so far.
+func (a *allocations) restoreMTUs(ctx context.Context) error {
+	var nodes corev1.NodeList
+	if err := a.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list nodes to restore the smallest MTU: %w", err)
+	}
+	for i := range nodes.Items {
+		if mtu, ok := parseMTU(nodes.Items[i].Annotations[v1alpha1.MTUAnnotation]); ok {
+			a.setNodeMTU(nodes.Items[i].Name, mtu)
+		}
+	}
+	return nil
+}
+
 // mtu is the largest MTU in bytes that every node can carry; 0 while no node has published one.
 func (a *allocations) mtu() int {
 	a.mu.Lock()

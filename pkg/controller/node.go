@@ -82,8 +82,8 @@ func (r *nodeReconciler) observeMTU(node *corev1.Node) {
 	if !ok {
 		return // its agent has not started yet
 	}
-	mtu, err := strconv.Atoi(text)
-	if err != nil || mtu < 576 || mtu > 65535 {
+	mtu, ok := parseMTU(text)
+	if !ok {
 		r.events.Eventf(node, nil, corev1.EventTypeWarning, "BadMTU", "JoinNetwork",
 			"annotation %s is %q, want bytes between 576 and 65535: ignored; delete the annotation and restart the node's godwit-agent", v1alpha1.MTUAnnotation, text)
 		return
@@ -92,6 +92,12 @@ func (r *nodeReconciler) observeMTU(node *corev1.Node) {
 		r.log.Info("smallest MTU of all nodes changed", "mtu", r.alloc.mtu(), "node", node.Name)
 		r.alloc.wakeAll()
 	}
+}
+
+// parseMTU reads the value of MTUAnnotation in bytes.
+func parseMTU(text string) (mtu int, ok bool) {
+	mtu, err := strconv.Atoi(text)
+	return mtu, err == nil && mtu >= 576 && mtu <= 65535
 }
 
 func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v1alpha1.Join) error {

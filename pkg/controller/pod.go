@@ -41,6 +41,9 @@ type podReconciler struct {
 
 // Reconcile implements reconcile.Reconciler.
 func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.alloc.restore.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("pod %s: %w", req.NamespacedName, err)
+	}
 	var pod corev1.Pod
 	err := r.api.Get(ctx, req.NamespacedName, &pod)
 	if apierrors.IsNotFound(err) || err == nil && !networked(&pod) {

@@ -31,11 +31,13 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
 
-// A leader that dies without a word is replaced after leaseDuration; one that is stopped gives its lease back at once.
+// A leader that is stopped gives its lease back, and another sees that at its next try: they are 1 to 2.2 retryPeriods apart (client-go adds jitter). One
+// that dies without a word is replaced leaseDuration after another saw it alive, which it also looks at once in a try: in 5.2 s at most. The leader writes
+// its lease every retryPeriod.
 const (
-	leaseDuration = 5 * time.Second
-	renewDeadline = 4 * time.Second
-	retryPeriod   = 500 * time.Millisecond
+	leaseDuration = 4 * time.Second
+	renewDeadline = 3 * time.Second
+	retryPeriod   = 270 * time.Millisecond
 )
 
 // Run runs the controller until ctx ends. It returns an error when it cannot start or loses its lease.
@@ -56,10 +58,11 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := addReadiness(mgr, nb); err != nil {
+	alloc := newAllocations(mgr.GetCache(), nb, join)
+	if err := addReadiness(mgr, nb, alloc.restore); err != nil {
 		return err
 	}
-	if err := addReconcilers(mgr, c, nb, join); err != nil {
+	if err := addReconcilers(ctx, mgr, c, nb, alloc); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -109,7 +112,10 @@ func stripPod(obj any) (any, error) {
 	return pod, nil
 }
 
-func addReadiness(mgr manager.Manager, nb *ovn.NB) error {
+// addReadiness: the leader is ready when it serves pods: it reaches the northbound database and has restored all addresses. Another replica is ready when it
+// could take over at once: it reaches the database and has read the API's objects. Were it not, a Deployment would never have all its replicas, and a
+// rolling update would stop the leader before another can follow it.
+func addReadiness(mgr manager.Manager, nb *ovn.NB, restore *restoration) error {
 	ready := func(*http.Request) error {
 		if !nb.Connected() {
 			return errors.New("the northbound database cannot be reached")
@@ -124,15 +130,47 @@ func addReadiness(mgr manager.Manager, nb *ovn.NB) error {
 		}
 		return nil
 	}
+	restored := func(*http.Request) error {
+		if elected(mgr) && !restore.isDone() {
+			return errors.New("the addresses of the Subnets are not restored yet")
+		}
+		return nil
+	}
 	alive := func(*http.Request) error { return nil }
-	return errors.Join(mgr.AddReadyzCheck("northbound", ready), mgr.AddReadyzCheck("cache", synced), mgr.AddHealthzCheck("alive", alive))
+	return errors.Join(mgr.AddReadyzCheck("northbound", ready), mgr.AddReadyzCheck("cache", synced), mgr.AddReadyzCheck("restored", restored),
+		mgr.AddHealthzCheck("alive", alive))
 }
 
-func addReconcilers(mgr manager.Manager, c Config, nb *ovn.NB, join ipam.Spec) error {
-	alloc := newAllocations(mgr.GetCache(), nb, join)
+func elected(mgr manager.Manager) bool {
+	select {
+	case <-mgr.Elected():
+		return true
+	default:
+		return false
+	}
+}
+
+// warm makes a replica that does not lead read all objects, so that it can take over at once.
+func warm(ctx context.Context, mgr manager.Manager) error {
+	for _, obj := range []client.Object{&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}} {
+		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
+			return fmt.Errorf("watch %T: %w", obj, err)
+		}
+	}
+	return nil
+}
+
+func addReconcilers(ctx context.Context, mgr manager.Manager, c Config, nb *ovn.NB, alloc *allocations) error {
+	if err := warm(ctx, mgr); err != nil {
+		return err
+	}
+	join := alloc.join.Spec()
 	events := mgr.GetEventRecorder("godwit-controller")
 	var nodes trigger
 	nb.WatchPorts(func(namespace, name, kind string) {
+		if !elected(mgr) {
+			return // the leader sees to it; whoever leads next looks at every pod and every row anyway
+		}
 		switch kind {
 		case ident.OwnerPod:
 			alloc.pods.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
@@ -144,7 +182,15 @@ func addReconcilers(mgr manager.Manager, c Config, nb *ovn.NB, join ipam.Spec) e
 	subnets := &subnetReconciler{api: mgr.GetClient(), nb: nb, alloc: alloc, join: join, log: c.Logger}
 	node := &nodeReconciler{api: mgr.GetClient(), nb: nb, alloc: alloc, events: events, log: c.Logger}
 	return errors.Join(
-		mgr.Add(leaderTask(func(ctx context.Context) error { return prepare(ctx, mgr.GetClient(), nb, c, join) })),
+		mgr.Add(leaderTask(func(ctx context.Context) error {
+			if err := prepare(ctx, mgr.GetClient(), nb, c, join); err != nil {
+				return err
+			}
+			if err := alloc.restoreMTUs(ctx); err != nil {
+				return err
+			}
+			return alloc.restore.run(ctx, mgr.GetCache())
+		})),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).WatchesRawSource(&alloc.pods).WithOptions(options(c.PodWorkers)).Complete(pods),
 		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
 		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),

@@ -46,6 +46,7 @@ const (
 
 // Reconcile implements reconcile.Reconciler.
 func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	defer r.alloc.restore.reconciled(req.Name)
 	var subnet v1alpha1.Subnet
 	err := r.api.Get(ctx, req.NamespacedName, &subnet)
 	if apierrors.IsNotFound(err) {

@@ -123,8 +123,10 @@ func dbModel() (model.ClientDBModel, error) {
 }
 
 func monitoredTables() []client.MonitorOption {
+	// Not a switch's ports: nothing here reads them, and the copy of a switch with thousands would be made anew with every port that is added.
+	ls := &nbdb.LogicalSwitch{}
 	return []client.MonitorOption{
-		client.WithTable(&nbdb.LogicalSwitch{}),
+		client.WithTable(ls, &ls.Name, &ls.OtherConfig, &ls.ExternalIDs),
 		client.WithTable(&nbdb.LogicalSwitchPort{}),
 		client.WithTable(&nbdb.LogicalRouter{}),
 		client.WithTable(&nbdb.LogicalRouterPort{}),
