@@ -34,7 +34,7 @@ func (s Snapshot) Last() (Stamp, Phase) {
 		case isPair(p.State.Requested):
 			return Stamp{}, ""
 		case stamp.Migration == "":
-		case p.State.Requested == string(stamp.Target):
+		case p.State.Requested == string(stamp.Target), s.migration(stamp.Migration).Succeeded: // it may have gone on since
 			last, outcome = stamp, Committed
 		case p.State.Requested == string(stamp.Source):
 			last, outcome = stamp, RolledBack
@@ -133,7 +133,7 @@ func (s Snapshot) alone(l Launcher, env Env) verdict {
 			v.reason, v.source = ReasonPostCopyLost, l
 			v.message = fmt.Sprintf("migration %s: the target ended in post-copy; the VM is lost, pod %s on %s cannot continue it", m.label(), l.Name, l.Chassis)
 			return v
-		case stamp.Source == l.Chassis:
+		case stamp.Source == l.Chassis && !m.Succeeded: // else it moved on, and came back
 			v.phase, v.source = RolledBack, l
 			v.reason, v.message = m.failure()
 			return v
@@ -232,12 +232,17 @@ func (s Snapshot) outcome(m Migration, source, target Launcher, env Env) verdict
 		return s.running(m, source, target, env)
 	case m.Ready || target.Ready || s.committedTo(source, target):
 		return committed(target, ReasonTargetReady, fmt.Sprintf("migration %s is gone, but the VM runs in pod %s on %s", m.label(), target.Name, target.Chassis))
+	case m.PostCopy:
+		return verdict{phase: PostCopy, reason: ReasonPostCopyRunning, aim: keep, holder: target,
+			message: fmt.Sprintf("migration %s is gone, but the VM was handed over to pod %s on %s, in post-copy", m.label(), target.Name, target.Chassis)}
 	case stamped:
 		return verdict{phase: RolledBack, reason: ReasonMigrationGone, aim: single, holder: source,
-			message: fmt.Sprintf("migration %s is gone, and the VM was not ready in pod %s: pod %s carries it on %s", m.label(), target.Name, source.Name, source.Chassis)}
+			message: fmt.Sprintf("migration %s is gone, and the VM was not ready in pod %s: pod %s carries it on %s",
+				m.label(), target.Name, source.Name, source.Chassis)}
 	}
 	return verdict{phase: Settled, reason: ReasonMigrationUnseen, aim: single, holder: source,
-		message: fmt.Sprintf("pod %s is for migration %s, which does not exist or was not seen yet; pod %s carries the VM on %s", target.Name, m.label(), source.Name, source.Chassis)}
+		message: fmt.Sprintf("pod %s is for migration %s, which does not exist or was not seen yet; pod %s carries the VM on %s",
+			target.Name, m.label(), source.Name, source.Chassis)}
 }
 
 func committed(target Launcher, reason Reason, message string) verdict {
@@ -246,7 +251,6 @@ func committed(target Launcher, reason Reason, message string) verdict {
 
 // running judges a migration that is not over and whose target has a node. Its own phase is of no interest: see the package's rules.
 func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict {
-	prepared, activated := s.prepared(source, target)
 	if s.committedTo(source, target) {
 		return committed(target, ReasonTargetReady, fmt.Sprintf("migration %s: the VM runs in pod %s on %s", m.label(), target.Name, target.Chassis))
 	}
@@ -254,17 +258,21 @@ func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict
 		return s.ready(m, source, target, env)
 	}
 	if source.Chassis == target.Chassis {
-		return unclear(ReasonSameNode, fmt.Sprintf("migration %s: pods %s and %s are both on %s: a port cannot be there twice, pod %s does not get its network; delete the migration",
+		return unclear(ReasonSameNode, fmt.Sprintf("migration %s: pods %s and %s are both on %s: a port cannot be there twice, "+
+			"pod %s does not get its network; delete the migration",
 			m.label(), source.Name, target.Name, source.Chassis, target.Name))
 	}
 	for _, l := range []Launcher{source, target} {
 		if !env.Chassis[l.Chassis] {
-			return unclear(ReasonUnknownChassis, fmt.Sprintf("migration %s: %s, the node of pod %s, is not a chassis: is godwit-agent running there?", m.label(), l.Chassis, l.Name))
+			return unclear(ReasonUnknownChassis, fmt.Sprintf("migration %s: %s, the node of pod %s, is not a chassis: is godwit-agent running there?",
+				m.label(), l.Chassis, l.Name))
 		}
 	}
 	if !env.RARPActivation {
-		return unclear(ReasonOVNTooOld, fmt.Sprintf("migration %s: OVN does not know activation-strategy=rarp: live migration needs OVN 23.03 or newer on every node", m.label()))
+		return unclear(ReasonOVNTooOld, fmt.Sprintf("migration %s: OVN does not know activation-strategy=rarp: "+
+			"live migration needs OVN 23.03 or newer on every node", m.label()))
 	}
+	prepared, activated := s.prepared(source, target)
 	from := fmt.Sprintf("migration %s from %s to %s", m.label(), source.Chassis, target.Chassis)
 	switch {
 	case !prepared && !s.pairable(source, target):
@@ -285,11 +293,15 @@ func (s Snapshot) ready(m Migration, source, target Launcher, env Env) verdict {
 	if at.IsZero() {
 		at = target.ReadyAt
 	}
-	due := at.Add(ActivationGrace).Sub(env.Now)
+	due := ActivationGrace // a timestamp that could not be read never comes to its end: then KubeVirt's word is waited for
+	if !at.IsZero() {
+		due = at.Add(ActivationGrace).Sub(env.Now)
+	}
 	switch {
-	case prepared && !activated && (due > 0 || at.IsZero()):
-		return verdict{phase: Prepared, reason: ReasonNotActivated, aim: pair, holder: target, requeue: min(max(due, time.Millisecond), ActivationGrace),
-			message: fmt.Sprintf("migration %s: the VM runs in pod %s on %s, which was not activated: no RARP came through yet", m.label(), target.Name, target.Chassis)}
+	case prepared && !activated && due > 0:
+		return verdict{phase: Prepared, reason: ReasonNotActivated, aim: pair, holder: target, requeue: min(due, ActivationGrace),
+			message: fmt.Sprintf("migration %s: the VM runs in pod %s on %s, which was not activated: no RARP came through yet",
+				m.label(), target.Name, target.Chassis)}
 	case prepared && !activated:
 		return committed(target, ReasonActivationOverdue, fmt.Sprintf("migration %s: the VM runs in pod %s on %s, though no RARP came through there",
 			m.label(), target.Name, target.Chassis))

@@ -307,7 +307,8 @@ func (p *player) agents(vm *playedVM) {
 			vm.attached[uid] = c
 		}
 		if pod.Status.Phase == corev1.PodRunning && p.mode.strict && vm.seen[uid] && vm.attached[uid] == "" {
-			p.t.Errorf("%s: t=%.3f: pod %s runs on %s, but it was never allowed to attach: requested-chassis must name its chassis first", p.mode.name, p.now, pod.Name, c)
+			p.t.Errorf("%s: t=%.3f: pod %s runs on %s, but it was never allowed to attach: requested-chassis must name its chassis first",
+				p.mode.name, p.now, pod.Name, c)
 			vm.attached[uid] = c
 		}
 		vm.seen[uid] = c != "" && pod.Status.Phase == corev1.PodPending

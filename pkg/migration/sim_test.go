@@ -19,9 +19,9 @@ import (
 // sim plays KubeVirt, the kubelets and the agents around the decisions, for one VM. The truth is what the API server has; the controller sees it through
 // three watches, each of which keeps its own order and none of which keeps pace with another.
 type sim struct {
-	t     *rapid.T
-	clock int // seconds; every object is made in another one
-	serial
+	t      *rapid.T
+	clock  int // seconds; every object is made in another one
+	serial serial
 
 	truth, view state
 	watches     map[string][]change

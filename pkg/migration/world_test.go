@@ -202,7 +202,8 @@ func (w *world) doPod(name string, args map[string]string) error {
 		case "owner":
 			pod.OwnerReferences[0].UID = types.UID(value)
 		case "compute":
-			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "compute", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}}
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "compute",
+				State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}}
 		case "terminating":
 			pod.DeletionTimestamp = &metav1.Time{Time: w.env.Now}
 		case "ready", "created":
@@ -215,6 +216,8 @@ func (w *world) doPod(name string, args map[string]string) error {
 			} else {
 				pod.Annotations[kubevirtv1.MigrationTargetReadyTimestamp] = at.String()
 			}
+		case "ready-text":
+			pod.Annotations[kubevirtv1.MigrationTargetReadyTimestamp] = value
 		case "networks":
 			setNetworks(pod, strings.FieldsFunc(value, func(r rune) bool { return r == ',' }))
 		default:
