@@ -178,7 +178,8 @@ func TestArbitrary(t *testing.T) {
 		if rapid.IntRange(0, 9).Draw(t, "VMI") > 0 {
 			o.VMI = exampleObjects().VMI
 			o.VMI.Status.MigrationState = arbitraryState(t)
-			o.VMI.Status.Phase = rapid.SampledFrom([]kubevirtv1.VirtualMachineInstancePhase{"", kubevirtv1.Running, kubevirtv1.Running, kubevirtv1.Failed}).Draw(t, "VMI phase")
+			phases := []kubevirtv1.VirtualMachineInstancePhase{"", kubevirtv1.Running, kubevirtv1.Running, kubevirtv1.Failed}
+			o.VMI.Status.Phase = rapid.SampledFrom(phases).Draw(t, "VMI phase")
 		}
 		for i := range rapid.IntRange(0, 4).Draw(t, "pods") {
 			o.Pods = append(o.Pods, arbitraryPod(t, i, word.Draw(t, "node")))

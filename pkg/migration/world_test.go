@@ -233,7 +233,8 @@ func newLauncher(name, uid, vmiUID string, created time.Time) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "ns", Name: name, UID: types.UID(uid), CreationTimestamp: metav1.Time{Time: created},
 			Labels: map[string]string{kubevirtv1.AppLabel: "virt-launcher"}, Annotations: map[string]string{kubevirtv1.DomainAnnotation: "vm"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "vm", UID: types.UID(vmiUID), Controller: &yes}},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "vm",
+				UID: types.UID(vmiUID), Controller: &yes}},
 		},
 		Status: corev1.PodStatus{Phase: corev1.PodPending},
 	}
