@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -360,7 +361,7 @@ func (p *player) tell(vm *playedVM) {
 	}
 	if text := b.String(); text != vm.told {
 		vm.told = text
-		if p.mode.name == "as recorded" {
+		if p.mode.name == "as recorded" && (testing.Verbose() || *traces != flag.Lookup("traces").DefValue) {
 			fmt.Printf("%-24s t=%9.3f %-12s %s\n", p.t.Name(), p.now, vm.name, text)
 		}
 	}

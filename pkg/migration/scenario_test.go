@@ -17,8 +17,17 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	given := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	defaults := map[string]string{"rapid.checks": "1000"} // few runs of 100 come as far as post-copy
 	if *update {
-		if err := flag.Set("rewrite", "true"); err != nil { // datadriven's own name for it
+		defaults["rewrite"] = "true" // datadriven's own name for it
+	}
+	for name, value := range defaults {
+		if given[name] {
+			continue
+		}
+		if err := flag.Set(name, value); err != nil {
 			panic(err)
 		}
 	}
