@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -207,6 +208,32 @@ func (a *allocations) wake(subnet string) {
 	for key := range a.waiting[subnet] {
 		a.pods.enqueue(key)
 	}
+}
+
+// hurry enqueues the pods that lack an identity or a row. To a new leader every pod is news: these come before those that most likely need nothing.
+func (a *allocations) hurry(ctx context.Context) error {
+	var pods corev1.PodList
+	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list pods to find those that nobody has served: %w", err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if !networked(pod) {
+			continue
+		}
+		if !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) {
+			a.pods.enqueue(client.ObjectKeyFromObject(pod))
+			continue
+		}
+		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
+		if err != nil {
+			return err
+		}
+		if lsp == nil && pod.Spec.NodeName != "" {
+			a.pods.enqueue(client.ObjectKeyFromObject(pod))
+		}
+	}
+	return nil
 }
 
 // usage counts a Subnet's addresses of the scarcer family.

@@ -184,7 +184,9 @@ func (r *podReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alph
 		return err
 	}
 	key := client.ObjectKeyFromObject(pod)
-	if err := r.api.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
+	answer := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}} // the API server need not send the whole pod
+	answer.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	if err := r.api.Patch(ctx, answer, client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("annotate pod %s with its identity: %w", key, err)
 	}
 	r.log.Debug("identity written", "pod", key, "uid", pod.UID, "ips", id.IPs)

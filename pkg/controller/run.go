@@ -32,12 +32,12 @@ import (
 )
 
 // A leader that is stopped gives its lease back, and another sees that at its next try: they are 1 to 2.2 retryPeriods apart (client-go adds jitter). One
-// that dies without a word is replaced leaseDuration after another saw it alive, which it also looks at once in a try: in 5.2 s at most. The leader writes
+// that dies without a word is replaced leaseDuration after another saw it alive, which it also looks at once in a try: in 5 s at most. The leader writes
 // its lease every retryPeriod.
 const (
 	leaseDuration = 4 * time.Second
 	renewDeadline = 3 * time.Second
-	retryPeriod   = 270 * time.Millisecond
+	retryPeriod   = 220 * time.Millisecond
 )
 
 // Run runs the controller until ctx ends. It returns an error when it cannot start or loses its lease.
@@ -187,6 +187,9 @@ func addReconcilers(ctx context.Context, mgr manager.Manager, c Config, nb *ovn.
 				return err
 			}
 			if err := alloc.restoreMTUs(ctx); err != nil {
+				return err
+			}
+			if err := alloc.hurry(ctx); err != nil {
 				return err
 			}
 			return alloc.restore.run(ctx, mgr.GetCache())

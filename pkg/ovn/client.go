@@ -118,7 +118,12 @@ func dbModel() (model.ClientDBModel, error) {
 	byPod := []model.ClientIndex{{Columns: []model.ColumnKey{
 		{Column: "external_ids", Key: ident.KeyNamespace}, {Column: "external_ids", Key: ident.KeyName},
 	}}}
-	m.SetIndexes(map[string][]model.ClientIndex{nbdb.LogicalSwitchTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod})
+	byOwner := []model.ClientIndex{{Columns: []model.ColumnKey{
+		{Column: "external_ids", Key: ident.OwnerKey}, {Column: "external_ids", Key: ident.KeyName},
+	}}}
+	m.SetIndexes(map[string][]model.ClientIndex{
+		nbdb.LogicalSwitchTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod, nbdb.LogicalRouterPolicyTable: byOwner,
+	})
 	return m, nil
 }
 

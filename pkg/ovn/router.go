@@ -2,6 +2,7 @@ package ovn
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -79,9 +80,15 @@ func DeleteRouterPort(name ident.RouterPortName) Change {
 // EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name and family in its external_ids, so its match may change.
 func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		have, err := find(ctx, nb, func(p *nbdb.LogicalRouterPolicy) bool { return sameOwner(p.ExternalIDs, want.ExternalIDs) })
+		of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
 		if err != nil {
 			return nil, err
+		}
+		var have *nbdb.LogicalRouterPolicy
+		for _, p := range of {
+			if sameOwner(p.ExternalIDs, want.ExternalIDs) {
+				have = p
+			}
 		}
 		return policyKind.ensure(nb, have, want, &parent{table: nbdb.LogicalRouterTable, column: "policies", name: string(lr)})
 	}
@@ -90,10 +97,7 @@ func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 // DeletePolicies deletes the policies of one owner, given by its kind and name.
 func DeletePolicies(owner, name string) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		var have []*nbdb.LogicalRouterPolicy
-		err := nb.ovsdb.WhereCache(func(p *nbdb.LogicalRouterPolicy) bool {
-			return p.ExternalIDs[ident.OwnerKey] == owner && p.ExternalIDs[ident.KeyName] == name
-		}).List(ctx, &have)
+		have, err := nb.policies(ctx, owner, name)
 		if err != nil {
 			return nil, err
 		}
@@ -107,6 +111,16 @@ func DeletePolicies(owner, name string) Change {
 		}
 		return all, nil
 	}
+}
+
+// policies are those of one owner. There are as many of them as nodes: they are looked up by an index.
+func (nb *NB) policies(ctx context.Context, owner, name string) ([]*nbdb.LogicalRouterPolicy, error) {
+	var rows []*nbdb.LogicalRouterPolicy
+	index := &nbdb.LogicalRouterPolicy{ExternalIDs: map[string]string{ident.OwnerKey: owner, ident.KeyName: name}}
+	if err := nb.ovsdb.Where(index).List(ctx, &rows); err != nil {
+		return nil, fmt.Errorf("read the LogicalRouterPolicies of %s %s: %w", owner, name, err)
+	}
+	return rows, nil
 }
 
 // EnsureRoute makes a static route of a router. A route of ours is found by the owner, name and family in its external_ids.
