@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	startTimeout = 20 * time.Second
+	stopTimeout  = 10 * time.Second
+)
+
+// spawner starts processes from one thread that lives as long as this process: they are killed with it, not with whatever thread Go used to start them.
+type spawner chan func()
+
+func newSpawner() spawner {
+	s := make(spawner)
+	go func() {
+		runtime.LockOSThread()
+		for f := range s {
+			f()
+		}
+	}()
+	return s
+}
+
+// process is a running program.
+type process struct {
+	cmd   *exec.Cmd
+	log   string
+	ended chan struct{}
+}
+
+// start runs cmd with its output in a file.
+func (s spawner) start(cmd *exec.Cmd, log string) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the log of %s: %w", filepath.Base(cmd.Path), err)
+	}
+	defer func() { _ = out.Close() }()
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Cancel = func() error { return nil } // ended by stop, in the order of its caller
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	s <- func() { started <- cmd.Start() }
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
+	}
+	p := &process{cmd: cmd, log: log, ended: make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		_ = cmd.Wait() // how it ends does not matter; its log says it
+	}()
+	return p, nil
+}
+
+func (p *process) signal(sig os.Signal) { _ = p.cmd.Process.Signal(sig) } // it may have ended already
+
+// stop ends the process and waits until it is gone.
+func (p *process) stop() {
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.ended:
+	case <-time.After(stopTimeout):
+		p.signal(syscall.SIGKILL)
+		<-p.ended
+	}
+}
+
+// usage is what a process has used so far.
+type usage struct {
+	cpu       time.Duration
+	rss, peak float64 // MiB
+}
+
+// usage reads /proc.
+func (p *process) usage() (usage, error) {
+	dir := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return usage{}, fmt.Errorf("read the use of %s: %w", filepath.Base(p.cmd.Path), err)
+	}
+	// Fields after the name, which is in parentheses: utime and stime are the 14th and 15th of proc(5).
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return usage{}, fmt.Errorf("%sstat has %d fields after the name, want more", dir, len(fields))
+	}
+	var u usage
+	for _, f := range fields[11:13] {
+		ticks, err := strconv.Atoi(f)
+		if err != nil {
+			return usage{}, fmt.Errorf("%sstat: %w", dir, err)
+		}
+		u.cpu += time.Duration(ticks) * (time.Second / 100) // USER_HZ
+	}
+	status, err := os.ReadFile(dir + "status")
+	if err != nil {
+		return usage{}, fmt.Errorf("read the memory of %s: %w", filepath.Base(p.cmd.Path), err)
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		kib, _ := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
+		switch name {
+		case "VmRSS":
+			u.rss = kib / 1024
+		case "VmHWM":
+			u.peak = kib / 1024
+		}
+	}
+	return u, nil
+}
+
+// awaitSocket returns when something accepts connections on a unix socket.
+func awaitSocket(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var d net.Dialer
+	return poll(ctx, "something listens on "+path, func() (bool, error) {
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err != nil {
+			return false, nil //nolint:nilerr // not yet
+		}
+		return true, conn.Close()
+	})
+}
+
+// poll asks done every few milliseconds until it says yes, fails, or ctx ends.
+func poll(ctx context.Context, what string, done func() (bool, error)) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := done()
+		if err != nil {
+			return fmt.Errorf("wait until %s: %w", what, err)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s: %w", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
