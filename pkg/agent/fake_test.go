@@ -159,4 +159,4 @@ func (n *fakeNode) WaitInstalled(ctx context.Context, name string) error {
 	return fmt.Errorf("interface %s: wait for external_ids:ovn-installed: %w", name, ctx.Err())
 }
 
-func (f *fakeNode) ForwardDrops(string) ([]string, error) { return nil, nil }
+func (*fakeNode) ForwardDrops(string) ([]string, error) { return nil, nil }

@@ -198,7 +198,7 @@ func (b *bench) pods(ctx context.Context, r *table.Report) error {
 	if err != nil {
 		return err
 	}
-	b.notes = append(b.notes, fmt.Sprintf("northbound transactions a pod: %.2f one at a time, %.2f in the burst\n",
+	b.notes = append(b.notes, fmt.Sprintf("northbound transactions a pod: %.2f one at a time, %.2f in the burst",
 		(middle-before)/single, (after-cleared)/burst))
 	return b.clear(ctx)
 }

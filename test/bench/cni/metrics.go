@@ -72,6 +72,6 @@ func (b *bench) stages(ctx context.Context, _ *table.Report) error {
 		parts = append(parts, fmt.Sprintf("%s %.1f", stage, 1000*sum[stage]/count[stage]))
 	}
 	sort.Strings(parts)
-	b.notes = append(b.notes, "where an ADD's time goes, mean of all on all nodes, ms: "+strings.Join(parts, ", ")+"\n")
+	b.notes = append(b.notes, "where an ADD's time goes, mean of all on all nodes, ms: "+strings.Join(parts, ", "))
 	return nil
 }

@@ -39,32 +39,39 @@ func Quantiles(name string, samples []float64) Row {
 
 // Print writes the table.
 func (r Report) Print(w io.Writer) error {
-	fmt.Fprintf(w, "%s (%s)\n\n", r.Title, r.Unit)
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(tw, "\t%s\t\n", strings.Join(r.Columns, "\t"))
+	var lines strings.Builder
+	fmt.Fprintf(&lines, "\t%s\t\n", strings.Join(r.Columns, "\t"))
 	for _, row := range r.Rows {
-		fmt.Fprint(tw, row.Name)
+		lines.WriteString(row.Name)
 		for _, c := range r.Columns {
-			v, ok := row.Values[c]
-			switch {
-			case !ok:
-				fmt.Fprint(tw, "\t")
-			case v == float64(int(v)):
-				fmt.Fprintf(tw, "\t%d", int(v))
-			default:
-				fmt.Fprintf(tw, "\t%.1f", v)
-			}
+			lines.WriteString("\t" + row.cell(c))
 		}
-		fmt.Fprintln(tw, "\t")
+		lines.WriteString("\t\n")
+	}
+	if _, err := fmt.Fprintf(w, "%s (%s)\n\n", r.Title, r.Unit); err != nil {
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
+	if _, err := io.WriteString(tw, lines.String()); err != nil {
+		return err
 	}
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	for _, n := range r.Notes {
-		fmt.Fprintf(w, "\n%s", n)
-	}
-	_, err := fmt.Fprintln(w)
+	_, err := fmt.Fprintf(w, "\n%s\n", strings.Join(r.Notes, "\n"))
 	return err
+}
+
+// cell is a value as text: whole numbers without a fraction, nothing where there is none.
+func (r Row) cell(column string) string {
+	v, ok := r.Values[column]
+	switch {
+	case !ok:
+		return ""
+	case v == float64(int(v)):
+		return fmt.Sprint(int(v))
+	}
+	return fmt.Sprintf("%.1f", v)
 }
 
 // Save writes the report to out/bench/NAME.json.
