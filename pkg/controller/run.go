@@ -33,10 +33,10 @@ import (
 
 // A leader that is stopped gives its lease back, and another sees that at its next try: they are 1 to 2.2 retryPeriods apart (client-go adds jitter). One
 // that dies without a word is replaced leaseDuration after another saw it alive, which it also looks at once in a try: in 5 s at most. The leader writes
-// its lease every retryPeriod.
+// its lease every retryPeriod; whole seconds for leaseDuration, the API has no other.
 const (
 	leaseDuration = 4 * time.Second
-	renewDeadline = 3 * time.Second
+	renewDeadline = 3500 * time.Millisecond
 	retryPeriod   = 220 * time.Millisecond
 )
 

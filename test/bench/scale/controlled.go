@@ -36,7 +36,7 @@ func controlled(ctx context.Context, cl *cluster, c config, n int) (result, erro
 		func() error { return restarts(ctx, cl, task{c, w, n, first}, r) },
 	} {
 		if err := part(); err != nil {
-			return nil, err
+			return r, err
 		}
 	}
 	return r, nil
@@ -80,6 +80,10 @@ func burst(ctx context.Context, cl *cluster, u task, r result) error {
 	if err != nil {
 		return err
 	}
+	busy, err := readMachine()
+	if err != nil {
+		return err
+	}
 	start := time.Now()
 	if err := cl.addPods(ctx, "bench", u.n, u.nodes); err != nil {
 		return err
@@ -89,6 +93,11 @@ func burst(ctx context.Context, cl *cluster, u task, r result) error {
 	if err != nil {
 		return fmt.Errorf("%w: %+v", err, u.w.counts("bench"))
 	}
+	busyAfter, err := readMachine()
+	if err != nil {
+		return err
+	}
+	r[servedOthers] = busyAfter.others(busy)
 	r[served] = seconds(u.w.lastServed("bench").Sub(start))
 	u.log.Info("all pods are served", "seconds", r[served], "created in", r[created])
 	time.Sleep(time.Second) // the last status writes

@@ -70,6 +70,10 @@ func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error 
 		return err
 	}
 	defer stop()
+	busy, err := readMachine()
+	if err != nil {
+		return err
+	}
 	only, err := cl.startReplica(ctx, fmt.Sprintf("%d-backlog", n))
 	if err != nil {
 		return err
@@ -79,6 +83,11 @@ func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error 
 	if err := poll(ctx, "all pods are served", func() (bool, error) { return w.counts("bench").served == n, nil }); err != nil {
 		return fmt.Errorf("%w: %+v", err, w.counts("bench"))
 	}
+	busyAfter, err := readMachine()
+	if err != nil {
+		return err
+	}
+	r[waitedOthers] = busyAfter.others(busy)
 	r[waited] = seconds(w.lastServed("bench").Sub(only.started))
 	c.log.Info("a controller that starts has served all pods", "seconds", r[waited])
 	m, err := read(ctx, cl, only)

@@ -63,19 +63,20 @@ func measure(ctx context.Context, c config) (err error) {
 	r := report{load: []string{loadavg()}}
 	for _, n := range c.pods {
 		c.log.Info("what no controller can beat: the API server and the northbound database alone", "pods", n)
-		f, err := within(ctx, p, func(cl *cluster) (result, error) { return floors(ctx, cl, c, n) })
-		if err != nil {
-			return err
-		}
+		f, err1 := within(ctx, p, func(cl *cluster) (result, error) { return floors(ctx, cl, c, n) })
 		c.log.Info("controller", "pods", n)
-		m, err := within(ctx, p, func(cl *cluster) (result, error) { return controlled(ctx, cl, c, n) })
-		if err != nil {
-			return err
-		}
-		r.add(n, f, m)
+		m, err2 := within(ctx, p, func(cl *cluster) (result, error) { return controlled(ctx, cl, c, n) })
+		r.add(n, f, m) // what there is, if something failed
 		r.load = append(r.load, loadavg())
+		if err = errors.Join(err1, err2); err != nil {
+			err = fmt.Errorf("%d pods: %w", n, err)
+			break
+		}
 	}
 	t := r.table()
+	if err != nil {
+		return errors.Join(err, t.Print(os.Stdout))
+	}
 	return errors.Join(t.Print(os.Stdout), t.Save("scale"))
 }
 

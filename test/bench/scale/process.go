@@ -101,7 +101,7 @@ func (p *process) usage() (usage, error) {
 		if err != nil {
 			return usage{}, fmt.Errorf("%sstat: %w", dir, err)
 		}
-		u.cpu += time.Duration(ticks) * (time.Second / 100) // USER_HZ
+		u.cpu += time.Duration(ticks) * userHZ
 	}
 	status, err := os.ReadFile(dir + "status")
 	if err != nil {

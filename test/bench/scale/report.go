@@ -42,11 +42,13 @@ const (
 	transactionsAlone  metric = "a lone controller starts: NB transactions"
 	waitedTransactions metric = "  NB transactions"
 	waitedCPU          metric = "  controller CPU, s"
+	waitedOthers       metric = "  cores that programs of others used meanwhile"
+	servedOthers       metric = "  cores that programs of others used meanwhile "
 	rssAlone           metric = "a lone controller starts: RSS, MiB"
 )
 
 func order() []metric {
-	return []metric{waited, waitedTransactions, waitedCPU, served, created, bound, floorCreate, floorPatch, floorRows, transactions, perPod, podWrites, allWrites, cpu, rss, peak, northdCPU,
+	return []metric{waited, waitedOthers, waitedTransactions, waitedCPU, served, servedOthers, created, bound, floorCreate, floorPatch, floorRows, transactions, perPod, podWrites, allWrites, cpu, rss, peak, northdCPU,
 		single50, single90, northd50, northd90, afterTerm, afterKill, servedAlone, readyAlone, transactionsAlone, rssAlone}
 }
 

@@ -12,7 +12,7 @@ const (
 	// stream is how often a pod is created while controllers change.
 	stream = 20 * time.Millisecond
 	// streamFor is how long: longer than any change of leaders takes.
-	streamFor = 10 * time.Second
+	streamFor = 8 * time.Second
 	rounds    = 3
 )
 
