@@ -89,9 +89,9 @@ func burst(ctx context.Context, cl *cluster, u task, r result) error {
 		return err
 	}
 	r[created] = seconds(time.Since(start))
-	err = poll(ctx, fmt.Sprintf("%d pods are served", u.n), func() (bool, error) { return u.w.counts("bench").served == u.n, nil })
+	err = poll(ctx, fmt.Sprintf("%d pods are served", u.n), func() (bool, error) { return u.w.counts().served == u.n, nil })
 	if err != nil {
-		return fmt.Errorf("%w: %+v", err, u.w.counts("bench"))
+		return fmt.Errorf("%w: %+v", err, u.w.counts())
 	}
 	busyAfter, err := readMachine()
 	if err != nil {
@@ -123,7 +123,7 @@ func burst(ctx context.Context, cl *cluster, u task, r result) error {
 	r[cpu] = seconds(after.controller.cpu - before.controller.cpu)
 	r[rss], r[peak] = after.controller.rss, after.controller.peak
 	r[northdCPU] = seconds(after.northd.cpu - before.northd.cpu)
-	err = poll(ctx, fmt.Sprintf("%d pods have bindings", u.n), func() (bool, error) { return u.w.counts("bench").bindings == u.n, nil })
+	err = poll(ctx, fmt.Sprintf("%d pods have bindings", u.n), func() (bool, error) { return u.w.counts().bindings == u.n, nil })
 	if err != nil {
 		return err
 	}

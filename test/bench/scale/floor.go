@@ -80,8 +80,8 @@ func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error 
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	if err := poll(ctx, "all pods are served", func() (bool, error) { return w.counts("bench").served == n, nil }); err != nil {
-		return fmt.Errorf("%w: %+v", err, w.counts("bench"))
+	if err := poll(ctx, "all pods are served", func() (bool, error) { return w.counts().served == n, nil }); err != nil {
+		return fmt.Errorf("%w: %+v", err, w.counts())
 	}
 	busyAfter, err := readMachine()
 	if err != nil {
