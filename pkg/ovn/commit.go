@@ -13,6 +13,10 @@ import (
 // maxBatch bounds the requests that one transaction carries, so that a large restart does not become one enormous message.
 const maxBatch = 256
 
+// gatherWindow is the shortest time between two transactions: northd recomputes for each of them, and on 23.03 it recomputes everything. A change that comes after
+// a quiet moment is committed at once; changes of a burst share transactions.
+const gatherWindow = 40 * time.Millisecond
+
 // Change is one intention about one row. It reads the live copy when its turn to commit has come and returns what is left to do: nothing, when the
 // database already is as wanted.
 type Change func(context.Context, *NB) ([]step, error)
@@ -77,13 +81,23 @@ func (nb *NB) probeLoop(ctx context.Context) error {
 }
 
 func (nb *NB) commitLoop(ctx context.Context) error {
+	quiet := time.NewTimer(0) // fires when a transaction may be sent again
+	defer quiet.Stop()
 	for {
+		var first *request
 		select {
 		case <-ctx.Done():
 			return nil
-		case r := <-nb.queue:
-			nb.commit(ctx, nb.gather(r))
+		case first = <-nb.queue:
 		}
+		select {
+		case <-ctx.Done():
+			first.done <- context.Cause(ctx)
+			return nil
+		case <-quiet.C:
+		}
+		nb.commit(ctx, nb.gather(first))
+		quiet.Reset(gatherWindow)
 	}
 }
 
