@@ -23,7 +23,7 @@ type Config struct {
 	NBEndpoints []string
 	// DefaultCIDRs are the ranges of the Subnet "default", which is created if it does not exist. At most one per family.
 	DefaultCIDRs []string
-	// JoinCIDRs are the ranges between the logical router and the nodes: two addresses a node. At most one per family.
+	// JoinCIDRs are the ranges between the logical router and the nodes. At most one per family.
 	JoinCIDRs []string
 	// Namespace holds the leader election lease.
 	Namespace string
