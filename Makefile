@@ -9,7 +9,6 @@ NODES ?= 3
 FAMILY ?= dual
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
 REAL := ./pkg/agent ./pkg/netdev ./pkg/ovs ./test/integration
 
@@ -31,7 +30,7 @@ unit: ## the fast tests
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
-	go test -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest} $(REAL)
+	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest} $(REAL)
 
 .PHONY: e2e
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up

@@ -7,7 +7,6 @@ package controller
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -15,7 +14,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -105,17 +103,10 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 	if node.Annotations[v1alpha1.JoinAnnotation] == text {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": node.UID, "annotations": map[string]string{v1alpha1.JoinAnnotation: text},
-	}})
-	if err != nil {
-		return err
+	if err := annotate(ctx, r.api, node, corev1.SchemeGroupVersion.WithKind("Node"), v1alpha1.JoinAnnotation, text); err != nil {
+		return fmt.Errorf("annotate node %s with its place on the join network: %w", node.Name, err)
 	}
-	name := node.Name
-	if err := r.api.Patch(ctx, node, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("annotate node %s with its place on the join network: %w", name, err)
-	}
-	r.log.Info("node joined", "node", name, "ips", join.IPs)
+	r.log.Info("node joined", "node", node.Name, "ips", join.IPs)
 	return nil
 }
 

@@ -8,7 +8,6 @@ package controller
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -176,17 +175,9 @@ func (r *podReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alph
 	if pod.Annotations[v1alpha1.IdentityAnnotation] == text {
 		return nil
 	}
-	// The UID makes the patch fail when the pod has been replaced by another of its name.
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": pod.UID, "annotations": map[string]string{v1alpha1.IdentityAnnotation: text},
-	}})
-	if err != nil {
-		return err
-	}
 	key := client.ObjectKeyFromObject(pod)
-	answer := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}} // the API server need not send the whole pod
-	answer.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
-	if err := r.api.Patch(ctx, answer, client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
+	err := annotate(ctx, r.api, pod, corev1.SchemeGroupVersion.WithKind("Pod"), v1alpha1.IdentityAnnotation, text)
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("annotate pod %s with its identity: %w", key, err)
 	}
 	r.log.Debug("identity written", "pod", key, "uid", pod.UID, "ips", id.IPs)

@@ -30,7 +30,7 @@ func newFamily(cidr netip.Prefix, gateway netip.Addr, exclude []Range) *family {
 	f := &family{cidr: cidr, size: size, words: make([]uint64, n), barred: make([]uint64, n)}
 	f.bar(0) // the network address; in IPv6 the subnet-router anycast address (RFC 4291, 2.6.1)
 	if cidr.Addr().Is4() {
-		f.barAddr(lastAddr(cidr)) // broadcast
+		f.barAddr(Last(cidr)) // broadcast
 	}
 	f.barAddr(gateway)
 	for _, r := range exclude {

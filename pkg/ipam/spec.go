@@ -94,7 +94,7 @@ func gatewayFor(cidr netip.Prefix, gateways []string) (netip.Addr, error) {
 			return netip.Addr{}, fmt.Errorf("gateways: %w", err)
 		}
 		if cidr.Contains(a) {
-			if a == cidr.Addr() || a == lastAddr(cidr) && a.Is4() {
+			if a == cidr.Addr() || a == Last(cidr) && a.Is4() {
 				return netip.Addr{}, fmt.Errorf("gateways: %s is the network or broadcast address of %s", a, cidr)
 			}
 			return a, nil
@@ -127,8 +127,8 @@ func parseRange(s string, cidrs []netip.Prefix) (Range, error) {
 	return Range{}, fmt.Errorf("excludeIPs: %s is not within one of the cidrs", s)
 }
 
-// lastAddr is the highest address of p.
-func lastAddr(p netip.Prefix) netip.Addr {
+// Last is the highest address of p.
+func Last(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for bit := p.Bits(); bit < len(b)*8; bit++ {
 		b[bit/8] |= 1 << (7 - bit%8)

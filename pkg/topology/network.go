@@ -50,14 +50,7 @@ func Network(network string, join ipam.Spec) NetworkRows {
 }
 
 // EgressPlaceholder is the address of a join network that is the next hop of its default route: the last one but one, which must not be given to a node.
-func EgressPlaceholder(join netip.Prefix) netip.Addr {
-	b := join.Addr().AsSlice()
-	for bit := join.Bits(); bit < len(b)*8; bit++ {
-		b[bit/8] |= 1 << (7 - bit%8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a.Prev()
-}
+func EgressPlaceholder(join netip.Prefix) netip.Addr { return ipam.Last(join).Prev() }
 
 // Subnet returns the rows of a Subnet.
 func Subnet(name string, spec ipam.Spec) SwitchRows {

@@ -1,0 +1,23 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// annotate writes one annotation of obj, whose kind its own metadata need not name. It fails when obj has been replaced by another of its name, and it asks
+// the API server for no more than metadata in return.
+func annotate(ctx context.Context, api client.Client, obj client.Object, kind schema.GroupVersionKind, key, value string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": obj.GetUID(), "annotations": map[string]string{key: value}}})
+	if err != nil {
+		return err
+	}
+	answer := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: obj.GetNamespace(), Name: obj.GetName()}}
+	answer.SetGroupVersionKind(kind)
+	return api.Patch(ctx, answer, client.RawPatch(types.MergePatchType, patch))
+}
