@@ -47,6 +47,8 @@ const (
 	OwnerNode    = "node"
 	OwnerSubnet  = "subnet"
 	OwnerNetwork = "network"
+	// OwnerVM: KeyNamespace and KeyName name the VM, or the VMI that has none.
+	OwnerVM = "vm"
 )
 
 // external_ids keys of the rows that Godwit owns. KeyName is the owner's name; KeyFamily, ipv4 or ipv6, tells apart the rows that one owner has for each
@@ -89,6 +91,11 @@ func ParsePodPort(p PortName) (namespace, pod, network string, ok bool) {
 		return "", "", "", false
 	}
 	return parts[1], parts[2], parts[3], true
+}
+
+// VMPort is the port of one of a VM's interfaces, whichever launcher pod carries it. A VMI has its VM's name; one that belongs to no VM its own.
+func VMPort(namespace, vm, network string) PortName {
+	return PortName("vm/" + namespace + "/" + vm + "/" + network)
 }
 
 // MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,

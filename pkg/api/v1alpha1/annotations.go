@@ -18,6 +18,8 @@ const (
 	MTUAnnotation = "godwit.dev/mtu"
 	// SubnetFinalizer keeps a Subnet until no pod has an address in it.
 	SubnetFinalizer = "godwit.dev/subnet"
+	// PortFinalizer keeps a Port until no VM uses it and its northbound row is gone.
+	PortFinalizer = "godwit.dev/port"
 )
 
 // Identity is what a pod's network interface is: the controller decides it when the pod is created, the agent plugs it in.
@@ -37,6 +39,30 @@ type Identity struct {
 	Gateways []netip.Addr `json:"gateways"`
 	// MTU is the interface's MTU in bytes.
 	MTU int `json:"mtu"`
+	// VMI is set when the pod is a VM's launcher: its interface is the VM's port, which outlives the pod. Nil for any other pod.
+	VMI *Instance `json:"vmi,omitempty"`
+	// Attach says that the launcher may attach now, and where. Without it a launcher waits: its VM runs elsewhere, or its chassis was not asked for yet.
+	// Nil for any other pod, which needs no permission.
+	Attach *Attach `json:"attach,omitempty"`
+}
+
+// Instance names a VirtualMachineInstance.
+//
+// +kubebuilder:object:generate=false
+type Instance struct {
+	Name string `json:"name"`
+	// UID is what the port's iface-id-ver says: a launcher of an earlier VMI of the name cannot claim the port.
+	UID string `json:"uid"`
+}
+
+// Attach is the permission for one launcher to attach: the port's row asks for its chassis.
+//
+// +kubebuilder:object:generate=false
+type Attach struct {
+	// Chassis is the only one on which the permission counts.
+	Chassis string `json:"chassis"`
+	// Migration is the UID of the migration for which the pod was made, empty for a VM's first launcher.
+	Migration string `json:"migration,omitempty"`
 }
 
 // Join is a node's place on the join switch, between its host network and the overlay.
@@ -89,6 +115,12 @@ func ParseIdentity(s string) (Identity, error) {
 	}
 	if err := checkAttachment(id.IPs, id.Gateways, id.MAC); err != nil {
 		return Identity{}, fmt.Errorf("annotation %s: %w", IdentityAnnotation, err)
+	}
+	if id.VMI != nil && (id.VMI.Name == "" || id.VMI.UID == "") {
+		return Identity{}, fmt.Errorf("annotation %s: vmi %+v: want its name and UID", IdentityAnnotation, *id.VMI)
+	}
+	if id.Attach != nil && (id.VMI == nil || id.Attach.Chassis == "") {
+		return Identity{}, fmt.Errorf("annotation %s: attach %+v: want a chassis, and a vmi beside it", IdentityAnnotation, *id.Attach)
 	}
 	return id, nil
 }

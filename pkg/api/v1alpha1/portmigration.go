@@ -1,0 +1,196 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// ObjectName names an object in the PortMigration's namespace.
+type ObjectName struct {
+	Name string    `json:"name"`
+	UID  types.UID `json:"uid"`
+}
+
+// MigrationEnd is one side of a migration.
+type MigrationEnd struct {
+	// Node, which is also the name of the chassis.
+	Node string `json:"node"`
+	// Pod is the launcher there.
+	Pod ObjectName `json:"pod"`
+}
+
+// MigratedPort is one of the VM's ports.
+type MigratedPort struct {
+	// Network that the port is on; "default" is the pod network.
+	Network string `json:"network"`
+	// Name of the LogicalSwitchPort, which is also the iface-id on either node.
+	Name string `json:"name"`
+	// MAC of the VM on it.
+	MAC string `json:"mac"`
+}
+
+// PortMigrationSpec says what is moved. The controller writes it once, when it prepares the ports.
+//
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a PortMigration is a record: it cannot be changed"
+type PortMigrationSpec struct {
+	VMI ObjectName `json:"vmi"`
+	// Migration is the VirtualMachineInstanceMigration.
+	Migration ObjectName   `json:"migration"`
+	Source    MigrationEnd `json:"source"`
+	Target    MigrationEnd `json:"target"`
+	// Ports that both sides have, in order of network.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=map
+	// +listMapKey=network
+	Ports []MigratedPort `json:"ports"`
+}
+
+// StageName is a step of a migration.
+type StageName string
+
+// The stages of a migration, in the order in which they usually come. Any may be missing in one that fails.
+const (
+	// StageScheduled: the controller saw that the target pod has a node.
+	StageScheduled StageName = "Scheduled"
+	// StagePrepared: the northbound database asks for both chassis.
+	StagePrepared StageName = "Prepared"
+	// StageAttached: the target's ovn-controller has installed the port's flows. Its agent reports it.
+	StageAttached StageName = "Attached"
+	// StageLastFrame: the VM's last frame on the source. The source's agent reports it.
+	StageLastFrame StageName = "LastFrame"
+	// StageAnnounced: the first RARP on the target. The target's agent reports it.
+	StageAnnounced StageName = "Announced"
+	// StageFirstFrame: the VM's first frame on the target that is no RARP. The target's agent reports it.
+	StageFirstFrame StageName = "FirstFrame"
+	// StageActivated: the controller saw the southbound database say that the target was activated.
+	StageActivated StageName = "Activated"
+	// StageReady: the controller saw KubeVirt say that the VM runs on the target.
+	StageReady StageName = "Ready"
+	// StageCommitted: the northbound database asks for the target's chassis alone.
+	StageCommitted StageName = "Committed"
+	// StageRolledBack: the northbound database asks for the source's chassis alone.
+	StageRolledBack StageName = "RolledBack"
+	// StageCompleted: KubeVirt called the migration over.
+	StageCompleted StageName = "Completed"
+)
+
+// Stage is when a stage was reached.
+type Stage struct {
+	Name StageName `json:"name"`
+	// Time by the controller's clock.
+	Time metav1.MicroTime `json:"time"`
+}
+
+// Clock tells how far a node's clock can be trusted.
+type Clock struct {
+	// BootID of the machine: two nodes with the same one share a clock.
+	BootID string `json:"bootID"`
+	// Synchronized: the kernel says that the clock is disciplined by NTP or PTP (adjtimex(2), STA_UNSYNC is not set).
+	Synchronized bool `json:"synchronized"`
+	// MaxErrorMicroseconds is the kernel's bound of the clock's error, when it is synchronized.
+	// +optional
+	MaxErrorMicroseconds int64 `json:"maxErrorMicroseconds,omitempty"`
+}
+
+// Observation is what the agent of one side saw at the ports' links. Times are by that node's clock, of the first port for which it happened last,
+// so that the interruption is that of the slowest.
+type Observation struct {
+	Clock Clock `json:"clock"`
+	// Attached: OVN has installed the port's flows here. Target only.
+	// +optional
+	Attached *metav1.MicroTime `json:"attached,omitempty"`
+	// LastFrame that the VM sent here. Source only.
+	// +optional
+	LastFrame *metav1.MicroTime `json:"lastFrame,omitempty"`
+	// Announced: the first RARP. Target only.
+	// +optional
+	Announced *metav1.MicroTime `json:"announced,omitempty"`
+	// AnnouncedByAgent: no RARP came from the VM, so the agent sent it.
+	// +optional
+	AnnouncedByAgent bool `json:"announcedByAgent,omitempty"`
+	// FirstFrame that the VM sent here which is no RARP. Target only.
+	// +optional
+	FirstFrame *metav1.MicroTime `json:"firstFrame,omitempty"`
+	// FramesBeforeAnnouncement is how many frames the VM sent on the target before any RARP: OVN dropped them. Target only.
+	// +optional
+	FramesBeforeAnnouncement int64 `json:"framesBeforeAnnouncement,omitempty"`
+}
+
+// Interruption is how long the network heard nothing of the VM.
+type Interruption struct {
+	// Milliseconds between the VM's last frame on the source and its first on the target, a RARP included. A VM that had nothing to say makes it longer than the
+	// interruption was: it is an upper bound.
+	Milliseconds string `json:"milliseconds"`
+	// UncertaintyMilliseconds is by how much the two clocks may differ: 0 on one machine; empty when a clock is not synchronized, and the figure tells little.
+	// +optional
+	UncertaintyMilliseconds string `json:"uncertaintyMilliseconds,omitempty"`
+}
+
+// MigrationResult is how a migration ended.
+type MigrationResult string
+
+// The results.
+const (
+	MigrationRunning   MigrationResult = "Running"
+	MigrationSucceeded MigrationResult = "Succeeded"
+	MigrationFailed    MigrationResult = "Failed"
+)
+
+// PortMigrationStatus is how far it got. Source and target are written by the agents of those nodes, all else by the controller.
+type PortMigrationStatus struct {
+	// Phase of the ports; docs/migration.md tables them.
+	// +optional
+	Phase string `json:"phase,omitempty"`
+	// Reason of the phase, in one word.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Message of the phase.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// +optional
+	Result MigrationResult `json:"result,omitempty"`
+	// Stages that the controller saw, by its own clock.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Stages []Stage `json:"stages,omitempty"`
+	// +optional
+	Source *Observation `json:"source,omitempty"`
+	// +optional
+	Target *Observation `json:"target,omitempty"`
+	// +optional
+	Interruption *Interruption `json:"interruption,omitempty"`
+}
+
+// PortMigration is the record of one live migration: what was asked of the network and when, and what it saw. The last of each VM are kept.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:selectablefield:JSONPath=`.spec.source.node`
+// +kubebuilder:selectablefield:JSONPath=`.spec.target.node`
+// +kubebuilder:selectablefield:JSONPath=`.spec.vmi.name`
+// +kubebuilder:printcolumn:name="VM",type=string,JSONPath=`.spec.vmi.name`
+// +kubebuilder:printcolumn:name="From",type=string,JSONPath=`.spec.source.node`
+// +kubebuilder:printcolumn:name="To",type=string,JSONPath=`.spec.target.node`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Result",type=string,JSONPath=`.status.result`
+// +kubebuilder:printcolumn:name="Interruption ms",type=string,JSONPath=`.status.interruption.milliseconds`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type PortMigration struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec PortMigrationSpec `json:"spec"`
+	// +optional
+	Status PortMigrationStatus `json:"status,omitempty"`
+}
+
+// PortMigrationList is a list of PortMigrations.
+//
+// +kubebuilder:object:root=true
+type PortMigrationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []PortMigration `json:"items"`
+}
