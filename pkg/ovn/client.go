@@ -18,7 +18,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Deadlines of the northbound connection.
+// Deadlines of a connection.
 const (
 	connectTimeout  = 5 * time.Second
 	firstTimeout    = 10 * time.Second
@@ -26,25 +26,25 @@ const (
 	probeInterval   = 5 * time.Second
 )
 
-// Config says how to reach the northbound database.
+// Config says how to reach a database.
 type Config struct {
 	// Endpoints in ovsdb(7) form: tcp:HOST:PORT or unix:PATH. With several, the client finds the raft leader.
 	Endpoints []string
-	// Registerer receives the client's metrics. Required.
+	// Registerer receives the metrics of what is written. Required for the northbound database.
 	Registerer prometheus.Registerer
 	// Logger is required.
 	Logger *slog.Logger
 }
 
-// Validate reports every error in c.
-func (c Config) Validate() error {
+// validate reports every error in c; database is its name for people.
+func (c Config) validate(database string) error {
 	var errs []error
 	if len(c.Endpoints) == 0 {
-		errs = append(errs, errors.New("no northbound endpoint given: want tcp:HOST:PORT or unix:PATH"))
+		errs = append(errs, fmt.Errorf("no %s endpoint given: want tcp:HOST:PORT or unix:PATH", database))
 	}
 	for _, e := range c.Endpoints {
 		if !strings.HasPrefix(e, "tcp:") && !strings.HasPrefix(e, "unix:") {
-			errs = append(errs, fmt.Errorf("northbound endpoint %q: want tcp:HOST:PORT or unix:PATH", e))
+			errs = append(errs, fmt.Errorf("%s endpoint %q: want tcp:HOST:PORT or unix:PATH", database, e))
 		}
 	}
 	return errors.Join(errs...)
@@ -55,20 +55,35 @@ type NB struct {
 	ovsdb   client.Client
 	log     *slog.Logger
 	queue   chan *request
+	urgent  chan *request
 	metrics *metrics
 	named   int // counts named UUIDs; used by the commit loop alone
 }
 
 // Connect reaches the database and fills the live copy. The client reconnects by itself from then on. Run must be called for Apply to work.
 func Connect(ctx context.Context, c Config) (*NB, error) {
-	if err := c.Validate(); err != nil {
-		return nil, err
-	}
-	dbModel, err := dbModel()
+	dbModel, err := nbModel()
 	if err != nil {
 		return nil, fmt.Errorf("northbound model: %w", err)
 	}
-	logger := logr.FromSlogHandler(c.Logger.With("db", "OVN_Northbound").Handler())
+	db, err := dial(ctx, "northbound", dbModel, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := monitor(ctx, "northbound", db, nbTables()...); err != nil {
+		return nil, err
+	}
+	return &NB{
+		ovsdb: db, log: c.Logger, queue: make(chan *request, maxBatch), urgent: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer),
+	}, nil
+}
+
+// dial makes a client of a database, which has no copy of anything yet.
+func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c Config) (client.Client, error) {
+	if err := c.validate(database); err != nil {
+		return nil, err
+	}
+	logger := logr.FromSlogHandler(c.Logger.With("db", database).Handler())
 	opts := []client.Option{
 		client.WithLogger(&logger),
 		client.WithLeaderOnly(len(c.Endpoints) > 1),
@@ -81,18 +96,48 @@ func Connect(ctx context.Context, c Config) (*NB, error) {
 	}
 	db, err := client.NewOVSDBClient(dbModel, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("northbound client: %w", err)
+		return nil, fmt.Errorf("%s client: %w", database, err)
 	}
-	connectCtx, cancel := context.WithTimeout(ctx, firstTimeout)
+	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
 	defer cancel()
-	if err := db.Connect(connectCtx); err != nil {
-		return nil, fmt.Errorf("connect to the northbound database at %s: %w", strings.Join(c.Endpoints, ","), err)
+	if err := db.Connect(ctx); err != nil {
+		return nil, fmt.Errorf("connect to the %s database at %s: %w", database, strings.Join(c.Endpoints, ","), err)
 	}
-	if _, err := db.Monitor(connectCtx, db.NewMonitor(monitoredTables()...)); err != nil {
+	return db, nil
+}
+
+// monitor fills the copy and keeps it live; it closes db when it fails.
+func monitor(ctx context.Context, database string, db client.Client, tables ...client.MonitorOption) error {
+	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
+	defer cancel()
+	if _, err := db.Monitor(ctx, db.NewMonitor(tables...)); err != nil {
 		db.Close()
-		return nil, fmt.Errorf("monitor the northbound database: %w", err)
+		return fmt.Errorf("monitor the %s database: %w", database, err)
 	}
-	return &NB{ovsdb: db, log: c.Logger, queue: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer)}, nil
+	return nil
+}
+
+// probe finds out that a server has gone without a word, and lets the client connect again, until ctx ends.
+func probe(ctx context.Context, database string, db client.Client, log *slog.Logger) error {
+	tick := time.NewTicker(probeInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !db.Connected() {
+			continue
+		}
+		echo, cancel := context.WithTimeout(ctx, probeInterval)
+		err := db.Echo(echo)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			log.Warn("the database does not answer, connecting again", "db", database, "error", err)
+			db.Disconnect()
+		}
+	}
 }
 
 // Close ends the connection.
@@ -101,7 +146,7 @@ func (nb *NB) Close() { nb.ovsdb.Close() }
 // Connected reports whether the database can be reached now.
 func (nb *NB) Connected() bool { return nb.ovsdb.Connected() }
 
-func dbModel() (model.ClientDBModel, error) {
+func nbModel() (model.ClientDBModel, error) {
 	m, err := model.NewClientDBModel("OVN_Northbound", map[string]model.Model{
 		nbdb.LogicalSwitchTable:            &nbdb.LogicalSwitch{},
 		nbdb.LogicalSwitchPortTable:        &nbdb.LogicalSwitchPort{},
@@ -127,7 +172,7 @@ func dbModel() (model.ClientDBModel, error) {
 	return m, nil
 }
 
-func monitoredTables() []client.MonitorOption {
+func nbTables() []client.MonitorOption {
 	// Not a switch's ports: nothing here reads them, and the copy of a switch with thousands would be made anew with every port that is added.
 	ls := &nbdb.LogicalSwitch{}
 	return []client.MonitorOption{

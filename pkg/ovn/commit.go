@@ -35,9 +35,18 @@ type request struct {
 // Apply commits changes in one transaction, together with what other callers submit at the same time, and returns when they are committed. A failure of
 // another caller's change is not this caller's.
 func (nb *NB) Apply(ctx context.Context, changes ...Change) error {
+	return nb.submit(ctx, nb.queue, changes)
+}
+
+// ApplyNow is Apply for what a migration waits for: it is committed at once, even when a burst of others keeps its distance from the transaction before.
+func (nb *NB) ApplyNow(ctx context.Context, changes ...Change) error {
+	return nb.submit(ctx, nb.urgent, changes)
+}
+
+func (nb *NB) submit(ctx context.Context, queue chan<- *request, changes []Change) error {
 	r := &request{changes: changes, done: make(chan error, 1)}
 	select {
-	case nb.queue <- r:
+	case queue <- r:
 	case <-ctx.Done():
 		return fmt.Errorf("queue a northbound change: %w", context.Cause(ctx))
 	}
@@ -53,60 +62,42 @@ func (nb *NB) Apply(ctx context.Context, changes ...Change) error {
 func (nb *NB) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nb.commitLoop(ctx) })
-	g.Go(func() error { return nb.probeLoop(ctx) })
+	g.Go(func() error { return probe(ctx, "northbound", nb.ovsdb, nb.log) })
 	return g.Wait()
-}
-
-// probeLoop finds out that a server has gone without a word, and lets the client connect again.
-func (nb *NB) probeLoop(ctx context.Context) error {
-	tick := time.NewTicker(probeInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if !nb.ovsdb.Connected() {
-			continue
-		}
-		probe, cancel := context.WithTimeout(ctx, probeInterval)
-		err := nb.ovsdb.Echo(probe)
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			nb.log.Warn("the northbound database does not answer, connecting again", "error", err)
-			nb.ovsdb.Disconnect()
-		}
-	}
 }
 
 func (nb *NB) commitLoop(ctx context.Context) error {
 	quiet := time.NewTimer(0) // fires when a transaction may be sent again
 	defer quiet.Stop()
+	var first *request // waits for quiet, and others gather behind it
 	for {
-		var first *request
-		select {
-		case <-ctx.Done():
-			return nil
-		case first = <-nb.queue:
+		queue, window := nb.queue, (<-chan time.Time)(nil)
+		if first != nil {
+			queue, window = nil, quiet.C
 		}
 		select {
 		case <-ctx.Done():
-			first.done <- context.Cause(ctx)
+			if first != nil {
+				first.done <- context.Cause(ctx)
+			}
 			return nil
-		case <-quiet.C:
+		case r := <-nb.urgent:
+			nb.commit(ctx, gather(nb.urgent, r))
+		case first = <-queue:
+		case <-window:
+			nb.commit(ctx, gather(nb.queue, first))
+			first = nil
+			quiet.Reset(gatherWindow)
 		}
-		nb.commit(ctx, nb.gather(first))
-		quiet.Reset(gatherWindow)
 	}
 }
 
 // gather takes first and whatever else is waiting.
-func (nb *NB) gather(first *request) []*request {
+func gather(queue <-chan *request, first *request) []*request {
 	batch := []*request{first}
 	for len(batch) < maxBatch {
 		select {
-		case r := <-nb.queue:
+		case r := <-queue:
 			batch = append(batch, r)
 		default:
 			return batch

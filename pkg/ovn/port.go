@@ -3,6 +3,7 @@ package ovn
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
 
@@ -20,6 +21,12 @@ var portKind = kind[nbdb.LogicalSwitchPort]{
 	label: func(p *nbdb.LogicalSwitchPort) string { return p.Name },
 }
 
+// portKeysKind is portKind for a writer of map keys alone: the addresses are another's, and are not waited on.
+var portKeysKind = kind[nbdb.LogicalSwitchPort]{
+	table: portKind.table, uuid: portKind.uuid, ids: portKind.ids, label: portKind.label,
+	owned: func(p *nbdb.LogicalSwitchPort) []any { return []any{&p.Options, &p.ExternalIDs} },
+}
+
 // EnsurePort makes the LogicalSwitchPort want.Name be as want says, on a switch. Written: addresses, port_security, type, and the keys of options and
 // external_ids that want names. A port is never moved from one switch to another: it is deleted and made again.
 func EnsurePort(ls ident.SwitchName, want *nbdb.LogicalSwitchPort) Change {
@@ -30,6 +37,55 @@ func EnsurePort(ls ident.SwitchName, want *nbdb.LogicalSwitchPort) Change {
 		}
 		return portKind.ensure(nb, have, want, &parent{table: nbdb.LogicalSwitchTable, column: "ports", name: string(ls)})
 	}
+}
+
+// PortKeys are map keys of a LogicalSwitchPort with their values; an empty value is the key's absence.
+type PortKeys struct{ Options, ExternalIDs map[string]string }
+
+// UpdatePort changes map keys of a LogicalSwitchPort of ours that want names, if the row still says what was observed of the keys that observed names; else
+// the error wraps ErrConflict.
+func UpdatePort(name ident.PortName, observed, want PortKeys) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		have, err := nb.Port(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if have == nil || !says(have.Options, observed.Options) || !says(have.ExternalIDs, observed.ExternalIDs) {
+			return nil, fmt.Errorf("LogicalSwitchPort %s: %w", name, ErrConflict)
+		}
+		next := *have
+		next.Options, next.ExternalIDs = with(have.Options, want.Options), with(have.ExternalIDs, want.ExternalIDs)
+		return portKeysKind.update(nb, have, &next)
+	}
+}
+
+// says reports whether a map has the keys, or lacks those whose value is empty.
+func says(have, keys map[string]string) bool {
+	for k, v := range keys {
+		if have[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// with is a copy of a map with keys set, or removed if their value is empty.
+func with(have, keys map[string]string) map[string]string {
+	next := maps.Clone(have)
+	if next == nil {
+		next = map[string]string{}
+	}
+	for k, v := range keys {
+		if v == "" {
+			delete(next, k)
+		} else {
+			next[k] = v
+		}
+	}
+	if maps.Equal(next, have) {
+		return have
+	}
+	return next
 }
 
 // DeletePort deletes a LogicalSwitchPort of ours.

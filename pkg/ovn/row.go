@@ -30,29 +30,34 @@ func (k kind[T]) ensure(nb *NB, have, want *T, in *parent) ([]step, error) {
 	if have == nil {
 		return k.create(nb, want, in)
 	}
-	if k.ids(have)[ident.OwnerKey] == "" {
-		return nil, fmt.Errorf("%s %s: %w: delete or rename it", k.table, k.label(want), ErrNotOurs)
-	}
 	next := new(T)
 	*next = *have
-	changed := false
-	haveCols, nextCols, wantCols := k.owned(have), k.owned(next), k.owned(want)
+	nextCols, wantCols := k.owned(next), k.owned(want)
 	for i := range wantCols {
-		changed = merge(nextCols[i], wantCols[i]) || changed
+		merge(nextCols[i], wantCols[i])
 	}
-	if !changed {
+	return k.update(nb, have, next)
+}
+
+// update writes the owned columns of next over those of have, unless they are equal, if the row still is as it was read.
+func (k kind[T]) update(nb *NB, have, next *T) ([]step, error) {
+	if k.ids(have)[ident.OwnerKey] == "" {
+		return nil, fmt.Errorf("%s %s: %w: delete or rename it", k.table, k.label(have), ErrNotOurs)
+	}
+	haveCols, nextCols := k.owned(have), k.owned(next)
+	if reflect.DeepEqual(haveCols, nextCols) {
 		return nil, nil
 	}
 	zero := 0
 	wait, err := nb.ovsdb.Where(any(have).(model.Model)).Wait(ovsdb.WaitConditionEqual, &zero, any(have).(model.Model), haveCols...)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", k.table, k.label(want), err)
+		return nil, fmt.Errorf("%s %s: %w", k.table, k.label(have), err)
 	}
 	update, err := nb.ovsdb.Where(any(have).(model.Model)).Update(any(next).(model.Model), nextCols...)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", k.table, k.label(want), err)
+		return nil, fmt.Errorf("%s %s: %w", k.table, k.label(have), err)
 	}
-	return append(guarded(wait, fmt.Errorf("%s %s: %w", k.table, k.label(want), ErrConflict)), plain(update)...), nil
+	return append(guarded(wait, fmt.Errorf("%s %s: %w", k.table, k.label(have), ErrConflict)), plain(update)...), nil
 }
 
 func (k kind[T]) create(nb *NB, want *T, in *parent) ([]step, error) {
@@ -109,9 +114,9 @@ func guarded(ops []ovsdb.Operation, fails error) []step {
 	return steps
 }
 
-// merge writes want into the column at dst and reports whether that changed it. Both are pointers to the same type. A map keeps the keys that want does not
-// name; a set is compared without regard to order.
-func merge(dst, want any) bool {
+// merge writes want into the column at dst. Both are pointers to the same type. A map keeps the keys that want does not name; a set is compared without
+// regard to order. What is as wanted already stays the very same value.
+func merge(dst, want any) {
 	switch d := dst.(type) {
 	case *map[string]string:
 		next := maps.Clone(*d)
@@ -119,22 +124,15 @@ func merge(dst, want any) bool {
 			next = map[string]string{}
 		}
 		maps.Copy(next, *want.(*map[string]string))
-		if maps.Equal(next, *d) {
-			return false
+		if !maps.Equal(next, *d) {
+			*d = next
 		}
-		*d = next
 	case *[]string:
 		w := *want.(*[]string)
-		if slices.Equal(slices.Sorted(slices.Values(*d)), slices.Sorted(slices.Values(w))) {
-			return false
+		if !slices.Equal(slices.Sorted(slices.Values(*d)), slices.Sorted(slices.Values(w))) {
+			*d = slices.Clone(w)
 		}
-		*d = slices.Clone(w)
 	default:
-		dv, wv := reflect.ValueOf(dst).Elem(), reflect.ValueOf(want).Elem()
-		if reflect.DeepEqual(dv.Interface(), wv.Interface()) {
-			return false
-		}
-		dv.Set(wv)
+		reflect.ValueOf(dst).Elem().Set(reflect.ValueOf(want).Elem())
 	}
-	return true
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // WatchPorts calls changed, with the owner's namespace, name and kind, when a LogicalSwitchPort of ours is deleted or when a column that we write is changed,
-// by whomever. changed must return at once.
+// by whomever; a VM's also when it is added, since not all of it has one writer. changed must return at once.
 func (nb *NB) WatchPorts(changed func(namespace, name, kind string)) {
 	report := func(p *nbdb.LogicalSwitchPort) {
 		if kind := p.ExternalIDs[ident.OwnerKey]; kind != "" {
@@ -20,6 +20,11 @@ func (nb *NB) WatchPorts(changed func(namespace, name, kind string)) {
 		}
 	}
 	nb.ovsdb.Cache().AddEventHandler(&cache.EventHandlerFuncs{
+		AddFunc: func(_ string, row model.Model) {
+			if p, ok := row.(*nbdb.LogicalSwitchPort); ok && p.ExternalIDs[ident.OwnerKey] == ident.OwnerVM {
+				report(p)
+			}
+		},
 		DeleteFunc: func(_ string, row model.Model) {
 			if p, ok := row.(*nbdb.LogicalSwitchPort); ok {
 				report(p)
