@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"net/netip"
 )
@@ -122,15 +123,16 @@ func (f *family) next() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// allowed says whether a could ever be given out.
-func (f *family) allowed(a netip.Addr) bool {
+// free says why a cannot be given out now; nil if it can.
+func (f *family) free(a netip.Addr) error {
 	o, ok := f.offset(a)
-	return ok && f.barred[o/64]&(1<<(o%64)) == 0
-}
-
-func (f *family) isTaken(a netip.Addr) bool {
-	o, ok := f.offset(a)
-	return ok && f.words[o/64]&(1<<(o%64)) != 0
+	if !ok || f.barred[o/64]&(1<<(o%64)) != 0 {
+		return fmt.Errorf("%w: %s is not an address of %s that can be given out", ErrOutOfRange, a, f.cidr)
+	}
+	if f.words[o/64]&(1<<(o%64)) != 0 {
+		return fmt.Errorf("%w: %s", ErrTaken, a)
+	}
+	return nil
 }
 
 func (f *family) take(a netip.Addr) {

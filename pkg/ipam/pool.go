@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Errors that a caller tells apart with errors.Is.
@@ -35,23 +36,37 @@ func New(spec Spec) *Pool {
 // Spec is what the pool was made from.
 func (p *Pool) Spec() Spec { return p.spec }
 
-// Allocate gives owner one address per family, in the order of Spec.CIDRs, with the prefix length of the range. An owner that has addresses gets
-// the same again. Addresses that were released last are reused last. The error wraps ErrFull; then nothing was allocated.
-func (p *Pool) Allocate(owner string) ([]netip.Prefix, error) {
+// Allocate gives owner one address per family, in the order of Spec.CIDRs, with the prefix length of the range: those that are wanted, and any in a family
+// of which none is. An owner that has addresses gets the same again. Addresses that were released last are reused last. The error wraps ErrFull, ErrTaken or
+// ErrOutOfRange and names the address; then nothing was allocated.
+func (p *Pool) Allocate(owner string, wanted ...netip.Addr) ([]netip.Prefix, error) {
 	if _, ok := p.owned[owner]; ok {
 		return p.Of(owner), nil
 	}
-	var addrs []netip.Addr
-	for _, f := range p.families {
-		a, ok := f.next()
-		if !ok {
-			p.put(addrs)
+	addrs := make([]netip.Addr, len(p.families))
+	for _, w := range wanted {
+		i := slices.IndexFunc(p.families, func(f *family) bool { return f.cidr.Contains(w) })
+		if i < 0 {
+			return nil, fmt.Errorf("%w: %s is in none of %v", ErrOutOfRange, w, p.spec.CIDRs)
+		}
+		if addrs[i].IsValid() {
+			return nil, fmt.Errorf("%w: %s and %s are of one family", ErrOutOfRange, addrs[i], w)
+		}
+		if err := p.families[i].free(w); err != nil {
+			return nil, err
+		}
+		addrs[i] = w
+	}
+	for i, f := range p.families {
+		if addrs[i].IsValid() {
+			continue
+		}
+		var ok bool
+		if addrs[i], ok = f.next(); !ok {
 			return nil, fmt.Errorf("%s: %w: all %d addresses are in use", f.cidr, ErrFull, f.used)
 		}
-		f.take(a)
-		addrs = append(addrs, a)
 	}
-	p.owned[owner] = addrs
+	p.take(owner, addrs)
 	return p.Of(owner), nil
 }
 
@@ -70,27 +85,28 @@ func (p *Pool) Claim(owner string, addrs []netip.Addr) error {
 		return nil
 	}
 	for i, f := range p.families {
-		if !f.allowed(addrs[i]) {
-			return fmt.Errorf("%w: %s is not an address of %s that can be given out", ErrOutOfRange, addrs[i], f.cidr)
-		}
-		if f.isTaken(addrs[i]) {
-			return fmt.Errorf("%w: %s", ErrTaken, addrs[i])
+		if err := f.free(addrs[i]); err != nil {
+			return err
 		}
 	}
+	p.take(owner, slices.Clone(addrs))
+	return nil
+}
+
+func (p *Pool) take(owner string, addrs []netip.Addr) {
 	for i, f := range p.families {
 		f.take(addrs[i])
 	}
-	p.owned[owner] = append([]netip.Addr(nil), addrs...)
-	return nil
+	p.owned[owner] = addrs
 }
 
 // Release takes owner's addresses back and reports whether it had any.
 func (p *Pool) Release(owner string) bool {
 	addrs, ok := p.owned[owner]
-	if ok {
-		p.put(addrs)
-		delete(p.owned, owner)
+	for i, a := range addrs {
+		p.families[i].put(a)
 	}
+	delete(p.owned, owner)
 	return ok
 }
 
@@ -127,10 +143,4 @@ func (p *Pool) Usage() (used, available int64) {
 		}
 	}
 	return used, available
-}
-
-func (p *Pool) put(addrs []netip.Addr) {
-	for i, a := range addrs {
-		p.families[i].put(a)
-	}
 }

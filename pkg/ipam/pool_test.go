@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -92,6 +94,33 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+func TestAllocateWanted(t *testing.T) {
+	p := New(mustSpec(t, []string{"10.0.0.0/24", "fd00::/64"}, nil, []string{"10.0.0.9"}))
+	addrs := func(ss ...string) (out []netip.Addr) {
+		for _, s := range ss {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	got, err := p.Allocate("a", addrs("fd00::7")...)
+	if err != nil || fmt.Sprint(got) != "[10.0.0.2/24 fd00::7/64]" {
+		t.Fatalf("%v, %v; want the address that was asked for and one of the other family", got, err)
+	}
+	for want, list := range map[error][]string{ErrTaken: {"fd00::7"}, ErrOutOfRange: {"10.0.0.9", "10.0.0.1", "10.1.0.1", "10.0.0.5 10.0.0.6"}} {
+		for _, l := range list {
+			if ips, err := p.Allocate("b", addrs(strings.Fields(l)...)...); !errors.Is(err, want) {
+				t.Errorf("%s: %v, %v; want %v", l, ips, err, want)
+			}
+		}
+	}
+	if used, _ := p.Usage(); used != 1 {
+		t.Errorf("%d addresses are in use after refusals, want 1", used)
+	}
+	if again, err := p.Allocate("a", addrs("fd00::9")...); err != nil || !slices.Equal(again, got) {
+		t.Errorf("%v, %v; want %v: what one has stays", again, err, got)
+	}
+}
+
 // A pool is compared with a plain map over any order of operations, with a restart (a new pool that claims what the old one gave out) at any point.
 func TestPoolProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -102,7 +131,20 @@ func TestPoolProperties(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"allocate": func(t *rapid.T) {
 				o := owner.Draw(t, "owner")
-				ips, err := p.Allocate(o)
+				var wanted []netip.Addr
+				if rapid.Bool().Draw(t, "wants") {
+					wanted = append(wanted, netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(t, "address")}))
+				}
+				ips, err := p.Allocate(o, wanted...)
+				if errors.Is(err, ErrTaken) || errors.Is(err, ErrOutOfRange) {
+					if _, had := owned[o]; had || wanted == nil {
+						t.Fatalf("%s wants %v: %v", o, wanted, err)
+					}
+					return
+				}
+				if _, had := owned[o]; err == nil && !had && wanted != nil && ips[0].Addr() != wanted[0] {
+					t.Fatalf("%s wants %v and got %v", o, wanted, ips)
+				}
 				if errors.Is(err, ErrFull) {
 					if used, available := p.Usage(); available != 0 || used != int64(len(owned)) {
 						t.Fatalf("full with %d used, %d available", used, available)

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -105,14 +106,23 @@ func Observe(pods []*corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance, vmims [
 	return s
 }
 
-// isLauncher: hotplug attachment pods have a migration's label too, and are ordinary pods; launchers of an earlier VMI of the name have another owner.
-func isLauncher(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) bool {
-	if pod == nil || pod.Namespace != vmi.Namespace || pod.Labels[kubevirtv1.AppLabel] != "virt-launcher" {
-		return false
+// LauncherOf names the VMI, of the pod's namespace, whose launcher a pod is; ok is false for any other pod. Hotplug attachment pods have a migration's label
+// too, and are ordinary pods. The pod's labels and owner references are its creator's word: a VMI of that name need not exist, nor have that UID.
+func LauncherOf(pod *corev1.Pod) (name string, uid types.UID, ok bool) {
+	if pod == nil || pod.Labels[kubevirtv1.AppLabel] != "virt-launcher" {
+		return "", "", false
 	}
 	owner := metav1.GetControllerOfNoCopy(pod)
-	return owner != nil && owner.Kind == "VirtualMachineInstance" && strings.HasPrefix(owner.APIVersion, "kubevirt.io/") &&
-		owner.UID == vmi.UID && vmi.UID != ""
+	if owner == nil || owner.Kind != "VirtualMachineInstance" || !strings.HasPrefix(owner.APIVersion, "kubevirt.io/") || owner.UID == "" {
+		return "", "", false
+	}
+	return owner.Name, owner.UID, true
+}
+
+// isLauncher: launchers of an earlier VMI of the name have another owner.
+func isLauncher(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) bool {
+	_, uid, ok := LauncherOf(pod)
+	return ok && pod.Namespace == vmi.Namespace && uid == vmi.UID
 }
 
 // finished: no process of the pod can hold the VM. A sidecar that somebody injected may keep a pod Running after its VM has left; the pod never
