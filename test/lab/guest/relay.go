@@ -169,4 +169,3 @@ func openDir(dir string) (short string, closeDir func(), err error) {
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", fd), func() { _ = unix.Close(fd) }, nil
 }
-

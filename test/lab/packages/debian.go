@@ -21,17 +21,17 @@ import (
 const downloadTimeout = 15 * time.Minute
 
 // fill downloads the packages and unpacks them into dir.
-func fill(ctx context.Context, log *slog.Logger, dir string) error {
+func (s set) fill(ctx context.Context, log *slog.Logger, dir string) error {
 	for _, tool := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: this machine has no %s (not Debian or Ubuntu): install what provides the equivalents of the packages %s",
-				ErrMissing, tool, strings.Join(missingHere(), " "))
+				ErrMissing, tool, strings.Join(s.missingHere(), " "))
 		}
 	}
 	debs := filepath.Join(dir, "debs")
 	start := time.Now()
-	log.Info("downloading packages", "missing", missingHere())
-	if err := download(ctx, log, debs); err != nil {
+	log.Info("downloading packages", "missing", s.missingHere(), "atMost", s.size)
+	if err := s.download(ctx, log, debs); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
@@ -47,13 +47,13 @@ func fill(ctx context.Context, log *slog.Logger, dir string) error {
 		return err
 	}
 	log.Info("packages are unpacked", "count", len(files), "dir", strings.TrimSuffix(dir, ".part"), "took", time.Since(start).Round(time.Millisecond))
-	return verify(dir)
+	return s.verify(dir)
 }
 
 // download lets apt-get resolve and fetch what the machine lacks. It uses the machine's package lists, and lists of its own where those are
 // absent or too old, so that the machine's stay as they are.
-func download(ctx context.Context, log *slog.Logger, debs string) error {
-	err := aptInstall(ctx, debs, "")
+func (s set) download(ctx context.Context, log *slog.Logger, debs string) error {
+	err := s.aptInstall(ctx, debs, "")
 	if err == nil {
 		return nil
 	}
@@ -69,21 +69,21 @@ func download(ctx context.Context, log *slog.Logger, debs string) error {
 	if err := run(ctx, "apt-get", append(aptOptions(debs, lists), "update")...); err != nil {
 		return fmt.Errorf("fetch package lists: %w: check that this machine reaches the servers in /etc/apt/sources.list*", err)
 	}
-	if err := aptInstall(ctx, debs, lists); err != nil {
+	if err := s.aptInstall(ctx, debs, lists); err != nil {
 		return fmt.Errorf("download packages: %w", err)
 	}
 	return nil
 }
 
-func aptInstall(ctx context.Context, debs, lists string) error {
+func (s set) aptInstall(ctx context.Context, debs, lists string) error {
 	if err := os.MkdirAll(filepath.Join(debs, "partial"), 0o755); err != nil {
 		return fmt.Errorf("make a directory for packages: %w", err)
 	}
 	args := append(aptOptions(debs, lists), "install", "--yes", "--download-only", "--no-install-recommends")
-	for _, p := range wanted {
+	for _, p := range s.wanted {
 		args = append(args, p.name)
 	}
-	return run(ctx, "apt-get", args...)
+	return run(ctx, "apt-get", append(args, s.instead...)...)
 }
 
 // aptOptions keep apt-get away from the machine's own state.
@@ -178,15 +178,16 @@ func alternatives(dir string) error {
 }
 
 // verify says which programs the unpacked tree still lacks.
-func verify(dir string) error {
+func (s set) verify(dir string) error {
 	r, err := Open(dir)
 	if err != nil {
 		return err
 	}
 	var lacking []string
-	for _, p := range wanted {
-		if _, err := r.Program(p.program); err != nil {
-			lacking = append(lacking, fmt.Sprintf("%s (of package %s)", p.program, p.name))
+	for _, p := range s.wanted {
+		_, err := r.Program(p.program)
+		if p.program == "" && find(dir, p.file) == "" && !p.here() || p.program != "" && err != nil {
+			lacking = append(lacking, fmt.Sprintf("%s (of package %s)", p.program+p.file, p.name))
 		}
 	}
 	if len(lacking) > 0 {

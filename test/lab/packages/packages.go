@@ -26,22 +26,42 @@ const layout = "1"
 // ErrMissing says that the machine lacks programs and that they cannot be downloaded either.
 var ErrMissing = errors.New("programs are missing")
 
-// wanted maps each package that the lab needs, by its Debian name, to a program of it. The order is that of the command line.
-var wanted = []struct{ name, program string }{
-	{"ovn-central", "ovn-northd"},
-	{"ovn-host", "ovn-controller"},
-	{"openvswitch-switch", "ovs-vswitchd"},
-	{"openvswitch-common", "ovs-appctl"},
-	{"containerd", "containerd"},
-	{"runc", "runc"},
-	{"nftables", "nft"},
-	{"iptables", "iptables"},
-	{"iperf3", "iperf3"},
-	{"busybox-static", "busybox"},
-	{"conntrack", "conntrack"},
-	{"ethtool", "ethtool"},
-	{"tcpdump", "tcpdump"},
-	{"iproute2", "ip"},
+// want is a Debian package that the lab needs.
+type want struct {
+	name string
+	// program is a program of it: a machine that has the program needs no download.
+	program string
+	// file is a pattern of a file of it, below the root directory, where it has no program.
+	file string
+}
+
+// set is a tree of packages that are downloaded and unpacked together.
+type set struct {
+	// kind is the directory of such trees in the cache, size about what is downloaded at most.
+	kind, size string
+	wanted     []want
+	// instead are packages that satisfy dependencies of wanted ones with less than apt would choose.
+	instead []string
+}
+
+// cluster is what the lab's machines run. The order is that of the command line.
+func cluster() set {
+	return set{kind: "packages", size: "40 MB", wanted: []want{
+		{name: "ovn-central", program: "ovn-northd"},
+		{name: "ovn-host", program: "ovn-controller"},
+		{name: "openvswitch-switch", program: "ovs-vswitchd"},
+		{name: "openvswitch-common", program: "ovs-appctl"},
+		{name: "containerd", program: "containerd"},
+		{name: "runc", program: "runc"},
+		{name: "nftables", program: "nft"},
+		{name: "iptables", program: "iptables"},
+		{name: "iperf3", program: "iperf3"},
+		{name: "busybox-static", program: "busybox"},
+		{name: "conntrack", program: "conntrack"},
+		{name: "ethtool", program: "ethtool"},
+		{name: "tcpdump", program: "tcpdump"},
+		{name: "iproute2", program: "ip"},
+	}}
 }
 
 // Root is a tree of unpacked packages, laid out with a merged /usr. Its methods are safe for concurrent use.
@@ -51,14 +71,16 @@ type Root struct {
 	libs []string
 }
 
-// Ensure returns the tree of packages, downloading and unpacking what is not cached yet (about 40 MB). It needs no privileges.
-func Ensure(ctx context.Context, log *slog.Logger) (*Root, error) {
-	dir, err := cache.Entry(ctx, "packages", key(), func(ctx context.Context, dir string) error {
-		if missing := missingHere(); len(missing) == 0 {
-			log.Info("all programs of the lab are installed on this machine")
+// Ensure returns the tree of what the lab's machines run, downloading and unpacking what is not cached yet (about 40 MB). It needs no privileges.
+func Ensure(ctx context.Context, log *slog.Logger) (*Root, error) { return cluster().ensure(ctx, log) }
+
+func (s set) ensure(ctx context.Context, log *slog.Logger) (*Root, error) {
+	dir, err := cache.Entry(ctx, s.kind, s.key(), func(ctx context.Context, dir string) error {
+		if missing := s.missingHere(); len(missing) == 0 {
+			log.Info("all programs are installed on this machine", "set", s.kind)
 			return nil
 		}
-		return fill(ctx, log, dir)
+		return s.fill(ctx, log, dir)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare packages: %w", err)
@@ -67,10 +89,10 @@ func Ensure(ctx context.Context, log *slog.Logger) (*Root, error) {
 }
 
 // key changes with everything that an entry depends on: a tree made for one release does not fit the libraries of another.
-func key() string {
+func (s set) key() string {
 	h := sha256.New()
 	_, _ = fmt.Fprintln(h, layout, runtime.GOARCH)
-	for _, p := range wanted {
+	for _, p := range s.wanted {
 		_, _ = fmt.Fprintln(h, p.name)
 	}
 	release, err := os.ReadFile("/etc/os-release")
@@ -78,15 +100,15 @@ func key() string {
 		_, _ = h.Write(release)
 	}
 	// A package that was installed when the tree was made may be gone now, and the tree then lacks it.
-	_, _ = fmt.Fprintln(h, missingHere())
+	_, _ = fmt.Fprintln(h, s.missingHere())
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
-// missingHere lists the packages whose program is not installed on the machine.
-func missingHere() []string {
+// missingHere lists the packages that are not installed on the machine.
+func (s set) missingHere() []string {
 	var missing []string
-	for _, p := range wanted {
-		if lookHost(p.program) == "" {
+	for _, p := range s.wanted {
+		if !p.here() {
 			missing = append(missing, p.name)
 		}
 	}
@@ -104,7 +126,7 @@ func Open(dir string) (*Root, error) {
 	return r, nil
 }
 
-// Dir is the tree's directory. Everything that it holds is below usr or etc.
+// Dir is the tree's directory. Everything that it holds is below usr, etc or boot.
 func (r *Root) Dir() string { return r.dir }
 
 // Libraries are the tree's directories of shared libraries, for a dynamic loader.
@@ -178,6 +200,14 @@ func (r *Root) Environ() []string {
 		}
 	}
 	return env
+}
+
+// here says whether the package is installed on the machine.
+func (p want) here() bool {
+	if p.program != "" {
+		return lookHost(p.program) != ""
+	}
+	return find("/", p.file) != ""
 }
 
 // hostPath is where programs of the system are; a user's PATH often lacks the sbin directories.

@@ -46,6 +46,27 @@ func TestPackagesRun(t *testing.T) {
 	}
 }
 
+// TestVM proves that the emulator finds its libraries and that the kernel comes with its modules.
+func TestVM(t *testing.T) {
+	root, err := EnsureVM(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := root.Command(t.Context(), "qemu-system-x86_64", "--version").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "QEMU emulator version") {
+		t.Errorf("qemu-system-x86_64 --version: %v: %s", err, out)
+	}
+	kernel, err := root.Kernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{kernel.Image, filepath.Join(kernel.Modules, "kernel/drivers/net")} {
+		if _, err := os.Stat(p); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestMergeUsr(t *testing.T) {
 	dir := t.TempDir()
 	for _, f := range []string{"bin/busybox", "sbin/ethtool", "lib/systemd/system/x.service", "usr/bin/ctr"} {
