@@ -92,15 +92,24 @@ func (s *Server) Serve(ctx context.Context) error {
 }
 
 func (s *Server) serveProbes(ctx context.Context) error {
+	err := s.answerProbes()
+	select {
+	case <-ctx.Done(): // it is closed
+		return nil
+	default:
+		return err
+	}
+}
+
+// answerProbes answers until the socket fails.
+func (s *Server) answerProbes() error {
 	buf := make([]byte, 64<<10)
 	for {
 		r, err := s.probes.read(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil && transient(err):
+		if err != nil && transient(err) {
 			continue
-		case err != nil:
+		}
+		if err != nil {
 			return fmt.Errorf("receive probes: %w", err)
 		}
 		p, ours, intact := parseProbe(r.data)
@@ -111,7 +120,7 @@ func (s *Server) serveProbes(ctx context.Context) error {
 		if ours {
 			r.data[4] = typeReply
 		}
-		if err := s.probes.answer(r, r.data); err != nil && ctx.Err() == nil && !transient(err) {
+		if err := s.probes.answer(r, r.data); err != nil && !transient(err) {
 			return fmt.Errorf("answer a probe of %s: %w", r.from, err)
 		}
 		if ours {
