@@ -84,4 +84,3 @@ func onLink(key expr.MetaKey, name string) []expr.Any {
 	copy(padded, name)
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: padded}}
 }
-
