@@ -237,7 +237,9 @@ func targetLabel(w *world) *step {
 	if other != nil && !down(other) {
 		return nil
 	}
-	return w.changeVMI("target label", func(vmi *kubevirtv1.VirtualMachineInstance) { delete(vmi.Labels, kubevirtv1.MigrationTargetNodeNameLabel) })
+	return w.changeVMI("target label", func(vmi *kubevirtv1.VirtualMachineInstance) {
+		delete(vmi.Labels, kubevirtv1.MigrationTargetNodeNameLabel)
+	})
 }
 
 // silentNode looks again at a VMI whose node does not report: no event will come.

@@ -2,7 +2,6 @@ package kubevirt
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -262,42 +261,28 @@ func (d *domains) ask(ctx context.Context, uid types.UID, request string, do fun
 		if err != nil {
 			d.log.Warn("a launcher did not do what it was asked for", "pod", dom.pod.Name, "request", request, "err", err)
 		}
+		d.journal.request(dom, request, err)
+		// The rules must not see what was before the request beside the news that it was fulfilled.
+		if refreshErr := d.refresh(ctx, dom, l, nil); refreshErr != nil {
+			d.log.Debug("a launcher has ended after a request", "pod", dom.pod.Name, "request", request, "err", refreshErr)
+		}
 		dom.mu.Lock()
 		dom.asked[request] = outcome{done: true, err: err}
 		dom.mu.Unlock()
-		d.journal.request(dom, request, err)
 		d.changed(dom.vmi)
 	})
 	return nil
 }
 
-// launcher returns the connection to a pod's launcher.
-func (d *domains) launcher(uid types.UID) (Launcher, error) {
-	dom := d.find(uid)
-	if dom == nil {
-		return nil, errors.New("the launcher's pod is not followed")
-	}
-	dom.mu.Lock()
-	defer dom.mu.Unlock()
-	if dom.launcher == nil {
-		return nil, fmt.Errorf("there is no connection to the launcher in pod %s", dom.pod.Name)
-	}
-	return dom.launcher, nil
-}
-
-// relay connects the launcher source to that in the pod target, which are both connected to.
-func (d *domains) relay(source Launcher, target types.UID) error {
-	to, err := d.launcher(target)
-	if err != nil {
-		return err
-	}
-	d.closeRelay(target)
-	r, err := d.launchers.Relay(source, to)
+// relay connects the launcher in the pod source to that in target, until ctx ends or target is forgotten.
+func (d *domains) relay(ctx context.Context, source, target *corev1.Pod) error {
+	d.closeRelay(target.UID)
+	r, err := d.launchers.Relay(ctx, source, target)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
-	d.relays[target] = r
+	d.relays[target.UID] = r
 	d.mu.Unlock()
 	return nil
 }

@@ -52,6 +52,7 @@ type Config struct {
 // engine is the one reconciler.
 type engine struct {
 	api     client.Client // not cached
+	cache   client.Reader // what the watches have delivered
 	domains *domains
 	events  events.EventRecorder
 	log     *slog.Logger
@@ -87,7 +88,7 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("start the stand-in for KubeVirt: %w", err)
 	}
 	news := make(chan event.TypedGenericEvent[types.NamespacedName], backlog)
-	e := &engine{api: api, events: mgr.GetEventRecorder("virt-controller"), log: c.Log, ctx: ctx, due: map[stageKey]time.Time{}}
+	e := &engine{api: api, cache: mgr.GetCache(), events: mgr.GetEventRecorder("virt-controller"), log: c.Log, ctx: ctx, due: map[stageKey]time.Time{}}
 	e.domains = newDomains(c.Launchers, &journal{w: c.Journal}, c.Log, func(vmi types.NamespacedName) {
 		select {
 		case news <- event.TypedGenericEvent[types.NamespacedName]{Object: vmi}:

@@ -99,7 +99,7 @@ const (
 )
 
 // defaultDelays are the ones that KubeVirt has by its own design and the machine does not bring about.
-var defaultDelays = map[Stage]time.Duration{StageEndTimestamp: 650 * time.Millisecond} //nolint:gochecknoglobals // constant
+var defaultDelays = map[Stage]time.Duration{StageEndTimestamp: 650 * time.Millisecond}
 
 // knobs are what the annotations of a migration and of its VM say; the migration's come first.
 type knobs []map[string]string

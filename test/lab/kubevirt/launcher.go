@@ -12,12 +12,12 @@ import (
 
 // Launchers reach the launcher programs in pods. The lab's is Guests; the test of the order of events has one without QEMU.
 type Launchers interface {
-	// Decorate completes a launcher's pod: image, command, volumes and what else the program in its first container needs.
-	Decorate(pod *corev1.Pod)
+	// Decorate adds the container compute to a launcher's pod, with what it needs.
+	Decorate(pod *corev1.Pod, memoryMiB int)
 	// Connect returns the launcher in a pod that runs, as soon as it answers.
 	Connect(ctx context.Context, pod *corev1.Pod) (Launcher, error)
-	// Relay lets source send to target.
-	Relay(source, target Launcher) (Relay, error)
+	// Relay lets the launcher in source send to that in target, until ctx ends.
+	Relay(ctx context.Context, source, target *corev1.Pod) (Relay, error)
 }
 
 // Launcher does in a pod what virt-handler and virt-launcher do there: see guest.Client.

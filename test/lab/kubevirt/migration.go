@@ -230,7 +230,9 @@ func (m *vmim) configuration() *kubevirtv1.VMIMConfigurationOptions {
 	}
 }
 
-func (m *vmim) postCopy() bool { return m.knobs().get(ModeAnnotation) == string(kubevirtv1.MigrationPostCopy) }
+func (m *vmim) postCopy() bool {
+	return m.knobs().get(ModeAnnotation) == string(kubevirtv1.MigrationPostCopy)
+}
 
 // ptr returns a pointer to a value.
 func ptr[T any](v T) *T { return &v }

@@ -44,7 +44,6 @@ func (w *world) launcherPod() *corev1.Pod {
 			Hostname: hostname(vmi), Subdomain: vmi.Spec.Subdomain, RestartPolicy: corev1.RestartPolicyNever, TerminationGracePeriodSeconds: &grace,
 			NodeSelector: maps.Clone(vmi.Spec.NodeSelector), Affinity: vmi.Spec.Affinity.DeepCopy(), Tolerations: vmi.Spec.Tolerations,
 			ReadinessGates: []corev1.PodReadinessGate{{ConditionType: kubevirtv1.VirtualMachineUnpaused}},
-			Containers:     []corev1.Container{{Name: computeContainer}},
 		},
 	}
 	maps.Copy(pod.Labels, vmi.Labels)
@@ -60,7 +59,7 @@ func (w *world) launcherPod() *corev1.Pod {
 		kubevirtv1.DomainAnnotation: vmi.Name, kubevirtv1.MigrationTransportUnixAnnotation: "true", "kubectl.kubernetes.io/default-container": computeContainer,
 		"descheduler.alpha.kubernetes.io/request-evict-only": "", kubevirtv1.MemoryOverheadAnnotationBytes: "281018368",
 	})
-	w.engine.domains.launchers.Decorate(pod)
+	w.engine.domains.launchers.Decorate(pod, w.domain().MemoryMiB)
 	if knobsOf(vmi).has(SidecarAnnotation) {
 		c := pod.Spec.Containers[0]
 		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{

@@ -155,9 +155,9 @@ func (m *vmim) migrate(source *corev1.Pod) *step {
 	if q, err := resource.ParseQuantity(m.knobs().get(BandwidthAnnotation)); err == nil {
 		g.Bandwidth = q.Value()
 	}
-	target, domains := m.target.UID, m.w.engine.domains
+	target, e := m.target, m.w.engine
 	return m.w.request(source, m.requestName("migrate"), func(ctx context.Context, l Launcher) error {
-		if err := domains.relay(l, target); err != nil {
+		if err := e.domains.relay(e.ctx, source, target); err != nil { //nolint:contextcheck // it outlives this request
 			return err
 		}
 		return l.Migrate(ctx, g)
@@ -243,7 +243,9 @@ func (m *vmim) detect() *step {
 }
 
 func (m *vmim) detected() *step {
-	return m.w.changeVMI("the domain is detected", func(vmi *kubevirtv1.VirtualMachineInstance) { vmi.Status.MigrationState.TargetNodeDomainDetected = true })
+	return m.w.changeVMI("the domain is detected", func(vmi *kubevirtv1.VirtualMachineInstance) {
+		vmi.Status.MigrationState.TargetNodeDomainDetected = true
+	})
 }
 
 // arrived: the VM runs on the target for everybody; the records follow, the migration's own last.

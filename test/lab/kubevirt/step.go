@@ -11,9 +11,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
+
+// watchTimeout is how long a watch may take to deliver what was created.
+const watchTimeout = 10 * time.Second
 
 // step is what a rule decides on: one write, one request to a launcher, or a wait.
 type step struct {
@@ -92,11 +96,18 @@ func patch[T client.Object](w *world, o T, why string, write func(context.Contex
 	}}
 }
 
-// create creates an object.
+// create creates an object, and waits until the watch has delivered it: it must not be created twice.
 func (w *world) create(o client.Object) *step {
 	return &step{why: fmt.Sprintf("create %T %s%s", o, o.GetName(), o.GetGenerateName()), do: func(ctx context.Context) error {
 		if err := w.engine.api.Create(ctx, o); err != nil && !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("create %T %s/%s%s: %w", o, o.GetNamespace(), o.GetName(), o.GetGenerateName(), err)
+		}
+		seen := func(ctx context.Context) (bool, error) {
+			err := w.engine.cache.Get(ctx, client.ObjectKeyFromObject(o), o)
+			return err == nil, client.IgnoreNotFound(err)
+		}
+		if err := wait.PollUntilContextTimeout(ctx, time.Millisecond, watchTimeout, true, seen); err != nil {
+			return fmt.Errorf("%T %s/%s was created, and the watch does not deliver it: %w", o, o.GetNamespace(), o.GetName(), err)
 		}
 		return nil
 	}}

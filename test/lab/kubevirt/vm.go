@@ -44,7 +44,9 @@ func vmEnds(w *world) *step {
 }
 
 // ownVMI: there is a VMI, and it is this VirtualMachine's.
-func (w *world) ownVMI() bool { return w.vmi != nil && w.vm != nil && metav1.IsControlledBy(w.vmi, w.vm) }
+func (w *world) ownVMI() bool {
+	return w.vmi != nil && w.vm != nil && metav1.IsControlledBy(w.vmi, w.vm)
+}
 
 // strategy is Halted where the specification contradicts itself; KubeVirt's webhook refuses that.
 func (w *world) strategy() kubevirtv1.VirtualMachineRunStrategy {

@@ -28,7 +28,7 @@ const (
 )
 
 // observedAnnotations are those in which virt-controller notes the version of the API.
-var observedAnnotations = []string{kubevirtv1.ControllerAPILatestVersionObservedAnnotation, kubevirtv1.ControllerAPIStorageVersionObservedAnnotation} //nolint:gochecknoglobals // constant
+var observedAnnotations = []string{kubevirtv1.ControllerAPILatestVersionObservedAnnotation, kubevirtv1.ControllerAPIStorageVersionObservedAnnotation}
 
 // vmiRules are virt-controller's and virt-handler's for a VMI outside of migrations.
 func vmiRules(w *world) *step {

@@ -3,6 +3,7 @@ package kubevirt
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -38,12 +39,13 @@ type world struct {
 	// outbound counts the migrations of other VMs that go on, by the node that they leave; "" is all of them.
 	outbound map[string]int
 	// node is that of the VMI, nil if there is none or it was not needed.
-	node *corev1.Node
-	view func(types.UID) view
+	node   *corev1.Node
+	view   func(types.UID) view
 	engine *engine
 }
 
-// observe reads all of it from the API server itself: a step that was just taken must be seen.
+// observe reads all of it from the API server itself, for a step that was just taken must be seen. Only which pods and migrations there are is what the
+// watches say: a list that is to be up to date takes the API server a tenth of a second. What a step creates is awaited there, see create.
 func (e *engine) observe(ctx context.Context, key types.NamespacedName) (*world, error) {
 	w := &world{key: key, now: time.Now(), view: e.domains.view, engine: e}
 	var err error
@@ -53,30 +55,16 @@ func (e *engine) observe(ctx context.Context, key types.NamespacedName) (*world,
 	if w.vmi, err = get(ctx, e.api, key, &kubevirtv1.VirtualMachineInstance{}); err != nil {
 		return nil, err
 	}
-	if err := w.observePods(ctx, e.api); err != nil {
+	if err := errors.Join(w.observePods(ctx), w.observeMigrations(ctx)); err != nil {
 		return nil, err
 	}
-	var vmims kubevirtv1.VirtualMachineInstanceMigrationList
-	if err := e.api.List(ctx, &vmims); err != nil {
-		return nil, fmt.Errorf("list VirtualMachineInstanceMigrations: %w", err)
-	}
-	for i := range vmims.Items {
-		m := &vmims.Items[i]
-		if m.Namespace == key.Namespace && m.Spec.VMIName == key.Name {
-			w.vmims = append(w.vmims, m)
-		}
-	}
-	if err := w.observeOutbound(ctx, e.api, vmims.Items); err != nil {
-		return nil, err
-	}
-	slices.SortFunc(w.vmims, func(a, b *kubevirtv1.VirtualMachineInstanceMigration) int { return older(a, b) })
 	if w.vmi != nil && w.vmi.Status.NodeName != "" {
 		w.node, err = get(ctx, e.api, types.NamespacedName{Name: w.vmi.Status.NodeName}, &corev1.Node{})
 	}
 	return w, err
 }
 
-func (w *world) observePods(ctx context.Context, api client.Reader) error {
+func (w *world) observePods(ctx context.Context) error {
 	if w.vmi == nil {
 		return nil
 	}
@@ -85,15 +73,24 @@ func (w *world) observePods(ctx context.Context, api client.Reader) error {
 		return err
 	}
 	var pods corev1.PodList
-	if err := api.List(ctx, &pods, client.InNamespace(w.key.Namespace), client.MatchingLabelsSelector{Selector: labels.NewSelector().Add(*kinds)}); err != nil {
+	err = w.engine.cache.List(ctx, &pods, client.InNamespace(w.key.Namespace), client.MatchingLabelsSelector{Selector: labels.NewSelector().Add(*kinds)})
+	if err != nil {
 		return fmt.Errorf("list the pods of VirtualMachineInstance %s: %w", w.key, err)
 	}
 	for i := range pods.Items {
-		p := &pods.Items[i]
+		known := &pods.Items[i]
+		launcher := known.Labels[kubevirtv1.AppLabel] == launcherLabel && metav1.IsControlledBy(known, w.vmi)
+		if !launcher && (known.Labels[kubevirtv1.AppLabel] != hotplugLabel || known.Annotations[vmiAnnotation] != w.key.Name) {
+			continue
+		}
+		p, err := get(ctx, w.engine.api, client.ObjectKeyFromObject(known), &corev1.Pod{})
 		switch {
-		case p.Labels[kubevirtv1.AppLabel] == launcherLabel && metav1.IsControlledBy(p, w.vmi):
+		case err != nil:
+			return err
+		case p == nil:
+		case launcher:
 			w.launchers = append(w.launchers, p)
-		case p.Labels[kubevirtv1.AppLabel] == hotplugLabel && p.Annotations[vmiAnnotation] == w.key.Name:
+		default:
 			w.attachments = append(w.attachments, p)
 		}
 	}
@@ -101,10 +98,34 @@ func (w *world) observePods(ctx context.Context, api client.Reader) error {
 	return nil
 }
 
+func (w *world) observeMigrations(ctx context.Context) error {
+	var vmims kubevirtv1.VirtualMachineInstanceMigrationList
+	if err := w.engine.cache.List(ctx, &vmims); err != nil {
+		return fmt.Errorf("list VirtualMachineInstanceMigrations: %w", err)
+	}
+	for i := range vmims.Items {
+		known := &vmims.Items[i]
+		if known.Namespace != w.key.Namespace || known.Spec.VMIName != w.key.Name {
+			continue
+		}
+		m, err := get(ctx, w.engine.api, client.ObjectKeyFromObject(known), &kubevirtv1.VirtualMachineInstanceMigration{})
+		if err != nil {
+			return err
+		}
+		if m != nil {
+			w.vmims = append(w.vmims, m)
+		}
+	}
+	slices.SortFunc(w.vmims, func(a, b *kubevirtv1.VirtualMachineInstanceMigration) int { return older(a, b) })
+	return w.observeOutbound(ctx, w.engine.api, vmims.Items)
+}
+
 // observeOutbound counts only when one of this VM's migrations may have to wait.
 func (w *world) observeOutbound(ctx context.Context, api client.Reader, vmims []kubevirtv1.VirtualMachineInstanceMigration) error {
 	w.outbound = map[string]int{}
-	pending := func(m *kubevirtv1.VirtualMachineInstanceMigration) bool { return m.Status.Phase == kubevirtv1.MigrationPending }
+	pending := func(m *kubevirtv1.VirtualMachineInstanceMigration) bool {
+		return m.Status.Phase == kubevirtv1.MigrationPending
+	}
 	if !slices.ContainsFunc(w.vmims, pending) {
 		return nil
 	}
