@@ -18,12 +18,12 @@ import (
 
 // Programs are the packages of this checkout whose programs a bundle holds, for source.Programs.
 func Programs() []string {
-	return []string{launcher, echoserver}
+	return []string{launcher, traffic}
 }
 
 const (
-	launcher   = "./test/lab/guest/launcher"
-	echoserver = "./test/lab/echo/echoserver"
+	launcher = "./test/lab/guest/launcher"
+	traffic  = "./test/lab/traffic/traffic"
 )
 
 // qemu is the emulator; accelerator the module of it that does the emulation. Debian and its kin have it where the machine's libraries are.
@@ -89,7 +89,7 @@ func New(ctx context.Context, log *slog.Logger, base *packages.Root, programs st
 		return nil, fmt.Errorf("list busybox's applets: %w", err)
 	}
 	b.Initramfs, err = initramfs.Build(initramfs.Parts{
-		Kernel: kernel, Busybox: busybox, Applets: strings.Fields(string(applets)), Programs: []string{filepath.Join(programs, filepath.Base(echoserver))},
+		Kernel: kernel, Busybox: busybox, Applets: strings.Fields(string(applets)), Programs: []string{filepath.Join(programs, filepath.Base(traffic))},
 	})
 	return b, err
 }
@@ -132,8 +132,8 @@ func (b *Bundle) Image() (image.Image, error) {
 			}
 		}
 	}
-	for to, from := range map[string]string{"/usr/bin/" + qemu: b.QEMU, imageModules + "/" + accelerator: filepath.Join(b.Modules, accelerator)} {
-		files, err := image.Program(to, from, b.root.Libraries())
+	for _, p := range [][2]string{{"/usr/bin/" + qemu, b.QEMU}, {imageModules + "/" + accelerator, filepath.Join(b.Modules, accelerator)}} {
+		files, err := image.Program(p[0], p[1], b.root.Libraries())
 		if err != nil {
 			return image.Image{}, err
 		}

@@ -27,11 +27,7 @@ for link in /sys/class/net/eth*; do
 	[ -x /bin/dhcp6 ] && dhcp6 "$nic" &
 done
 
-if [ -x /bin/traffic ]; then
-	traffic serve &
-else
-	echoserver -tcp :7 -udp :7 -http :8007 &
-fi
+traffic serve &
 
 # The power button, by ACPI.
 acpid -d -f >/dev/null 2>&1 &
