@@ -59,11 +59,15 @@ func place(stages []Stage, dots []float64, s scale, zero time.Time) ([]label, in
 			order = append(order, i)
 		}
 	}
-	placed := make([]*label, 0, len(labels))
-	for _, i := range order {
+	r := room{scale: s, dots: dots}
+	for n, i := range order {
+		r.pending = r.pending[:0]
+		for _, later := range order[n+1:] {
+			r.pending = append(r.pending, labels[later].x)
+		}
 		l := &labels[i]
-		l.settle(placed, dots, s)
-		placed = append(placed, l)
+		r.settle(l)
+		r.placed = append(r.placed, l)
 		rows = max(rows, l.row+1)
 	}
 	return labels, rows
@@ -77,40 +81,60 @@ func fits(l *label, s scale, side anchor) bool {
 	return b.x >= s.left && b.x+b.w <= s.right+padding
 }
 
+// room is a lane that fills with labels.
+type room struct {
+	scale
+	dots   []float64
+	placed []*label
+	// pending are the dots whose labels have no place yet.
+	pending []float64
+}
+
 // settle chooses row and side: first without crossings, then with.
-func (l *label) settle(placed []*label, dots []float64, s scale) {
-	for _, crossing := range []func(*label, *label) bool{crosses, func(*label, *label) bool { return false }} {
-		for row := range len(placed) + 3 {
+func (r *room) settle(l *label) {
+	for _, tidy := range []func(*label) bool{r.tidy, func(*label) bool { return true }} {
+		for row := range len(r.placed) + 3 {
 			for _, side := range []anchor{start, end} {
 				l.row, l.side = row, side
-				if fits(l, s, side) && l.free(placed, dots, crossing) {
+				if fits(l, r.scale, side) && r.free(l) && tidy(l) {
 					return
 				}
 			}
 		}
 	}
-	l.row, l.side = len(placed)+3, start // wider than the picture
+	l.row, l.side = len(r.placed)+3, start // wider than the picture
 }
 
 // free tells whether a label is where nothing else is.
-func (l *label) free(placed []*label, dots []float64, crossing func(*label, *label) bool) bool {
+func (r *room) free(l *label) bool {
 	b := l.box()
-	for _, x := range dots {
+	for _, x := range r.dots {
 		if b.overlaps(box{x: x - dotRadius - 1, w: 2*dotRadius + 2, h: rowHeight}) {
 			return false
 		}
 	}
-	for _, o := range placed {
-		if b.overlaps(o.box()) || crossing(l, o) {
+	for _, o := range r.placed {
+		if b.overlaps(o.box()) {
 			return false
 		}
 	}
 	return true
 }
 
-// crosses tells whether the leader of one runs through the other.
-func crosses(a, b *label) bool {
-	return a.row > 0 && a.leader().overlaps(b.box()) || b.row > 0 && b.leader().overlaps(a.box())
+// tidy tells whether no leader runs through a label, also none of those to come.
+func (r *room) tidy(l *label) bool {
+	b := l.box()
+	for _, x := range r.pending {
+		if x > b.x && x < b.x+b.w {
+			return false
+		}
+	}
+	for _, o := range r.placed {
+		if l.row > 0 && l.leader().overlaps(o.box()) || o.row > 0 && o.leader().overlaps(b) {
+			return false
+		}
+	}
+	return true
 }
 
 // panel is a part of the picture with one axis of time.

@@ -38,8 +38,7 @@ func (s scale) ticks(zero time.Time) []time.Time {
 		}
 	}
 	var all []time.Time
-	offset := s.from.Sub(zero) / step * step
-	for t := zero.Add(offset - step); !t.After(s.to); t = t.Add(step) {
+	for t := zero.Add(s.from.Sub(zero).Truncate(step) - step); !t.After(s.to); t = t.Add(step) {
 		if s.holds(t) {
 			all = append(all, t)
 		}

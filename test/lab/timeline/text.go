@@ -115,14 +115,16 @@ func millis(d time.Duration) string {
 	return strconv.FormatFloat(float64(d.Round(100*time.Microsecond))/float64(time.Millisecond), 'f', 1, 64)
 }
 
-// grouped is millis with commas.
+// grouped is millis with commas and a proper minus, for the picture.
 func grouped(d time.Duration) string {
-	whole, tenths, _ := strings.Cut(millis(d), ".")
-	n, err := strconv.Atoi(whole)
-	if err != nil || n == 0 {
-		return whole + "." + tenths // "-0" keeps its sign
+	if d < 0 {
+		return "−" + grouped(-d)
 	}
-	return thousands(n) + "." + tenths
+	whole, tenths, _ := strings.Cut(millis(d), ".")
+	for i := len(whole) - 3; i > 0; i -= 3 {
+		whole = whole[:i] + "," + whole[i:]
+	}
+	return whole + "." + tenths
 }
 
 // thousands writes 12345 as 12,345.

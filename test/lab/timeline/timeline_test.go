@@ -249,7 +249,7 @@ func TestTicks(t *testing.T) {
 
 func TestNumbers(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0: "0.0", 49 * time.Microsecond: "0.0", 1234567 * time.Microsecond: "1,234.6", -250 * time.Microsecond: "-0.3", -3 * time.Second: "-3,000.0",
+		0: "0.0", 49 * time.Microsecond: "0.0", 1234567 * time.Microsecond: "1,234.6", -250 * time.Microsecond: "−0.3", -3 * time.Second: "−3,000.0",
 	} {
 		if got := grouped(d); got != want {
 			t.Errorf("%s is written %q, want %q", d, got, want)
