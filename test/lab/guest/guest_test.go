@@ -131,15 +131,16 @@ func preCopy(t *testing.T, w *world, from, to *pod) {
 }
 
 func postCopy(t *testing.T, from, to *pod) {
+	before := from.last(t)
 	// Slow enough that there is something left to switch.
 	migrate(t, from, to, guest.Incoming{PostCopy: true}, guest.Migration{PostCopy: true, Bandwidth: 5 << 20})
-	from.await(t, 0, guest.MigrationChanged, guest.Active)
+	from.await(t, before, guest.MigrationChanged, guest.Active)
 	if err := from.StartPostCopy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	stopped := from.await(t, 0, guest.Stopped)
+	stopped := from.await(t, before, guest.Stopped)
 	resumed := to.await(t, 0, guest.Resumed)
-	from.await(t, 0, guest.MigrationChanged, guest.Completed)
+	from.await(t, before, guest.MigrationChanged, guest.Completed)
 	t.Logf("the guest stood still for %s", resumed.At().Sub(stopped.At()))
 	if err := from.Leave(t.Context()); err != nil {
 		t.Fatal(err)

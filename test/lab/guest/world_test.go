@@ -3,6 +3,7 @@ package guest_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -317,7 +318,8 @@ type frame struct {
 	src net.HardwareAddr
 }
 
-// sniff records frames with that EtherType that come from a port, until stop is called, which returns them.
+// sniff records frames with that EtherType that come from a port, until stop is called, which returns them. It listens to all frames and looks itself: frames
+// that a bridge forwards do not reach listeners to one EtherType.
 func (w *world) sniff(t *testing.T, port string, etherType uint16) (stop func() []frame) {
 	t.Helper()
 	var fd int
@@ -326,11 +328,11 @@ func (w *world) sniff(t *testing.T, port string, etherType uint16) (stop func() 
 		if err != nil {
 			return err
 		}
-		swapped := etherType>>8 | etherType<<8
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(swapped)); err != nil {
+		const all = unix.ETH_P_ALL << 8 // in network order
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all); err != nil {
 			return err
 		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: swapped, Ifindex: link.Attrs().Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Attrs().Index})
 	})
 	if err != nil {
 		t.Fatalf("watch %s: %v", port, err)
@@ -343,11 +345,13 @@ func (w *world) sniff(t *testing.T, port string, etherType uint16) (stop func() 
 		buf := make([]byte, 2048)
 		for ctx.Err() == nil {
 			n, from, err := unix.Recvfrom(fd, buf, 0)
-			if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && n >= 14 && ll.Pkttype != unix.PACKET_OUTGOING {
+			if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && n >= 14 && binary.BigEndian.Uint16(buf[12:]) == etherType && ll.Pkttype != unix.PACKET_OUTGOING {
 				seen = append(seen, frame{time.Now(), slices.Clone(net.HardwareAddr(buf[6:12]))})
 				continue
 			}
-			time.Sleep(time.Millisecond)
+			if err != nil {
+				time.Sleep(time.Millisecond)
+			}
 		}
 	}()
 	return func() []frame {

@@ -31,6 +31,9 @@ const (
 // offloads are switched off, or a userspace datapath gets packets without checksums, and larger than the network's MTU.
 const offloads = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off"
 
+// announce: it is QEMU that announces the guest after a migration, and not the guest as well.
+const announce = "guest_announce=off"
+
 // kernelArguments make an emulated machine boot fast and keep its time over a migration.
 const kernelArguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable clocksource=tsc"
 
@@ -53,7 +56,7 @@ func arguments(c Config, d guest.Domain, ports []plumb.Port) []string {
 	}
 	for i, p := range ports {
 		args = append(args, "-netdev", fmt.Sprintf("tap,id=host%d,ifname=%s,script=no,downscript=no", i, p.Tap),
-			"-device", fmt.Sprintf("virtio-net-pci,id=nic%d,netdev=host%d,mac=%s,host_mtu=%d,romfile=,%s", i, i, p.MAC, p.MTU, offloads))
+			"-device", fmt.Sprintf("virtio-net-pci,id=nic%d,netdev=host%d,mac=%s,host_mtu=%d,romfile=,%s,%s", i, i, p.MAC, p.MTU, announce, offloads))
 	}
 	return args
 }

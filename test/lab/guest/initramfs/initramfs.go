@@ -23,6 +23,9 @@ var leaseScript []byte
 // modules of the kernel that the guest loads, in this order, each after what it depends on. Some kernels have them built in.
 var modules = []string{"virtio_pci", "virtio_net", "button", "evdev"}
 
+// powerButton is what busybox's acpid runs when the power button is pressed.
+const powerButton = "etc/acpi/PWRF/00000080"
+
 // Parts are what the archive is made of, as paths on this machine.
 type Parts struct {
 	Kernel packages.Kernel
@@ -37,11 +40,12 @@ type Parts struct {
 // Build returns the archive. It is not compressed: an emulated processor takes longer to unpack it than QEMU to copy it.
 func Build(p Parts) ([]byte, error) {
 	var a archive
-	for _, d := range []string{"bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"} {
+	for _, d := range []string{"bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"} {
 		a.dir(d)
 	}
 	a.file("init", 0o755, initScript)
 	a.file("bin/lease", 0o755, leaseScript)
+	a.file(powerButton, 0o755, []byte("#!/bin/sh\npoweroff -f\n"))
 	a.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	// Without a device the kernel has no console for init before devtmpfs is mounted.
 	a.device("dev/console", 5, 1)
