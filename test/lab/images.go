@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/guest/bundle"
+	"github.com/godwit-cni/godwit/test/lab/guest/pod"
 	"github.com/godwit-cni/godwit/test/lab/image"
 	"github.com/godwit-cni/godwit/test/lab/packages"
 	"github.com/godwit-cni/godwit/test/lab/source"
@@ -18,8 +20,10 @@ import (
 const (
 	// GodwitImage is what yamls/install.yaml runs.
 	GodwitImage = "docker.io/godwitcni/godwit:dev"
-	// BusyboxImage has busybox with all its applets, and echoserver and probe, see package echo.
+	// BusyboxImage has busybox with all its applets, echoserver and probe, see package echo, and traffic, see package traffic.
 	BusyboxImage = "docker.io/godwitcni/lab-busybox:1"
+	// LauncherImage runs a virtual machine, see package guest.
+	LauncherImage = pod.Image
 )
 
 const (
@@ -34,7 +38,7 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit
 	if err != nil {
 		return "", err
 	}
-	commands := []string{"./test/lab/echo/echoserver"}
+	commands := append([]string{"./test/lab/echo/echoserver"}, bundle.Programs()...) // traffic among them
 	if cni == CNIGodwit {
 		commands = append(commands, "./cmd/godwit-agent", "./cmd/godwit-controller", "./cmd/godwit-cni")
 	}
@@ -50,7 +54,15 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit
 	if err != nil {
 		return "", err
 	}
-	for archive, img := range map[string]image.Image{"busybox.tar": busybox, "pause.tar": pause} {
+	vm, err := bundle.New(ctx, log, root, programs)
+	if err != nil {
+		return "", err
+	}
+	launcher, err := vm.Image()
+	if err != nil {
+		return "", err
+	}
+	for archive, img := range map[string]image.Image{"busybox.tar": busybox, "pause.tar": pause, "launcher.tar": launcher} {
 		if _, err := img.Ensure(filepath.Join(dir, archive)); err != nil {
 			return "", err
 		}
@@ -82,6 +94,7 @@ func busyboxImages(ctx context.Context, root *packages.Root, programs string) (b
 	}}
 	files := []image.File{
 		base, {Path: "/bin/echoserver", From: filepath.Join(programs, "echoserver")}, {Path: "/bin/probe", Link: "echoserver"},
+		{Path: "/bin/traffic", From: filepath.Join(programs, "traffic")},
 		{Path: "/tmp", Dir: true, Mode: 0o1777}, {Path: "/root", Dir: true, Mode: 0o700}, {Path: "/www", Dir: true},
 		{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/root:/bin/sh\n"), Mode: 0o644}, {Path: "/etc/group", Content: []byte("root:x:0:\n"), Mode: 0o644},
 	}
