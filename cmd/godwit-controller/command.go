@@ -49,12 +49,14 @@ northbound database. Run any number of it: one leads, the others take over withi
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&c.NBEndpoints, "nb-remote", nil, "northbound database: tcp:HOST:PORT or unix:PATH; several for a raft cluster (required)")
+	f.StringSliceVar(&c.SBEndpoints, "sb-remote", nil, "southbound database, in the same form (required)")
 	f.StringSliceVar(&c.DefaultCIDRs, "default-cidrs", c.DefaultCIDRs, "ranges of the Subnet \"default\", at most one per family")
 	f.StringSliceVar(&c.JoinCIDRs, "join-cidrs", c.JoinCIDRs, "ranges between the logical router and the nodes, at most one per family")
 	f.StringVar(&c.Namespace, "namespace", c.Namespace, "namespace of the leader election lease")
 	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "HOST:PORT of /metrics; 0 for none")
 	f.StringVar(&c.HealthAddress, "health-address", c.HealthAddress, "HOST:PORT of /healthz and /readyz; 0 for none")
 	f.IntVar(&c.PodWorkers, "pod-workers", c.PodWorkers, "pods that are reconciled at once")
+	f.IntVar(&c.KeepMigrations, "keep-migrations", c.KeepMigrations, "PortMigrations that are over to keep of each VM")
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file; the pod's service account if empty")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

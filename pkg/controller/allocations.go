@@ -6,47 +6,54 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/ovn"
-	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
 // statusDelay gathers the changes of a Subnet's usage into one write of its status.
 const statusDelay = 500 * time.Millisecond
 
-// errNoSubnet: the pod's Subnet does not exist or is not ready to hand out addresses.
+// errNoSubnet: the Subnet does not exist or is not ready to hand out addresses.
 var errNoSubnet = errors.New("Subnet is not ready")
 
-// allocations is who has which address. It is memory alone: the truth is in the pods' annotations and the northbound rows, from which it is restored.
+// allocations is who has which address. It is memory alone: the truth is in the pods' annotations, the Ports' status and the northbound rows, from which it is restored.
 type allocations struct {
 	api  client.Reader
 	nb   *ovn.NB
 	join *ipam.Pool
 
-	pods, subnets trigger // asked for when an address is freed and when a Subnet's usage has changed
+	pods, ports, subnets trigger // asked for when an address is freed, and when a Subnet's usage has changed
 
 	mu           sync.Mutex
 	joinRestored bool
 	pools        map[string]*ipam.Pool
-	held         map[types.NamespacedName]holding
-	waiting      map[string]map[types.NamespacedName]bool // pods that found their Subnet full or missing
-	mtus         map[string]int                           // by node
+	held         map[holder]holding
+	waiting      map[string]map[holder]bool // those that found their Subnet full or missing
+	mtus         map[string]int             // by node
 
 	restore *restoration
 }
 
-// holding is what one pod has.
+// holder is who has addresses: a pod, or the Port of a VM.
+type holder struct {
+	kind string // ident.OwnerPod or ident.OwnerVM
+	key  types.NamespacedName
+}
+
+func podHolder(key types.NamespacedName) holder  { return holder{kind: ident.OwnerPod, key: key} }
+func portHolder(key types.NamespacedName) holder { return holder{kind: ident.OwnerVM, key: key} }
+
+// owner names an object of that name and UID in a pool.
+func (h holder) owner(uid types.UID) string { return h.kind + "/" + h.key.String() + "/" + string(uid) }
+
+// holding is what one holder has.
 type holding struct {
 	uid    types.UID
 	subnet string
@@ -55,17 +62,12 @@ type holding struct {
 func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec) *allocations {
 	return &allocations{
 		api: api, nb: nb, join: ipam.New(join),
-		pools: map[string]*ipam.Pool{}, held: map[types.NamespacedName]holding{},
-		waiting: map[string]map[types.NamespacedName]bool{}, mtus: map[string]int{},
+		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
 		restore: newRestoration(),
 	}
 }
 
-func podOwner(key types.NamespacedName, uid types.UID) string {
-	return key.String() + "/" + string(uid)
-}
-
-// setSubnet makes a pool for a Subnet, or adapts the one there is. A new pool first takes back what pods already have in it. It succeeds when nothing changed.
+// setSubnet makes a pool for a Subnet, or adapts the one there is. A new pool first takes back what pods and Ports already have in it. It succeeds when nothing changed.
 func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -85,8 +87,8 @@ func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec
 	}
 	pool := ipam.New(spec)
 	for _, c := range claims {
-		if pool.Claim(podOwner(c.key, c.uid), c.addrs) == nil {
-			a.held[c.key] = holding{uid: c.uid, subnet: name}
+		if pool.Claim(c.holder.owner(c.uid), c.addrs) == nil {
+			a.held[c.holder] = holding{uid: c.uid, subnet: name}
 		} // whoever loses is given another address when it is reconciled
 	}
 	a.pools[name] = pool
@@ -94,7 +96,7 @@ func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec
 	return nil
 }
 
-// dropSubnet forgets a Subnet, unless pods still have addresses in it; it returns their number.
+// dropSubnet forgets a Subnet, unless somebody still has addresses in it; it returns their number.
 func (a *allocations) dropSubnet(name string) (used int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -107,133 +109,81 @@ func (a *allocations) dropSubnet(name string) (used int64) {
 	return used
 }
 
-type claim struct {
-	key    types.NamespacedName
-	uid    types.UID
-	addrs  []netip.Addr
-	backed bool // by a northbound row of the same UID
-	since  time.Time
-}
-
-// existing is what pods already have in a Subnet, by their annotations: those with a northbound row first, then the oldest. A forged annotation therefore never
-// takes an address from a pod that is in the network.
-func (a *allocations) existing(ctx context.Context, subnet string) ([]claim, error) {
-	var pods corev1.PodList
-	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list pods to restore the addresses of Subnet %s: %w", subnet, err)
-	}
-	var claims []claim
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
-		if err != nil || id.Subnet != subnet || id.PodUID != string(pod.UID) || !networked(pod) {
-			continue
-		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
-		if err != nil {
-			return nil, err
-		}
-		c := claim{key: client.ObjectKeyFromObject(pod), uid: pod.UID, addrs: addrsOf(id.IPs), since: pod.CreationTimestamp.Time}
-		c.backed = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == id.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(id.MAC, id.IPs)})
-		claims = append(claims, c)
-	}
-	slices.SortStableFunc(claims, func(x, y claim) int {
-		if x.backed != y.backed {
-			if x.backed {
-				return -1
-			}
-			return 1
-		}
-		return x.since.Compare(y.since)
-	})
-	return claims, nil
-}
-
-// pod gives a pod its addresses in a Subnet: those it has, those of its annotation when they are free, or new ones. A pod of the same name and another UID loses
-// what it had. The error wraps errNoSubnet or ipam.ErrFull; the pod is then enqueued again when that changes.
-func (a *allocations) pod(key types.NamespacedName, uid types.UID, subnet string, has []netip.Addr) (string, []netip.Prefix, error) {
+// take gives h its addresses in a Subnet: those it has, those of ask when they are free, or new ones. A holder of the same name and another UID loses what it
+// had. The error wraps errNoSubnet or one of ipam's; the holder is then enqueued again when that may have changed.
+func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) (string, []netip.Prefix, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if h, ok := a.held[key]; ok {
-		if h.uid == uid {
-			return h.subnet, a.pools[h.subnet].Of(podOwner(key, uid)), nil
+	if has, ok := a.held[h]; ok {
+		if has.uid == uid {
+			return has.subnet, a.pools[has.subnet].Of(h.owner(uid)), nil
 		}
-		a.release(key, h)
+		a.free(h, has)
 	}
 	pool, ok := a.pools[subnet]
 	if !ok {
-		a.wait(subnet, key)
+		a.wait(subnet, h)
 		return "", nil, fmt.Errorf("Subnet %s: %w", subnet, errNoSubnet)
 	}
-	owner := podOwner(key, uid)
-	if has == nil || pool.Claim(owner, has) != nil {
-		if _, err := pool.Allocate(owner); err != nil {
-			a.wait(subnet, key)
+	owner := h.owner(uid)
+	if ask.had == nil || pool.Claim(owner, ask.had) != nil {
+		if _, err := pool.Allocate(owner, ask.wanted...); err != nil {
+			a.wait(subnet, h)
 			return "", nil, fmt.Errorf("Subnet %s: %w", subnet, err)
 		}
 	}
-	a.held[key] = holding{uid: uid, subnet: subnet}
-	delete(a.waiting[subnet], key)
+	a.held[h] = holding{uid: uid, subnet: subnet}
+	delete(a.waiting[subnet], h)
 	a.subnets.enqueueAfter(types.NamespacedName{Name: subnet}, statusDelay)
 	return subnet, pool.Of(owner), nil
 }
 
-// releasePod takes back what a pod has, if anything.
-func (a *allocations) releasePod(key types.NamespacedName) {
+// request is what a holder asks for besides one address of each family.
+type request struct {
+	// had are the addresses that it had when this controller was not the leader: it gets them again unless somebody else has them now.
+	had []netip.Addr
+	// wanted are addresses that it must have.
+	wanted []netip.Addr
+}
+
+// release takes back what h has, if anything.
+func (a *allocations) release(h holder) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range a.waiting {
-		delete(w, key)
+		delete(w, h)
 	}
-	if h, ok := a.held[key]; ok {
-		a.release(key, h)
+	if has, ok := a.held[h]; ok {
+		a.free(h, has)
 	}
 }
 
-func (a *allocations) release(key types.NamespacedName, h holding) {
-	a.pools[h.subnet].Release(podOwner(key, h.uid))
-	delete(a.held, key)
-	a.wake(h.subnet)
-	a.subnets.enqueueAfter(types.NamespacedName{Name: h.subnet}, statusDelay)
+func (a *allocations) free(h holder, has holding) {
+	a.pools[has.subnet].Release(h.owner(has.uid))
+	delete(a.held, h)
+	a.wake(has.subnet)
+	a.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
 }
 
-func (a *allocations) wait(subnet string, key types.NamespacedName) {
+func (a *allocations) wait(subnet string, h holder) {
 	if a.waiting[subnet] == nil {
-		a.waiting[subnet] = map[types.NamespacedName]bool{}
+		a.waiting[subnet] = map[holder]bool{}
 	}
-	a.waiting[subnet][key] = true
+	a.waiting[subnet][h] = true
 }
 
 func (a *allocations) wake(subnet string) {
-	for key := range a.waiting[subnet] {
-		a.pods.enqueue(key)
+	for h := range a.waiting[subnet] {
+		a.enqueue(h)
 	}
 }
 
-// hurry enqueues the pods that lack an identity or a row. To a new leader every pod is news: these come before those that most likely need nothing.
-func (a *allocations) hurry(ctx context.Context) error {
-	var pods corev1.PodList
-	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
-		return fmt.Errorf("list pods to find those that nobody has served: %w", err)
+func (a *allocations) enqueue(h holder) {
+	if h.kind == ident.OwnerVM {
+		a.ports.enqueue(h.key)
+	} else {
+		a.pods.enqueue(h.key)
 	}
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if !networked(pod) {
-			continue
-		}
-		if !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) {
-			a.pods.enqueue(client.ObjectKeyFromObject(pod))
-			continue
-		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
-		if err != nil {
-			return err
-		}
-		if lsp == nil && pod.Spec.NodeName != "" {
-			a.pods.enqueue(client.ObjectKeyFromObject(pod))
-		}
-	}
-	return nil
 }
 
 // usage counts a Subnet's addresses of the scarcer family.

@@ -99,12 +99,12 @@ func (a *allocations) releaseNode(node string) {
 	delete(a.mtus, node)
 }
 
-// wakeAll enqueues every pod: the smallest MTU has changed, and those that are not attached yet take the new one.
+// wakeAll enqueues everybody: the smallest MTU has changed, and pods that are not attached yet take the new one.
 func (a *allocations) wakeAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for key := range a.held {
-		a.pods.enqueue(key)
+	for h := range a.held {
+		a.enqueue(h)
 	}
 	for subnet := range a.waiting {
 		a.wake(subnet)

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
@@ -21,6 +21,8 @@ const DefaultSubnet = "default"
 type Config struct {
 	// NBEndpoints are the northbound servers in ovsdb(7) form. With several, the raft leader is used.
 	NBEndpoints []string
+	// SBEndpoints are the southbound servers, of which the bindings of VMs' ports and the names of chassis are read.
+	SBEndpoints []string
 	// DefaultCIDRs are the ranges of the Subnet "default", which is created if it does not exist. At most one per family.
 	DefaultCIDRs []string
 	// JoinCIDRs are the ranges between the logical router and the nodes. At most one per family.
@@ -33,6 +35,8 @@ type Config struct {
 	LeaderElection bool
 	// PodWorkers is the number of pods that are reconciled at once.
 	PodWorkers int
+	// KeepMigrations is how many PortMigrations that are over are kept of each VM.
+	KeepMigrations int
 	// Registerer receives the controller's own metrics.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
@@ -48,7 +52,8 @@ func Defaults() Config {
 		HealthAddress:  ":9478",
 		LeaderElection: true,
 		PodWorkers:     64,
-		Registerer:     metrics.Registry,
+		KeepMigrations: 10,
+		Registerer:     ctrlmetrics.Registry,
 	}
 }
 
@@ -57,6 +62,9 @@ func (c Config) Validate() error {
 	var errs []error
 	if len(c.NBEndpoints) == 0 {
 		errs = append(errs, errors.New("--nb-remote: no northbound endpoint given"))
+	}
+	if len(c.SBEndpoints) == 0 {
+		errs = append(errs, errors.New("--sb-remote: no southbound endpoint given"))
 	}
 	pods, err := ipam.ParseSpec(c.DefaultCIDRs, nil, nil)
 	if err != nil {
@@ -76,6 +84,9 @@ func (c Config) Validate() error {
 	}
 	if c.PodWorkers < 1 {
 		errs = append(errs, fmt.Errorf("--pod-workers %d: want at least 1", c.PodWorkers))
+	}
+	if c.KeepMigrations < 0 {
+		errs = append(errs, fmt.Errorf("--keep-migrations %d: want at least 0", c.KeepMigrations))
 	}
 	return errors.Join(errs...)
 }

@@ -2,8 +2,8 @@ package controller
 
 // Garbage collector.
 // In:   every northbound row of ours, Pods, Nodes, Subnets.
-// Out:  enqueues the pods and nodes whose rows have no object any more, so that their own reconcilers delete them; deletes the switches of Subnets
-//       that are gone (a Subnet whose finalizer was removed by hand).
+// Out:  enqueues the pods and nodes whose rows have no object any more, so that their own reconcilers delete them; deletes the switches of Subnets and
+//       the rows of Ports that are gone (their finalizer was removed by hand).
 // It runs when this process becomes leader and every ten minutes: what was deleted while no controller ran, or by hand, is seen by no watch.
 
 import (
@@ -87,6 +87,9 @@ func (g *garbageCollector) collect(ctx context.Context) error {
 
 func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) error {
 	key := types.NamespacedName{Namespace: p.ExternalIDs[ident.KeyNamespace], Name: p.ExternalIDs[ident.KeyName]}
+	if p.ExternalIDs[ident.OwnerKey] == ident.OwnerVM {
+		return g.vmPort(ctx, p, key)
+	}
 	var obj client.Object
 	var to *trigger
 	switch p.ExternalIDs[ident.OwnerKey] {
@@ -103,6 +106,21 @@ func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) 
 		to.enqueue(key)
 	}
 	return err
+}
+
+// vmPort deletes a VM's row whose Port is gone without having been finalized.
+func (g *garbageCollector) vmPort(ctx context.Context, p *nbdb.LogicalSwitchPort, vm types.NamespacedName) error {
+	ports, err := portsOf(ctx, g.api, vm)
+	if err != nil {
+		return err
+	}
+	for _, port := range ports {
+		if string(port.UID) == p.ExternalIDs[ident.KeyUID] {
+			return nil
+		}
+	}
+	g.log.Info("deleting the row of a Port that is gone", "port", p.Name)
+	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)))
 }
 
 func (g *garbageCollector) absent(ctx context.Context, key types.NamespacedName, obj client.Object) (bool, error) {

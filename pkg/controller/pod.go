@@ -1,7 +1,7 @@
 package controller
 
 // Pod reconciler.
-// In:   Pods, Namespaces (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
+// In:   Pods that are no VM's launchers, Namespaces (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
 // Out:  annotation godwit.dev/identity of the Pod; LogicalSwitchPort pod/NAMESPACE/NAME/default: addresses, port_security, options:requested-chassis,
 //       options:iface-id-ver, external_ids godwit.dev/{owner,namespace,name,uid,subnet}; QoS rows of the pod's bandwidth annotations.
 // The identity is written when the pod is created, the row when its node is known.
@@ -16,8 +16,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,6 +32,8 @@ type podReconciler struct {
 	api    client.Client
 	nb     *ovn.NB
 	alloc  *allocations
+	place  subnetChoice
+	virt   *kubevirt
 	events events.EventRecorder
 	log    *slog.Logger
 }
@@ -50,6 +50,13 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read pod %s: %w", req.NamespacedName, err)
+	}
+	ofVM, err := r.virt.carries(ctx, r.api, &pod)
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("pod %s: %w", req.NamespacedName, err)
+	}
+	if ofVM {
+		return reconcile.Result{}, nil // migration.go's: the interface is the VM's
 	}
 	id, err := r.decide(ctx, &pod)
 	if errors.Is(err, errWaiting) {
@@ -80,17 +87,17 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 	if err == nil && current.PodUID == string(pod.UID) {
 		has = addrsOf(current.IPs)
 	}
-	subnets, err := r.subnets(ctx)
+	subnets, err := r.place.subnets(ctx)
 	if err != nil {
 		return v1alpha1.Identity{}, err
 	}
 	name := current.Subnet
 	if has == nil {
-		if name, err = r.chooseSubnet(ctx, pod.Namespace, subnets); err != nil {
+		if name, err = r.place.choose(ctx, pod.Namespace, subnets); err != nil {
 			return v1alpha1.Identity{}, err
 		}
 	}
-	subnet, ips, err := r.alloc.pod(key, pod.UID, name, has)
+	subnet, ips, err := r.alloc.take(podHolder(key), pod.UID, name, request{had: has})
 	if errors.Is(err, ipam.ErrFull) {
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetFull", "AllocateAddress",
 			"%v: the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods", err)
@@ -130,43 +137,6 @@ func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, sub
 		return v1alpha1.Identity{}, errWaiting // no node has an agent yet; the first that publishes its MTU enqueues every pod
 	}
 	return id, nil
-}
-
-func (r *podReconciler) subnets(ctx context.Context) (map[string]*v1alpha1.Subnet, error) {
-	var list v1alpha1.SubnetList
-	if err := r.api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list Subnets: %w", err)
-	}
-	byName := map[string]*v1alpha1.Subnet{}
-	for i := range list.Items {
-		byName[list.Items[i].Name] = &list.Items[i]
-	}
-	return byName, nil
-}
-
-// chooseSubnet is the Subnet for a namespace's new pods: of those that select it, the one whose name sorts first; else the default one.
-func (r *podReconciler) chooseSubnet(ctx context.Context, namespace string, subnets map[string]*v1alpha1.Subnet) (string, error) {
-	var ns corev1.Namespace
-	if err := r.api.Get(ctx, types.NamespacedName{Name: namespace}, &ns, client.UnsafeDisableDeepCopy); err != nil {
-		return "", fmt.Errorf("read namespace %s: %w", namespace, err)
-	}
-	chosen := ""
-	for name, s := range subnets {
-		if s.Spec.NamespaceSelector == nil || s.DeletionTimestamp != nil || chosen != "" && chosen < name {
-			continue
-		}
-		sel, err := metav1.LabelSelectorAsSelector(s.Spec.NamespaceSelector)
-		if err != nil {
-			continue // the Subnet's own condition says so
-		}
-		if sel.Matches(labels.Set(ns.Labels)) {
-			chosen = name
-		}
-	}
-	if chosen == "" {
-		chosen = DefaultSubnet
-	}
-	return chosen, nil
 }
 
 // annotate writes the identity when the annotation says anything else.
@@ -223,7 +193,7 @@ func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) er
 			return fmt.Errorf("pod %s: %w", key, err)
 		}
 	}
-	r.alloc.releasePod(key) // after the row is gone: nobody else gets an address that a port still has
+	r.alloc.release(podHolder(key)) // after the row is gone: nobody else gets an address that a port still has
 	return nil
 }
 

@@ -13,10 +13,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -26,8 +26,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
 
@@ -54,26 +54,32 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 		return err
 	}
 	defer nb.Close()
+	sb, err := ovn.ConnectSB(ctx, ovn.Config{Endpoints: c.SBEndpoints, Logger: c.Logger})
+	if err != nil {
+		return err
+	}
+	defer sb.Close()
 	mgr, err := newManager(c, api)
 	if err != nil {
 		return err
 	}
 	alloc := newAllocations(mgr.GetCache(), nb, join)
-	if err := addReadiness(mgr, nb, alloc.restore); err != nil {
+	if err := addReadiness(mgr, nb, sb, alloc.restore); err != nil {
 		return err
 	}
-	if err := addReconcilers(ctx, mgr, c, nb, alloc); err != nil {
+	if err := addReconcilers(ctx, parts{Config: c, mgr: mgr, nb: nb, sb: sb, alloc: alloc}); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nb.Run(ctx) })
+	g.Go(func() error { return sb.Run(ctx) })
 	g.Go(func() error { return mgr.Start(ctx) })
 	return g.Wait()
 }
 
 func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme)); err != nil {
 		return nil, err
 	}
 	lease, renew, retry := leaseDuration, renewDeadline, retryPeriod
@@ -108,17 +114,36 @@ func stripPod(obj any) (any, error) {
 	}
 	pod.ManagedFields = nil
 	pod.Spec = corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork}
-	pod.Status = corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP}
+	status := corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP}
+	if isLauncher(pod) {
+		for i := range pod.Status.ContainerStatuses { // whether a launcher's container compute has ended
+			c := &pod.Status.ContainerStatuses[i]
+			status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{Name: c.Name, State: c.State})
+		}
+	}
+	pod.Status = status
 	return pod, nil
+}
+
+// isLauncher says whether a pod is, by its own word, a VM's launcher.
+func isLauncher(pod *corev1.Pod) bool {
+	_, _, ok := migration.LauncherOf(pod)
+	return ok
 }
 
 // addReadiness: the leader is ready when it serves pods: it reaches the northbound database and has restored all addresses. Another replica is ready when it
 // could take over at once: it reaches the database and has read the API's objects. Were it not, a Deployment would never have all its replicas, and a
 // rolling update would stop the leader before another can follow it.
-func addReadiness(mgr manager.Manager, nb *ovn.NB, restore *restoration) error {
+func addReadiness(mgr manager.Manager, nb *ovn.NB, sb *ovn.SB, restore *restoration) error {
 	ready := func(*http.Request) error {
 		if !nb.Connected() {
 			return errors.New("the northbound database cannot be reached")
+		}
+		return nil
+	}
+	southbound := func(*http.Request) error {
+		if !sb.Connected() {
+			return errors.New("the southbound database cannot be reached: migrations cannot be prepared")
 		}
 		return nil
 	}
@@ -137,7 +162,8 @@ func addReadiness(mgr manager.Manager, nb *ovn.NB, restore *restoration) error {
 		return nil
 	}
 	alive := func(*http.Request) error { return nil }
-	return errors.Join(mgr.AddReadyzCheck("northbound", ready), mgr.AddReadyzCheck("cache", synced), mgr.AddReadyzCheck("restored", restored),
+	return errors.Join(mgr.AddReadyzCheck("northbound", ready), mgr.AddReadyzCheck("southbound", southbound),
+		mgr.AddReadyzCheck("cache", synced), mgr.AddReadyzCheck("restored", restored),
 		mgr.AddHealthzCheck("alive", alive))
 }
 
@@ -148,57 +174,6 @@ func elected(mgr manager.Manager) bool {
 	default:
 		return false
 	}
-}
-
-// warm makes a replica that does not lead read all objects, so that it can take over at once.
-func warm(ctx context.Context, mgr manager.Manager) error {
-	for _, obj := range []client.Object{&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}} {
-		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
-			return fmt.Errorf("watch %T: %w", obj, err)
-		}
-	}
-	return nil
-}
-
-func addReconcilers(ctx context.Context, mgr manager.Manager, c Config, nb *ovn.NB, alloc *allocations) error {
-	if err := warm(ctx, mgr); err != nil {
-		return err
-	}
-	join := alloc.join.Spec()
-	events := mgr.GetEventRecorder("godwit-controller")
-	var nodes trigger
-	nb.WatchPorts(func(namespace, name, kind string) {
-		if !elected(mgr) {
-			return // the leader sees to it; whoever leads next looks at every pod and every row anyway
-		}
-		switch kind {
-		case ident.OwnerPod:
-			alloc.pods.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
-		case ident.OwnerNode:
-			nodes.enqueue(types.NamespacedName{Name: name})
-		}
-	})
-	pods := &podReconciler{api: mgr.GetClient(), nb: nb, alloc: alloc, events: events, log: c.Logger}
-	subnets := &subnetReconciler{api: mgr.GetClient(), nb: nb, alloc: alloc, join: join, log: c.Logger}
-	node := &nodeReconciler{api: mgr.GetClient(), nb: nb, alloc: alloc, events: events, log: c.Logger}
-	return errors.Join(
-		mgr.Add(leaderTask(func(ctx context.Context) error {
-			if err := prepare(ctx, mgr.GetClient(), nb, c, join); err != nil {
-				return err
-			}
-			if err := alloc.restoreMTUs(ctx); err != nil {
-				return err
-			}
-			if err := alloc.hurry(ctx); err != nil {
-				return err
-			}
-			return alloc.restore.run(ctx, mgr.GetCache())
-		})),
-		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).WatchesRawSource(&alloc.pods).WithOptions(options(c.PodWorkers)).Complete(pods),
-		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
-		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: nb, pods: &alloc.pods, nodes: &nodes, log: c.Logger}),
-	)
 }
 
 func options(workers int) controller.Options {

@@ -158,7 +158,7 @@ func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet
 	}
 	if used := r.alloc.dropSubnet(subnet.Name); used > 0 {
 		return r.writeStatus(ctx, subnet, condition(metav1.ConditionFalse, reasonTerminating,
-			fmt.Sprintf("%d pods still have addresses in this Subnet: it is deleted when they are gone", used)))
+			fmt.Sprintf("%d pods and VMs still have addresses in this Subnet: it is deleted when they are gone", used)))
 	}
 	if err := r.nb.Apply(ctx, subnetRemoval(subnet.Name)...); err != nil {
 		return fmt.Errorf("Subnet %s: %w", subnet.Name, err)

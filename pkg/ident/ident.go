@@ -107,6 +107,11 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
+// Derived says whether an address is one that MAC or GatewayMAC could make.
+func Derived(mac net.HardwareAddr) bool {
+	return len(mac) == 6 && mac[0] == 0x0a && (mac[1] == 0x67 || mac[1] == 0x68)
+}
+
 // GatewayMAC is the MAC address of the router's port on a switch: the same on every chassis, whatever node a guest is on.
 func GatewayMAC(ls SwitchName) net.HardwareAddr {
 	// FNV-1a; the name is the only input, so the address never changes while the switch exists.

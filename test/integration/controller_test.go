@@ -29,6 +29,7 @@ func TestController(t *testing.T) {
 	e.start(t)
 	e.node(t, "n1")
 	e.node(t, "n2")
+	e.defaultSubnet(t) // or a scenario's own Subnet would be there first, and the default one would be at fault
 	for name, scenario := range map[string]func(*testing.T, *env){
 		"node joins":                  nodeJoins,
 		"pod gets identity and port":  podGetsPort,

@@ -138,7 +138,7 @@ func contains(list []string, s string) bool {
 func (e *env) start(t *testing.T) {
 	t.Helper()
 	c := controller.Defaults()
-	c.NBEndpoints = []string{e.central.NB}
+	c.NBEndpoints, c.SBEndpoints = []string{e.central.NB}, []string{e.central.SB}
 	c.DefaultCIDRs = []string{"10.244.0.0/16", "fd00:10:244::/64"}
 	c.JoinCIDRs = []string{"100.64.0.0/16", "fd98::/64"}
 	c.MetricsAddress, c.HealthAddress = "0", "0"
@@ -179,6 +179,14 @@ func eventually(t *testing.T, check func() error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// defaultSubnet waits until the controller has made the default Subnet.
+func (e *env) defaultSubnet(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		return e.api.Get(t.Context(), types.NamespacedName{Name: controller.DefaultSubnet}, &v1alpha1.Subnet{})
+	})
 }
 
 // node registers a node whose agent has published an MTU.

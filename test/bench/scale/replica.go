@@ -46,7 +46,7 @@ func (c *cluster) startReplica(ctx context.Context, name string) (*replica, erro
 		}
 		*addr = port
 	}
-	cmd := exec.CommandContext(ctx, c.programs.controller, "--kubeconfig="+kubeconfig, "--nb-remote="+c.nb,
+	cmd := exec.CommandContext(ctx, c.programs.controller, "--kubeconfig="+kubeconfig, "--nb-remote="+c.nb, "--sb-remote="+c.sb,
 		"--default-cidrs=10.240.0.0/12,fd00:10:240::/64", "--join-cidrs=100.64.0.0/16,fd98::/64", "--metrics-address="+r.metrics, "--health-address="+r.health)
 	var err error
 	r.started = time.Now()

@@ -1,0 +1,117 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/migration"
+)
+
+// identify writes into each live launcher's annotation who its VM is in the network, and into those of a decision that they may attach.
+func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Snapshot, d migration.Decision) error {
+	port := o.ports[network]
+	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 {
+		return nil // the Port's reconciler asks for this VM again when it has its addresses
+	}
+	base, err := r.identity(ctx, o, port)
+	if err != nil || base.MTU == 0 {
+		return err
+	}
+	var errs []error
+	for _, l := range s.Launchers {
+		pod := podNamed(o.pods, l.Name)
+		id := base
+		id.PodUID = l.UID
+		id.Attach = permission(pod)
+		for _, a := range d.Attach {
+			if a.PodUID == l.UID && o.versioned() {
+				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration}
+			}
+		}
+		errs = append(errs, r.annotate(ctx, pod, id))
+	}
+	return errors.Join(errs...)
+}
+
+// identity is what all launchers of a VM have in common.
+func (r *vmReconciler) identity(ctx context.Context, o observed, port *v1alpha1.Port) (v1alpha1.Identity, error) {
+	var subnet v1alpha1.Subnet
+	if err := r.api.Get(ctx, types.NamespacedName{Name: port.Status.Subnet}, &subnet, client.UnsafeDisableDeepCopy); err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("read Subnet %s of Port %s: %w", port.Status.Subnet, port.Name, err)
+	}
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
+	if err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
+	}
+	mac, err := net.ParseMAC(port.Status.MAC)
+	if err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("status of Port %s: %w", port.Name, err)
+	}
+	id := v1alpha1.Identity{
+		Subnet: subnet.Name, MAC: v1alpha1.MAC(mac), Gateways: spec.Gateways, MTU: subnet.Spec.MTU,
+		VMI: &v1alpha1.Instance{Name: o.vmi.Name, UID: string(o.vmi.UID)},
+	}
+	for i, a := range parseAddrs(port.Status.IPs) {
+		if i < len(spec.CIDRs) {
+			id.IPs = append(id.IPs, netip.PrefixFrom(a, spec.CIDRs[i].Bits()))
+		}
+	}
+	if id.MTU == 0 {
+		id.MTU = r.alloc.mtu()
+	}
+	if running := runningMTU(o.pods, o.vmi); running != 0 {
+		id.MTU = running // a guest would not notice another while it moves
+	}
+	return id, nil
+}
+
+// runningMTU is the MTU that the VMI's launchers were told, 0 if none was.
+func runningMTU(pods []*corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) int {
+	for _, pod := range pods {
+		id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+		if err == nil && id.VMI != nil && id.VMI.UID == string(vmi.UID) && id.PodUID == string(pod.UID) {
+			return id.MTU
+		}
+	}
+	return 0
+}
+
+// permission is the one that a launcher has. It is never taken back: OVN refuses a pod whose chassis is not asked for any more.
+func permission(pod *corev1.Pod) *v1alpha1.Attach {
+	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	if err != nil || id.PodUID != string(pod.UID) {
+		return nil
+	}
+	return id.Attach
+}
+
+func podNamed(pods []*corev1.Pod, name string) *corev1.Pod {
+	for _, pod := range pods {
+		if pod.Name == name {
+			return pod
+		}
+	}
+	return &corev1.Pod{}
+}
+
+func (r *vmReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
+	text := id.Text()
+	if pod.Annotations[v1alpha1.IdentityAnnotation] == text {
+		return nil
+	}
+	err := annotate(ctx, r.api, pod, corev1.SchemeGroupVersion.WithKind("Pod"), v1alpha1.IdentityAnnotation, text)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("annotate launcher pod %s/%s with its identity: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,28 @@
+package controller
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	migrations             *prometheus.CounterVec
+	prepared, interruption prometheus.Histogram
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		migrations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_migrations_total", Help: "Live migrations that are over, by result.",
+		}, []string{"result"}),
+		prepared: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "godwit_migration_prepare_duration_seconds",
+			Help:    "Time from seeing that a migration's target pod has a node to the northbound database asking for both chassis.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		}),
+		interruption: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "godwit_migration_interruption_seconds",
+			Help:    "Time between a VM's last frame on the source and its first on the target; an upper bound of the interruption.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 1.6, 16),
+		}),
+	}
+	r.MustRegister(m.migrations, m.prepared, m.interruption)
+	return m
+}

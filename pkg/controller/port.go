@@ -1,0 +1,291 @@
+package controller
+
+// Port reconciler.
+// In:   Ports, Subnets, Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
+// Out:  the Port's finalizer and status; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, external_ids godwit.dev/{owner,namespace,name,
+//       uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are migration.go's.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+// Reasons of a Port's condition Ready, besides those of Subnets.
+const (
+	reasonSubnetFull  = "SubnetFull"
+	reasonNoSubnet    = "SubnetNotReady"
+	reasonIPTaken     = "AddressTaken"
+	reasonIPRange     = "AddressOutOfRange"
+	reasonMACTaken    = "MACTaken"
+	reasonMACReserved = "MACReserved"
+	reasonTargetTaken = "TargetTaken"
+)
+
+type portReconciler struct {
+	api   client.Client
+	nb    *ovn.NB
+	sb    *ovn.SB
+	alloc *allocations
+	virt  *kubevirt
+	place subnetChoice
+	log   *slog.Logger
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.alloc.restore.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
+	}
+	var port v1alpha1.Port
+	err := r.api.Get(ctx, req.NamespacedName, &port)
+	if apierrors.IsNotFound(err) {
+		r.alloc.release(portHolder(req.NamespacedName)) // its finalizer was removed by hand; the garbage collector sees to the row
+		return reconcile.Result{}, nil
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read Port %s: %w", req.NamespacedName, err)
+	}
+	vm := vmKey(&port)
+	vmi, err := r.virt.vmi(ctx, r.api, vm)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if port.DeletionTimestamp != nil && !uses(vmi, &port) {
+		return reconcile.Result{}, r.finalize(ctx, &port)
+	}
+	if port.DeletionTimestamp == nil && controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer) {
+		if err := r.api.Update(ctx, &port); err != nil {
+			return reconcile.Result{}, fmt.Errorf("add the finalizer to Port %s: %w", req.NamespacedName, err)
+		}
+	}
+	next := port.Status
+	cond, err := r.ensure(ctx, &port, vmi, &next)
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
+	}
+	r.virt.enqueue(vm) // its launchers may wait for the addresses or for the row
+	return reconcile.Result{}, r.writeStatus(ctx, &port, next, cond)
+}
+
+// vmKey names the VM, or the VMI, that a Port is for.
+func vmKey(port *v1alpha1.Port) types.NamespacedName {
+	return types.NamespacedName{Namespace: port.Namespace, Name: port.Spec.Target.Name}
+}
+
+func rowName(port *v1alpha1.Port) ident.PortName {
+	return ident.VMPort(port.Namespace, port.Spec.Target.Name, port.Spec.Target.Network)
+}
+
+// ensure gives a Port its addresses and its row, and says in next what it has.
+func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, next *v1alpha1.PortStatus) (metav1.Condition, error) {
+	if cond, err := r.first(ctx, port); err != nil || cond.Type != "" {
+		return cond, err
+	}
+	subnet, ips, cond, err := r.allocate(ctx, port)
+	if err != nil || cond.Type != "" {
+		return cond, err
+	}
+	mac := decideMAC(port, vmi, ips)
+	if cond, err := r.checkMAC(ctx, port, mac, ips); err != nil || cond.Type != "" {
+		return cond, err
+	}
+	next.Subnet, next.MAC, next.IPs = subnet, mac.String(), nil
+	for _, ip := range ips {
+		next.IPs = append(next.IPs, ip.Addr().String())
+	}
+	row, err := r.ensureRow(ctx, port, topology.VMPort{
+		Namespace: port.Namespace, Name: port.Spec.Target.Name, Network: port.Spec.Target.Network, UID: string(port.UID), Subnet: subnet,
+		MAC: mac, IPs: ips, Allowed: port.Spec.AllowedAddresses, Security: port.Spec.PortSecurity,
+	})
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	where, err := r.observe(ctx, row)
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	where.inUse = uses(vmi, port)
+	next.Phase, next.Node = where.phase(next.Phase)
+	if port.DeletionTimestamp != nil {
+		return condition(metav1.ConditionTrue, reasonTerminating, "the VM still uses the Port: it is deleted when the VM has stopped"), nil
+	}
+	return condition(metav1.ConditionTrue, reasonReady, "the port has its addresses and is in the network"), nil
+}
+
+// first checks that no older Port is for the same interface.
+func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1.Condition, error) {
+	others, err := portsOf(ctx, r.api, vmKey(port))
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	for _, o := range others {
+		if o.UID == port.UID {
+			break // they are in order of age
+		}
+		if o.Spec.Target.Network == port.Spec.Target.Network {
+			return condition(metav1.ConditionFalse, reasonTargetTaken, fmt.Sprintf("Port %s is for the same interface: delete one of the two", o.Name)), nil
+		}
+	}
+	return metav1.Condition{}, nil
+}
+
+// allocate gives a Port its addresses. A condition says what is in the way; what it waits for enqueues the Port again.
+func (r *portReconciler) allocate(ctx context.Context, port *v1alpha1.Port) (string, []netip.Prefix, metav1.Condition, error) {
+	var none metav1.Condition
+	subnet := port.Status.Subnet
+	if subnet == "" {
+		subnet = port.Spec.Subnet
+	}
+	if subnet == "" {
+		subnets, err := r.place.subnets(ctx)
+		if err != nil {
+			return "", nil, none, err
+		}
+		if subnet, err = r.place.choose(ctx, port.Namespace, subnets); err != nil {
+			return "", nil, none, err
+		}
+	}
+	ask := request{had: parseAddrs(port.Status.IPs), wanted: parseAddrs(port.Spec.IPs)}
+	subnet, ips, err := r.alloc.take(portHolder(client.ObjectKeyFromObject(port)), port.UID, subnet, ask)
+	for sentinel, reason := range map[error]string{
+		errNoSubnet: reasonNoSubnet, ipam.ErrFull: reasonSubnetFull, ipam.ErrTaken: reasonIPTaken, ipam.ErrOutOfRange: reasonIPRange,
+	} {
+		if errors.Is(err, sentinel) {
+			return "", nil, condition(metav1.ConditionFalse, reason, err.Error()), nil
+		}
+	}
+	return subnet, ips, none, err
+}
+
+// decideMAC: what the VM's definition says, else the Port's, else what the port has, else one that follows from its first address. What a port has
+// stays though the VM is stopped.
+func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Prefix) v1alpha1.MAC {
+	asked := ""
+	if uses(vmi, port) {
+		asked = macOf(vmi)
+	}
+	for _, text := range []string{asked, port.Spec.MAC, port.Status.MAC} {
+		if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 {
+			return v1alpha1.MAC(mac)
+		}
+	}
+	return v1alpha1.MAC(ident.MAC(ips[0].Addr()))
+}
+
+// checkMAC keeps one VM from answering for another, or for a pod or the gateway: these have MACs that follow from their addresses.
+func (r *portReconciler) checkMAC(ctx context.Context, port *v1alpha1.Port, mac v1alpha1.MAC, ips []netip.Prefix) (metav1.Condition, error) {
+	if ident.Derived(net.HardwareAddr(mac)) && mac.String() != ident.MAC(ips[0].Addr()).String() {
+		return condition(metav1.ConditionFalse, reasonMACReserved,
+			fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5])), nil
+	}
+	if mac[0]&1 != 0 {
+		return condition(metav1.ConditionFalse, reasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac)), nil
+	}
+	var same v1alpha1.PortList
+	if err := r.api.List(ctx, &same, client.MatchingFields{indexMAC: mac.String()}); err != nil {
+		return metav1.Condition{}, fmt.Errorf("list the Ports with MAC %s: %w", mac, err)
+	}
+	for i := range same.Items {
+		if o := &same.Items[i]; o.UID != port.UID && (port.Status.MAC != mac.String() || olderPort(o, port) < 0) {
+			return condition(metav1.ConditionFalse, reasonMACTaken, fmt.Sprintf("MAC %s is that of Port %s/%s: choose another", mac, o.Namespace, o.Name)), nil
+		}
+	}
+	return metav1.Condition{}, nil
+}
+
+// ensureRow writes the row but for its options. That of an earlier Port for the same interface is replaced whole.
+func (r *portReconciler) ensureRow(ctx context.Context, port *v1alpha1.Port, want topology.VMPort) (portRow, error) {
+	row := portRow{name: rowName(port), options: topology.Unclaimed()}
+	have, err := r.nb.Port(ctx, row.name)
+	if err != nil {
+		return row, err
+	}
+	if have != nil && have.ExternalIDs[ident.KeyUID] != want.UID {
+		if err := r.nb.Apply(ctx, ovn.DeletePort(row.name)); err != nil {
+			return row, fmt.Errorf("delete the row of an earlier Port: %w", err)
+		}
+		have = nil
+	}
+	lsp := topology.VM(want)
+	if have == nil {
+		lsp.Options = row.options
+	} else {
+		row.options = have.Options
+	}
+	return row, r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(want.Subnet), lsp))
+}
+
+// portRow is a LogicalSwitchPort by name, with its options.
+type portRow struct {
+	name    ident.PortName
+	options map[string]string
+}
+
+// finalize lets a Port go that no VM uses.
+func (r *portReconciler) finalize(ctx context.Context, port *v1alpha1.Port) error {
+	if !slices.Contains(port.Finalizers, v1alpha1.PortFinalizer) {
+		return nil
+	}
+	key := client.ObjectKeyFromObject(port)
+	have, err := r.nb.Port(ctx, rowName(port))
+	if err != nil {
+		return err
+	}
+	if have != nil && have.ExternalIDs[ident.KeyUID] == string(port.UID) {
+		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port))); err != nil {
+			return fmt.Errorf("Port %s: %w", key, err)
+		}
+	}
+	r.alloc.release(portHolder(key)) // after the row is gone: nobody else gets an address that a port still has
+	controllerutil.RemoveFinalizer(port, v1alpha1.PortFinalizer)
+	if err := r.api.Update(ctx, port); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove the finalizer of Port %s: %w", key, err)
+	}
+	r.virt.enqueue(vmKey(port)) // another VM of the name may wait for its own Port
+	r.log.Info("Port deleted", "port", key, "vm", port.Spec.Target.Name, "ips", strings.Join(port.Status.IPs, " "))
+	return nil
+}
+
+func (r *portReconciler) writeStatus(ctx context.Context, port *v1alpha1.Port, next v1alpha1.PortStatus, cond metav1.Condition) error {
+	before := port.DeepCopy()
+	cond.ObservedGeneration = port.Generation
+	next.Conditions = slices.Clone(next.Conditions)
+	turned := meta.SetStatusCondition(&next.Conditions, cond)
+	if equality.Semantic.DeepEqual(before.Status, next) {
+		return nil
+	}
+	port.Status = next
+	if err := r.api.Status().Patch(ctx, port, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write the status of Port %s/%s: %w", port.Namespace, port.Name, err)
+	}
+	key := client.ObjectKeyFromObject(port)
+	if turned {
+		r.log.Info("Port condition", "port", key, "ready", cond.Status, "reason", cond.Reason, "message", cond.Message)
+	}
+	if before.Status.Phase != next.Phase || before.Status.Node != next.Node {
+		r.log.Info("Port", "port", key, "phase", next.Phase, "was", before.Status.Phase, "node", next.Node)
+	}
+	return nil
+}

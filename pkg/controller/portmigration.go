@@ -1,0 +1,117 @@
+package controller
+
+// PortMigration reconciler.
+// In:   PortMigrations, with what the agents of both sides observed.
+// Out:  status.interruption; deletes the oldest of a VM beyond those that are kept.
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+type recordReconciler struct {
+	api     client.Client
+	keep    int
+	metrics *metrics
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *recordReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pm v1alpha1.PortMigration
+	if err := r.api.Get(ctx, req.NamespacedName, &pm); err != nil {
+		if client.IgnoreNotFound(err) != nil {
+			return reconcile.Result{}, fmt.Errorf("read PortMigration %s: %w", req.NamespacedName, err)
+		}
+		return reconcile.Result{}, nil
+	}
+	if d, u, ok := interruption(pm.Status); ok {
+		if err := r.write(ctx, &pm, d, u); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	return reconcile.Result{}, r.prune(ctx, &pm)
+}
+
+// interruption is the time between the last frame on the source and the moment from which the network heard the VM on the target, with the bound
+// of what the two clocks may differ by; negative if that is not known. ok is false as long as one side is missing, and for a migration that failed:
+// the VM never left then.
+func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration, ok bool) {
+	if st.Result == v1alpha1.MigrationFailed || st.Source == nil || st.Target == nil || st.Source.LastFrame == nil {
+		return 0, 0, false
+	}
+	first := st.Target.Announced
+	if st.Target.AnnouncedByAgent && st.Target.FirstFrame != nil {
+		first = st.Target.FirstFrame // the VM ran already, and was not heard
+	}
+	if first == nil {
+		return 0, 0, false
+	}
+	return first.Sub(st.Source.LastFrame.Time), clockUncertainty(st.Source.Clock, st.Target.Clock), true
+}
+
+// clockUncertainty is by how much two clocks may differ, negative if that is not known.
+func clockUncertainty(a, b v1alpha1.Clock) time.Duration {
+	switch {
+	case a.BootID != "" && a.BootID == b.BootID:
+		return 0
+	case !a.Synchronized || !b.Synchronized:
+		return -1
+	}
+	return time.Duration(a.MaxErrorMicroseconds+b.MaxErrorMicroseconds) * time.Microsecond
+}
+
+func (r *recordReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration, d, uncertainty time.Duration) error {
+	want := v1alpha1.Interruption{Milliseconds: milliseconds(d)}
+	if uncertainty >= 0 {
+		want.UncertaintyMilliseconds = milliseconds(uncertainty)
+	}
+	if pm.Status.Interruption != nil && *pm.Status.Interruption == want {
+		return nil
+	}
+	before := pm.DeepCopy()
+	pm.Status.Interruption = &want
+	if err := r.api.Status().Patch(ctx, pm, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write the interruption of PortMigration %s/%s: %w", pm.Namespace, pm.Name, err)
+	}
+	if before.Status.Interruption == nil {
+		r.metrics.interruption.Observe(d.Seconds())
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatFloat(float64(d.Microseconds())/1000, 'f', 1, 64)
+}
+
+// prune deletes the oldest migrations of a VM that are over, beyond those that are kept.
+func (r *recordReconciler) prune(ctx context.Context, pm *v1alpha1.PortMigration) error {
+	var list v1alpha1.PortMigrationList
+	err := r.api.List(ctx, &list, client.InNamespace(pm.Namespace), client.MatchingFields{indexVMI: pm.Spec.VMI.Name}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return fmt.Errorf("list the PortMigrations of VM %s/%s: %w", pm.Namespace, pm.Spec.VMI.Name, err)
+	}
+	ended := slices.DeleteFunc(list.Items, func(m v1alpha1.PortMigration) bool { return !over(m.Status.Result) })
+	slices.SortFunc(ended, func(a, b v1alpha1.PortMigration) int { return began(b).Compare(began(a)) })
+	for i := r.keep; i < len(ended); i++ {
+		if err := r.api.Delete(ctx, &ended[i]); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete the old PortMigration %s/%s: %w", ended[i].Namespace, ended[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// began is when a migration began, to the microsecond where that is known: creation times have whole seconds.
+func began(m v1alpha1.PortMigration) time.Time {
+	if at, ok := stageTime(m.Status.Stages, v1alpha1.StageScheduled); ok {
+		return at
+	}
+	return m.CreationTimestamp.Time
+}

@@ -1,0 +1,204 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+)
+
+// Indexes of the cache.
+const (
+	indexVMI    = "vmi"    // launcher pods, migrations and PortMigrations by the name of their VMI
+	indexTarget = "target" // Ports by the name of their VM
+	indexMAC    = "mac"    // Ports by the MAC that they have
+)
+
+// vmWorkers is the number of VMs that are reconciled at once.
+const vmWorkers = 16
+
+// parts is what the reconcilers are made from.
+type parts struct {
+	Config
+	mgr   manager.Manager
+	nb    *ovn.NB
+	sb    *ovn.SB
+	alloc *allocations
+}
+
+func addReconcilers(ctx context.Context, p parts) error {
+	mgr, alloc := p.mgr, p.alloc
+	if err := errors.Join(warm(ctx, mgr), addIndexes(ctx, mgr)); err != nil {
+		return err
+	}
+	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
+	m := newMetrics(p.Registerer)
+	virt := &kubevirt{mgr: mgr, log: p.Logger}
+	vms := &vmReconciler{
+		api: api, nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, events: events, metrics: m, log: p.Logger, now: time.Now, last: map[types.NamespacedName]said{},
+	}
+	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
+	if err := virt.add(ctx); err != nil {
+		return err
+	}
+	var nodes trigger
+	p.watchOVN(ctx, virt, vms, &nodes)
+	join := alloc.join.Spec()
+	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, place: place, virt: virt, events: events, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, place: place, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, join: join, log: p.Logger}
+	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, events: events, log: p.Logger}
+	return errors.Join(
+		mgr.Add(leaderTask(func(ctx context.Context) error {
+			if err := prepare(ctx, api, p.nb, p.Config, join); err != nil {
+				return err
+			}
+			if err := alloc.restoreMTUs(ctx); err != nil {
+				return err
+			}
+			if err := alloc.hurry(ctx); err != nil {
+				return err
+			}
+			return alloc.restore.run(ctx, mgr.GetCache())
+		})),
+		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
+		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
+		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
+			Complete(&recordReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
+		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
+		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, pods: &alloc.pods, nodes: &nodes, log: p.Logger}),
+	)
+}
+
+// warm makes a replica that does not lead read all objects, so that it can take over at once.
+func warm(ctx context.Context, mgr manager.Manager) error {
+	for _, obj := range []client.Object{
+		&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}, &v1alpha1.Port{}, &v1alpha1.PortMigration{},
+	} {
+		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
+			return fmt.Errorf("watch %T: %w", obj, err)
+		}
+	}
+	return nil
+}
+
+func addIndexes(ctx context.Context, mgr manager.Manager) error {
+	add := func(obj client.Object, field string, value func(client.Object) string) error {
+		err := mgr.GetFieldIndexer().IndexField(ctx, obj, field, func(o client.Object) []string {
+			if v := value(o); v != "" {
+				return []string{v}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("index %T by %s: %w", obj, field, err)
+		}
+		return nil
+	}
+	return errors.Join(
+		add(&corev1.Pod{}, indexVMI, func(o client.Object) string { return vmOf(o).Name }),
+		add(&v1alpha1.PortMigration{}, indexVMI, func(o client.Object) string { return vmOf(o).Name }),
+		add(&v1alpha1.Port{}, indexTarget, func(o client.Object) string { return vmOf(o).Name }),
+		add(&v1alpha1.Port{}, indexMAC, func(o client.Object) string {
+			port, _ := o.(*v1alpha1.Port)
+			return port.Status.MAC
+		}),
+	)
+}
+
+// vmOf names the VM that an object belongs to, zero if none.
+func vmOf(o client.Object) types.NamespacedName {
+	name := ""
+	switch obj := o.(type) {
+	case *kubevirtv1.VirtualMachineInstance:
+		name = obj.Name
+	case *kubevirtv1.VirtualMachineInstanceMigration:
+		name = obj.Spec.VMIName
+	case *v1alpha1.Port:
+		name = obj.Spec.Target.Name
+	case *v1alpha1.PortMigration:
+		name = obj.Spec.VMI.Name
+	case *corev1.Pod:
+		name, _, _ = migration.LauncherOf(obj)
+	}
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: name}
+}
+
+// addVMs reads KubeVirt's objects and lets VMs be reconciled: by what happens to them, to their pods and migrations, to their Ports, and to their rows.
+func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) error {
+	if !virt.indexed {
+		err := p.mgr.GetFieldIndexer().IndexField(ctx, &kubevirtv1.VirtualMachineInstanceMigration{}, indexVMI, func(o client.Object) []string {
+			return []string{vmOf(o).Name}
+		})
+		if err != nil {
+			return fmt.Errorf("index VirtualMachineInstanceMigrations: %w", err)
+		}
+		virt.indexed = true
+	}
+	if _, err := p.mgr.GetCache().GetInformer(ctx, &kubevirtv1.VirtualMachineInstance{}); err != nil {
+		return fmt.Errorf("watch VirtualMachineInstances: %w", err)
+	}
+	virt.ready.Store(true)
+	toVM := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		if vm := vmOf(o); vm.Name != "" {
+			return []reconcile.Request{{NamespacedName: vm}}
+		}
+		return nil
+	})
+	return ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).
+		Watches(&kubevirtv1.VirtualMachineInstanceMigration{}, toVM).Watches(&corev1.Pod{}, toVM).
+		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
+		WatchesRawSource(&virt.vms).WithOptions(options(vmWorkers)).Complete(vms)
+}
+
+// watchOVN lets whatever a row belongs to be reconciled when the row changes. Only the leader does; whoever leads next looks at everything anyway.
+func (p parts) watchOVN(ctx context.Context, virt *kubevirt, vms *vmReconciler, nodes *trigger) {
+	vm := func(namespace, name string) {
+		key := types.NamespacedName{Namespace: namespace, Name: name}
+		virt.enqueue(key)
+		ports, err := portsOf(ctx, p.mgr.GetCache(), key)
+		if err != nil {
+			p.Logger.Error("the Ports of a row that changed cannot be found", "vm", key, "error", err)
+		}
+		for _, port := range ports {
+			p.alloc.ports.enqueue(client.ObjectKeyFromObject(port))
+		}
+	}
+	p.nb.WatchPorts(func(namespace, name, kind string) {
+		if !elected(p.mgr) {
+			return
+		}
+		switch kind {
+		case ident.OwnerPod:
+			p.alloc.pods.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
+		case ident.OwnerNode:
+			nodes.enqueue(types.NamespacedName{Name: name})
+		case ident.OwnerVM:
+			vm(namespace, name)
+		}
+	})
+	p.sb.Watch(func(namespace, name string) {
+		if elected(p.mgr) {
+			vm(namespace, name)
+		}
+	}, func() {
+		for _, key := range vms.unclear() {
+			virt.enqueue(key)
+		}
+	})
+}

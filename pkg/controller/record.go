@@ -1,0 +1,221 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/migration"
+)
+
+// moment is a decision and when it was made.
+type moment struct {
+	decision migration.Decision
+	// seen is when the objects were read, written when the northbound database had what was decided; wrote says whether it had to be changed.
+	seen, written time.Time
+	wrote         bool
+}
+
+// record keeps the PortMigrations of a VM: the one that is under way, and the end of those that are not any more.
+func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o observed, s migration.Snapshot, m moment) error {
+	var list v1alpha1.PortMigrationList
+	err := r.api.List(ctx, &list, client.InNamespace(vm.Namespace), client.MatchingFields{indexVMI: vm.Name}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return fmt.Errorf("list PortMigrations: %w", err)
+	}
+	var current *v1alpha1.PortMigration
+	var errs []error
+	for i := range list.Items {
+		pm := &list.Items[i]
+		switch {
+		case m.decision.Migration != "" && string(pm.Spec.Migration.UID) == m.decision.Migration:
+			current = pm
+		case pm.Status.Result == "" || pm.Status.Result == v1alpha1.MigrationRunning:
+			errs = append(errs, r.writeRecord(ctx, pm, concluded(pm.Status, s, string(pm.Spec.Migration.UID), m)))
+		}
+	}
+	if m.decision.Migration == "" || m.decision.Source.Chassis == "" || m.decision.Target.Chassis == "" || o.vmi == nil {
+		return errors.Join(errs...)
+	}
+	if current == nil {
+		if current, err = r.newRecord(ctx, o, s, m); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	errs = append(errs, r.writeRecord(ctx, current, progressed(current.Status, s, m)))
+	return errors.Join(errs...)
+}
+
+// newRecord creates the PortMigration of a decision's migration. Its name follows from the migration's, and has digits of the UID: names are used again.
+func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Snapshot, m moment) (*v1alpha1.PortMigration, error) {
+	d := m.decision
+	name := d.Migration
+	for _, known := range s.Migrations {
+		if known.UID == d.Migration && known.Name != "" {
+			name = known.Name
+		}
+	}
+	end := func(l migration.Launcher) v1alpha1.MigrationEnd {
+		return v1alpha1.MigrationEnd{Node: string(l.Chassis), Pod: v1alpha1.ObjectName{Name: l.Name, UID: types.UID(l.UID)}}
+	}
+	pm := &v1alpha1.PortMigration{
+		ObjectMeta: metav1.ObjectMeta{Namespace: o.vmi.Namespace, Name: longName(name, d.Migration)},
+		Spec: v1alpha1.PortMigrationSpec{
+			VMI:       v1alpha1.ObjectName{Name: o.vmi.Name, UID: o.vmi.UID},
+			Migration: v1alpha1.ObjectName{Name: name, UID: types.UID(d.Migration)},
+			Source:    end(d.Source), Target: end(d.Target),
+		},
+	}
+	for _, p := range d.Ports {
+		port := o.ports[p.Network]
+		if port == nil {
+			return nil, fmt.Errorf("migration %s: network %s has a row and no Port yet", name, p.Network)
+		}
+		pm.Spec.Ports = append(pm.Spec.Ports, v1alpha1.MigratedPort{Network: p.Network, Name: string(p.Name), MAC: port.Status.MAC})
+		pm.OwnerReferences = []metav1.OwnerReference{{
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Port", Name: port.Name, UID: port.UID, // its history goes with the VM's identity
+		}}
+	}
+	err := r.api.Create(ctx, pm)
+	if apierrors.IsAlreadyExists(err) { // the cache is behind: its event asks for this VM again
+		err = r.api.Get(ctx, client.ObjectKeyFromObject(pm), pm)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, client.IgnoreNotFound(err))
+	}
+	return pm, nil
+}
+
+func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigration, next v1alpha1.PortMigrationStatus) error {
+	if equality.Semantic.DeepEqual(pm.Status, next) {
+		return nil
+	}
+	after := pm.DeepCopy()
+	after.Status = next
+	if err := r.api.Status().Patch(ctx, after, client.MergeFrom(pm)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write the status of PortMigration %s: %w", pm.Name, err)
+	}
+	if over(next.Result) && !over(pm.Status.Result) {
+		r.metrics.migrations.WithLabelValues(string(next.Result)).Inc()
+		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
+	}
+	_, was := stageTime(pm.Status.Stages, v1alpha1.StagePrepared)
+	at, is := stageTime(next.Stages, v1alpha1.StagePrepared)
+	if from, ok := stageTime(next.Stages, v1alpha1.StageScheduled); is && ok && !was {
+		r.metrics.prepared.Observe(at.Sub(from).Seconds())
+	}
+	return nil
+}
+
+func over(r v1alpha1.MigrationResult) bool {
+	return r == v1alpha1.MigrationSucceeded || r == v1alpha1.MigrationFailed
+}
+
+// progressed is the status of a migration that a decision is about. Stages that were noted stay as they are.
+func progressed(st v1alpha1.PortMigrationStatus, s migration.Snapshot, m moment) v1alpha1.PortMigrationStatus {
+	d := m.decision
+	st.Stages = slices.Clone(st.Stages)
+	if over(st.Result) && d.Phase != migration.Committed {
+		return st // it was called over, and what is seen of it may be older than that
+	}
+	st.Phase, st.Reason, st.Message = string(d.Phase), string(d.Reason), d.Message
+	if st.Result == "" {
+		st.Result = v1alpha1.MigrationRunning
+	}
+	note(&st, v1alpha1.StageScheduled, m.seen)
+	at := m.seen
+	if m.wrote {
+		at = m.written
+	}
+	known := outcome(s, d.Migration)
+	switch d.Phase {
+	case migration.Prepared:
+		note(&st, v1alpha1.StagePrepared, at)
+	case migration.Activated, migration.PostCopy:
+		note(&st, v1alpha1.StageActivated, m.seen)
+	case migration.Committed:
+		note(&st, v1alpha1.StageReady, m.seen)
+		note(&st, v1alpha1.StageCommitted, at)
+	case migration.RolledBack:
+		note(&st, v1alpha1.StageRolledBack, at)
+	}
+	switch {
+	case d.Phase == migration.Committed && known.Succeeded:
+		st.Result = v1alpha1.MigrationSucceeded
+	case d.Phase == migration.RolledBack && (known.Failed || !known.Seen):
+		st.Result = v1alpha1.MigrationFailed
+	}
+	if d.Phase == migration.Prepared && d.Reason == migration.ReasonNotActivated {
+		note(&st, v1alpha1.StageReady, m.seen)
+	}
+	if over(st.Result) {
+		note(&st, v1alpha1.StageCompleted, m.seen)
+	}
+	return st
+}
+
+// concluded is the status of a migration that no decision is about any more: the rows tell how it ended.
+func concluded(st v1alpha1.PortMigrationStatus, s migration.Snapshot, uid string, m moment) v1alpha1.PortMigrationStatus {
+	st.Stages = slices.Clone(st.Stages)
+	at := m.seen
+	if m.wrote {
+		at = m.written
+	}
+	known := outcome(s, uid)
+	stamp, phase := s.Last()
+	if stamp.Migration != uid {
+		phase = ""
+	}
+	switch {
+	case phase == migration.Committed, known.Succeeded:
+		st.Result = v1alpha1.MigrationSucceeded
+		if st.Phase != string(migration.Committed) {
+			st.Phase, st.Reason, st.Message = string(migration.Committed), string(migration.ReasonMigrationSucceeded), "the VM runs on the target"
+		}
+		note(&st, v1alpha1.StageCommitted, at)
+	case phase == migration.RolledBack, known.Failed, !known.Seen, m.decision.Phase == migration.Stopped:
+		st.Result = v1alpha1.MigrationFailed
+		if st.Phase != string(migration.RolledBack) {
+			st.Phase, st.Reason, st.Message = string(m.decision.Phase), string(m.decision.Reason), m.decision.Message
+		}
+	default:
+		return st // it is not over, and the rows do not tell: they are about to change, or what is seen contradicts itself
+	}
+	note(&st, v1alpha1.StageCompleted, m.seen)
+	return st
+}
+
+// outcome is what is known of a migration, the zero value if nothing is.
+func outcome(s migration.Snapshot, uid string) migration.Migration {
+	for _, m := range s.Migrations {
+		if m.UID == uid {
+			return m
+		}
+	}
+	return migration.Migration{}
+}
+
+// note adds a stage that has not been noted yet.
+func note(st *v1alpha1.PortMigrationStatus, name v1alpha1.StageName, at time.Time) {
+	if _, ok := stageTime(st.Stages, name); !ok {
+		st.Stages = append(st.Stages, v1alpha1.Stage{Name: name, Time: metav1.NewMicroTime(at)})
+	}
+}
+
+func stageTime(stages []v1alpha1.Stage, name v1alpha1.StageName) (time.Time, bool) {
+	for _, s := range stages {
+		if s.Name == name {
+			return s.Time.Time, true
+		}
+	}
+	return time.Time{}, false
+}

@@ -1,0 +1,128 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+// maxName is how long the name of an API object may be.
+const maxName = 253
+
+// portsOf are the Ports for a VM, the oldest first. They must not be changed.
+func portsOf(ctx context.Context, api client.Reader, vm types.NamespacedName) ([]*v1alpha1.Port, error) {
+	var list v1alpha1.PortList
+	err := api.List(ctx, &list, client.InNamespace(vm.Namespace), client.MatchingFields{indexTarget: vm.Name}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return nil, fmt.Errorf("list the Ports of VM %s: %w", vm, err)
+	}
+	var out []*v1alpha1.Port
+	for i := range list.Items {
+		out = append(out, &list.Items[i])
+	}
+	slices.SortFunc(out, olderPort)
+	return out, nil
+}
+
+// olderPort orders Ports by age, then name.
+func olderPort(a, b *v1alpha1.Port) int {
+	if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// ownerOf is what a VMI's Ports live as long as: its VM, or the VMI itself if it has none.
+func ownerOf(vmi *kubevirtv1.VirtualMachineInstance) metav1.OwnerReference {
+	if owner := metav1.GetControllerOfNoCopy(vmi); owner != nil && owner.Kind == v1alpha1.KindVirtualMachine {
+		return metav1.OwnerReference{APIVersion: owner.APIVersion, Kind: owner.Kind, Name: owner.Name, UID: owner.UID}
+	}
+	return metav1.OwnerReference{
+		APIVersion: kubevirtv1.GroupVersion.String(), Kind: v1alpha1.KindVirtualMachineInstance, Name: vmi.Name, UID: vmi.UID,
+	}
+}
+
+// uses says whether a VMI, nil if there is none, uses a Port. A Port that was made for another VM of the name, which has been deleted, is not its own; one
+// that somebody made beforehand is.
+func uses(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
+	if vmi == nil {
+		return false
+	}
+	owner, owned := ownerOf(vmi), false
+	for _, o := range port.OwnerReferences {
+		if o.UID == owner.UID {
+			return true
+		}
+		owned = owned || o.Kind == v1alpha1.KindVirtualMachine || o.Kind == v1alpha1.KindVirtualMachineInstance
+	}
+	return !owned
+}
+
+// portFor is the Port of a VMI's NIC among those of its name, nil if there is none.
+func portFor(vmi *kubevirtv1.VirtualMachineInstance, network string, ports []*v1alpha1.Port) *v1alpha1.Port {
+	for _, p := range ports {
+		if p.Spec.Target.Network == network && uses(vmi, p) {
+			return p
+		}
+	}
+	return nil
+}
+
+// newPort is the Port that is made for a NIC for which nobody has made one. It has the VM's name where that is free.
+func newPort(vmi *kubevirtv1.VirtualMachineInstance, network string) *v1alpha1.Port {
+	owner := ownerOf(vmi)
+	return &v1alpha1.Port{
+		ObjectMeta: metav1.ObjectMeta{Namespace: vmi.Namespace, Name: vmi.Name, OwnerReferences: []metav1.OwnerReference{owner}},
+		Spec:       v1alpha1.PortSpec{Target: v1alpha1.PortTarget{Kind: owner.Kind, Name: vmi.Name, Network: network}},
+	}
+}
+
+// longName is a name for an object that belongs to another whose name is taken: name and digits that follow from what makes it unique.
+func longName(name, unique string) string {
+	sum := sha256.Sum256([]byte(unique))
+	return name[:min(len(name), maxName-9)] + "-" + hex.EncodeToString(sum[:4])
+}
+
+// ensurePort returns the Port of a VMI's NIC, which it makes if there is none; nil as long as another VM's of that name is being deleted.
+func (r *vmReconciler) ensurePort(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string) (*v1alpha1.Port, error) {
+	key := client.ObjectKeyFromObject(vmi)
+	ports, err := portsOf(ctx, r.api, key)
+	if err != nil {
+		return nil, err
+	}
+	if port := portFor(vmi, network, ports); port != nil || vmi.DeletionTimestamp != nil || vmi.IsFinal() {
+		return port, nil
+	}
+	for _, p := range ports {
+		if p.Spec.Target.Network == network {
+			return nil, nil // of another VM of the name; its deletion asks for this VM again
+		}
+	}
+	port := newPort(vmi, network)
+	err = r.api.Create(ctx, port)
+	if apierrors.IsAlreadyExists(err) { // the cache is behind, or somebody else's Port has the VM's name
+		port = newPort(vmi, network)
+		port.Name = longName(vmi.Name, network)
+		var taken v1alpha1.Port
+		if gerr := r.api.Get(ctx, key, &taken); gerr != nil || vmKey(&taken) == key {
+			return nil, client.IgnoreNotFound(gerr)
+		}
+		err = client.IgnoreAlreadyExists(r.api.Create(ctx, port))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create the Port of VM %s on network %s: %w", key, network, err)
+	}
+	r.log.Info("Port made", "port", port.Namespace+"/"+port.Name, "vm", vmi.Name, "network", network)
+	return port, nil
+}
