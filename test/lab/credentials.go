@@ -14,12 +14,14 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/pki"
 )
 
 // users of the API server, besides its nodes.
 var users = []struct{ name, group string }{
 	{"admin", "system:masters"}, {"system:kube-controller-manager", ""}, {"system:kube-scheduler", ""},
+	{kubevirt.User, ""},
 }
 
 // makeCredentials makes what the API server proves itself with and knows its users by, once in a lab's life.
@@ -90,7 +92,7 @@ func (l *Lab) token(user string) (string, error) {
 			return f[0], nil
 		}
 	}
-	return "", fmt.Errorf("%s has no token of user %s", l.path(secretsDir, boot.Tokens), user)
+	return "", fmt.Errorf("%s has no token of user %s: a lab that is older than that user has to be made anew: godwit-lab down", l.path(secretsDir, boot.Tokens), user)
 }
 
 // writeKubeconfig writes a kubeconfig with everything in it.
@@ -131,6 +133,7 @@ func (l *Lab) deploySecrets(spec *boot.Spec) error {
 		if err := errors.Join(
 			l.writeKubeconfig(to(boot.ManagerConfig), "system:kube-controller-manager", local),
 			l.writeKubeconfig(to(boot.SchedConfig), "system:kube-scheduler", local),
+			l.writeKubeconfig(to(boot.KubeVirtConfig), kubevirt.User, local),
 		); err != nil {
 			return err
 		}

@@ -137,7 +137,7 @@ func (l *Lab) spec(kind boot.Kind, name string, index int) *boot.Spec {
 	family := l.IPFamily()
 	s := &boot.Spec{
 		Kind: kind, Name: name, Index: index, Dir: l.machineDir(name), Logs: l.path(logsDir, name), Packages: l.packages.Dir(),
-		Kubernetes: l.binaries.Kubernetes(), CNI: l.binaries.CNI(), Images: l.path(imagesDir), Userspace: !kernelDatapath(),
+		Kubernetes: l.binaries.Kubernetes(), CNI: l.binaries.CNI(), Images: l.path(imagesDir), Program: l.path(programFile), Userspace: !kernelDatapath(),
 		HubIPs: addrs(hostAddresses(family, mgmtNet, hubHost)), ServiceCIDRs: families(family, svcNet),
 	}
 	switch kind {

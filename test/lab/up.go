@@ -105,6 +105,9 @@ func (l *Lab) up(ctx context.Context, c Config) error {
 	if err := l.awaitAPI(ctx); err != nil {
 		return err
 	}
+	if err := l.applyKubeVirt(ctx); err != nil {
+		return err
+	}
 	if err := l.deploy(ctx, c, digest); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func runHub(ctx context.Context, log *slog.Logger, spec *Spec) error {
 	}
 	var installer Installer = Processes{Packages: root}
 	sup := supervise.New(log, spec.Logs, spec.StatusFile())
-	services := append(controlPlane(spec), installer.Central(spec, sup.Command)...)
+	services := append(append(controlPlane(spec), standIn(spec)), installer.Central(spec, sup.Command)...)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return forward(ctx, log) })
 	g.Go(func() error { return sup.Run(ctx, services) })

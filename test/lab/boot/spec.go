@@ -65,6 +65,8 @@ type Spec struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 	// Userspace says that OVS has no kernel datapath on this machine.
 	Userspace bool `json:"userspace"`
+	// Program is this program, where it stays.
+	Program string `json:"program"`
 	// Index is the node's number, from 1.
 	Index int `json:"index"`
 }
@@ -81,6 +83,8 @@ const (
 	ManagerConfig = "kube-controller-manager.kubeconfig"
 	SchedConfig   = "kube-scheduler.kubeconfig"
 	NodeConfig    = "kubelet.kubeconfig"
+	// KubeVirtConfig is the hub's, for the stand-in.
+	KubeVirtConfig = "kubevirt.kubeconfig"
 )
 
 // Secrets is the directory of the machine's credentials.
