@@ -50,17 +50,9 @@ func lastBytes(s string, n int) string {
 
 // Run runs a command on a machine: a node, "outside" or "hub". The error of a command that ran and failed is an *exec.ExitError.
 func (l *Lab) Run(ctx context.Context, name string, stdio Stdio, argv ...string) error {
-	m := l.machine(name)
-	if !m.Process.alive() {
-		// Another process may have started it since this one read the state.
-		s, err := readState(l.dir)
-		if err != nil {
-			return err
-		}
-		if now := s.Machines[name]; now == nil || !now.Process.alive() {
-			return fmt.Errorf("run a command on %s: it does not run: see godwit-lab status", name)
-		}
-		m = *s.Machines[name]
+	p, err := l.processOf(name)
+	if err != nil {
+		return fmt.Errorf("run a command on %s: %w", name, err)
 	}
 	spec, err := boot.ReadSpec(l.specPath(name))
 	if err != nil {
@@ -70,12 +62,39 @@ func (l *Lab) Run(ctx context.Context, name string, stdio Stdio, argv ...string)
 	if err != nil {
 		return err
 	}
-	if err := awaitBoot(ctx, spec, m.Process); err != nil {
+	if err := awaitBoot(ctx, spec, p); err != nil {
 		return fmt.Errorf("run a command on %s: %w", name, err)
 	}
 	done := make(chan error, 1)
-	netns.OnThread(func() { done <- runIn(ctx, m.Process, env, stdio, argv) })
+	netns.OnThread(func() { done <- runIn(ctx, p, env, stdio, argv) })
 	return <-done
+}
+
+// Namespace is the path of a machine's network namespace, for sockets of this process: of a node, "outside" or "hub". It is another one when the machine is
+// started again.
+func (l *Lab) Namespace(name string) (string, error) {
+	p, err := l.processOf(name)
+	if err != nil {
+		return "", fmt.Errorf("find the network namespace of %s: %w", name, err)
+	}
+	return netnsOf(p), nil
+}
+
+// processOf is the process that is a machine; an error if it does not run.
+func (l *Lab) processOf(name string) (process, error) {
+	if m := l.machine(name); m.Process.alive() {
+		return m.Process, nil
+	}
+	// Another process may have started it since this one read the state.
+	s, err := readState(l.dir)
+	if err != nil {
+		return process{}, err
+	}
+	now := s.Machines[name]
+	if now == nil || !now.Process.alive() {
+		return process{}, errors.New("it does not run: see godwit-lab status")
+	}
+	return now.Process, nil
 }
 
 // awaitBoot returns when a machine has its own root and mounts, which is before its supervisor starts to write.

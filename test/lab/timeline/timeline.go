@@ -49,7 +49,7 @@ type Direction struct {
 	Name string
 	// Interval is between two probes: what is found is no finer.
 	Interval time.Duration
-	// Arrivals are where they were measured, duplicates included, in any order.
+	// Arrivals are the first arrivals, by the clock of where they were measured, in any order.
 	Arrivals []time.Time
 	// Missing are when the probes were sent that did not arrive, where the sender's clock is known.
 	Missing                           []time.Time
