@@ -113,8 +113,12 @@ func configure(name string, mac net.HardwareAddr, addr netip.Prefix) error {
 			return err
 		}
 	}
-	ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}
-	return errors.Join(netlink.AddrAdd(link, &netlink.Addr{IPNet: ip}), netlink.LinkSetUp(link))
+	ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())}
+	a := &netlink.Addr{IPNet: ip}
+	if addr.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // the network is ours: nothing to wait for
+	}
+	return errors.Join(netlink.LinkSetUp(link), netlink.AddrAdd(link, a))
 }
 
 // pod is a network namespace with a launcher in it.
@@ -128,11 +132,14 @@ type pod struct {
 }
 
 // pod makes a pod whose eth0 is as a CNI makes it, and starts a launcher in it.
-func (w *world) pod(t *testing.T) *pod {
+func (w *world) pod(t *testing.T) *pod { t.Helper(); return w.podWith(t, addressPod) }
+
+// podWith is pod with other addresses.
+func (w *world) podWith(t *testing.T, address func() error) *pod {
 	t.Helper()
 	w.pods++
 	p := &pod{ns: namespace(t), port: fmt.Sprintf("pod%d", w.pods), ended: make(chan struct{})}
-	if err := errors.Join(w.ns.Do(func() error { return connect(p.port, p.ns) }), p.ns.Do(addressPod)); err != nil {
+	if err := errors.Join(w.ns.Do(func() error { return connect(p.port, p.ns) }), p.ns.Do(address)); err != nil {
 		t.Fatalf("make pod %d: %v", w.pods, err)
 	}
 	dir := filepath.Join(w.dir, p.port)

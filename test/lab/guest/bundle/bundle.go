@@ -18,12 +18,13 @@ import (
 
 // Programs are the packages of this checkout whose programs a bundle holds, for source.Programs.
 func Programs() []string {
-	return []string{launcher, traffic}
+	return []string{launcher, traffic, dhcp6}
 }
 
 const (
 	launcher = "./test/lab/guest/launcher"
 	traffic  = "./test/lab/traffic/traffic"
+	dhcp6    = "./test/lab/guest/dhcp6"
 )
 
 // qemu is the emulator; accelerator the module of it that does the emulation. Debian and its kin have it where the machine's libraries are.
@@ -89,7 +90,8 @@ func New(ctx context.Context, log *slog.Logger, base *packages.Root, programs st
 		return nil, fmt.Errorf("list busybox's applets: %w", err)
 	}
 	b.Initramfs, err = initramfs.Build(initramfs.Parts{
-		Kernel: kernel, Busybox: busybox, Applets: strings.Fields(string(applets)), Programs: []string{filepath.Join(programs, filepath.Base(traffic))},
+		Kernel: kernel, Busybox: busybox, Applets: strings.Fields(string(applets)),
+		Programs: []string{filepath.Join(programs, filepath.Base(traffic)), filepath.Join(programs, filepath.Base(dhcp6))},
 	})
 	return b, err
 }

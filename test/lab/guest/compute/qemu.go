@@ -43,7 +43,7 @@ func arguments(c Config, d guest.Domain, ports []plumb.Port) []string {
 	args := []string{
 		"-name", "guest=" + d.Name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,usb=off", "-cpu", "max",
 		// The code cache is memory that no request of the pod's speaks of; its default is an eighth of the machine's.
-		"-accel", "tcg,tb-size=64", "-m", fmt.Sprint(memory), "-smp", "1",
+		"-accel", "tcg,tb-size=32", "-m", fmt.Sprint(memory), "-smp", "1",
 		"-kernel", c.Kernel, "-initrd", c.Initramfs, "-append", strings.TrimSpace(kernelArguments + " hostname=" + cmp.Or(d.Hostname, "guest") + " " + d.Arguments),
 		"-chardev", "socket,id=qmp,path=" + filepath.Join(c.Dir, qmpSocket), "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,path=" + filepath.Join(c.Dir, consoleSocket), "-serial", "chardev:console",

@@ -24,7 +24,7 @@ for link in /sys/class/net/eth*; do
 	ip link set "$nic" up
 	echo "lab: $nic is $(cat "$link/address")"
 	udhcpc -i "$nic" -s /bin/lease -x "hostname:$(hostname)" -O mtu -O staticroutes -t 10 -T 1 -A 5 -b >/dev/null 2>&1 &
-	[ -x /bin/dhcp6 ] && dhcp6 "$nic" &
+	dhcp6 "$nic" &
 done
 
 traffic serve &
