@@ -1,6 +1,8 @@
 package guest_test
 
 import (
+	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,11 +35,6 @@ func TestLiveMigration(t *testing.T) {
 	t.Logf("the guest answers %s after its start", time.Since(start).Round(time.Millisecond))
 	wantEcho(t, conn, "booted")
 	one.await(t, 0, guest.Leased)
-	console, err := one.Console(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = console.Close() })
 
 	target := func() *pod {
 		t.Helper()
@@ -47,7 +44,15 @@ func TestLiveMigration(t *testing.T) {
 		}
 		return p
 	}
+	t.Run("Console", func(t *testing.T) { useConsole(t, one) })
+	t.Run("PauseAndFreeze", func(t *testing.T) { pauseAndFreeze(t, one); wantEcho(t, conn, "after a pause") })
+	t.Run("Cancel", func(t *testing.T) { cancelled(t, one, target()); wantEcho(t, conn, "after a cancelled migration") })
 	t.Run("LateFailure", func(t *testing.T) { lateFailure(t, one, target()); wantEcho(t, conn, "after a failure") })
+	t.Run("HeldTarget", func(t *testing.T) { heldTarget(t, one, target()); wantEcho(t, conn, "after the target's end") })
+	t.Run("KillOn", func(t *testing.T) {
+		killOn(t, one, target())
+		wantEcho(t, conn, "after a target that fails when it has loaded")
+	})
 	two := target()
 	t.Run("PreCopy", func(t *testing.T) { preCopy(t, w, one, two); wantEcho(t, conn, "after a migration") })
 	three := target()
@@ -80,9 +85,109 @@ func migrate(t *testing.T, from, to *pod, in guest.Incoming, m guest.Migration) 
 	return relay
 }
 
+func useConsole(t *testing.T, p *pod) {
+	console, err := p.Console(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The sum is made by the guest: the line itself comes back as an echo of what is typed.
+	if _, err := console.Write([]byte("hostname; echo sum $((40 + 2))\n")); err != nil {
+		t.Fatal(err)
+	}
+	timeout := time.AfterFunc(10*time.Second, func() { _ = console.Close() })
+	defer timeout.Stop()
+	var seen string
+	for buf := make([]byte, 4096); !strings.Contains(seen, "sum 42"); {
+		n, err := console.Read(buf)
+		seen += string(buf[:n])
+		if err != nil {
+			t.Fatalf("the console ends with %v and showed %q, want sum 42", err, seen)
+		}
+	}
+	for _, want := range []string{domain.Hostname + " is up", podIP.String()} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("the console showed %q, want %q in it", seen, want)
+		}
+	}
+	if err := console.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func pauseAndFreeze(t *testing.T, p *pod) {
+	before := p.last(t)
+	for _, step := range []struct {
+		do   func(context.Context) error
+		want guest.State
+	}{{p.Pause, guest.Paused}, {p.Resume, guest.Running}, {p.Freeze, guest.Running}} {
+		if err := step.do(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, p, step.want)
+	}
+	if s, err := p.Status(t.Context()); err != nil || s.QEMU != "" {
+		t.Errorf("a frozen QEMU: status %+v, %v: want no word from QEMU", s, err)
+	}
+	if err := p.Thaw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stopped := p.await(t, before, guest.Stopped)
+	p.await(t, stopped.Seq, guest.Resumed)
+}
+
+func cancelled(t *testing.T, from, to *pod) {
+	before := from.last(t)
+	migrate(t, from, to, guest.Incoming{}, guest.Migration{Bandwidth: 1 << 20})
+	from.await(t, before, guest.MigrationChanged, guest.Active)
+	if err := from.CancelMigration(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	from.await(t, before, guest.MigrationChanged, guest.Cancelled)
+	to.wantStatus(t, 0) // FailStatus
+	wantState(t, from, guest.Running)
+	if s, err := from.Status(t.Context()); err != nil || s.Migration == nil || s.Migration.Status != guest.Cancelled {
+		t.Errorf("status %+v, %v: want a migration that is %s", s, err, guest.Cancelled)
+	}
+}
+
+// heldTarget has everything arrive at a target that does not go on, and the source take the VM back.
+func heldTarget(t *testing.T, from, to *pod) {
+	before := from.last(t)
+	migrate(t, from, to, guest.Incoming{HoldResume: true, FailStatus: 1}, guest.Migration{})
+	from.await(t, before, guest.MigrationChanged, guest.Completed)
+	to.await(t, 0, guest.MigrationChanged, guest.Completed)
+	wantState(t, from, guest.Migrated)
+	wantState(t, to, guest.Paused)
+	if err := to.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	to.wantStatus(t, 1)
+	if err := from.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, from, guest.Running)
+}
+
+// killOn has the target's QEMU die at the moment when it has taken over. The source cannot know, and is told to go on by whoever does.
+func killOn(t *testing.T, from, to *pod) {
+	before := from.last(t)
+	migrate(t, from, to, guest.Incoming{KillOn: guest.Resumed, FailStatus: 1}, guest.Migration{})
+	end := from.await(t, before, guest.MigrationChanged, guest.Completed, guest.Failed)
+	to.wantStatus(t, 1)
+	if end.Status == guest.Completed {
+		wantState(t, from, guest.Migrated)
+		if err := from.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from.await(t, before, guest.Resumed)
+	wantState(t, from, guest.Running)
+}
+
 func lateFailure(t *testing.T, from, to *pod) {
+	before := from.last(t)
 	migrate(t, from, to, guest.Incoming{FailStatus: 1}, guest.Migration{HoldBeforeSwitchover: true})
-	held := from.await(t, 0, guest.MigrationChanged, guest.PreSwitchover)
+	held := from.await(t, before, guest.MigrationChanged, guest.PreSwitchover)
 	if err := to.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -196,13 +196,13 @@ func (l *launcher) await(q *qemu) {
 func (l *launcher) verdict(q *qemu) (status int, detail string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	off := l.journal.saw(func(e guest.Event) bool { return e.Type == guest.Off })
+	saw := func(what guest.EventType) bool { return l.journal.saw(func(e guest.Event) bool { return e.Type == what }) }
 	switch {
 	case l.leaving:
 		return 0, "it was asked to"
-	case q.exit == nil && off:
+	case q.exit == nil && saw(guest.Off):
 		return 0, "the guest was switched off"
-	case l.incoming != nil && (l.state == guest.Receiving || l.incoming.KillOn != ""):
+	case l.incoming != nil && (!saw(guest.Resumed) || l.incoming.KillOn != ""):
 		return l.incoming.FailStatus, fmt.Sprintf("the migration failed: %v", q.exit)
 	}
 	return 1, fmt.Sprintf("unexpectedly: %v", q.exit)
