@@ -78,7 +78,9 @@ func (c *console) send(v net.Conn, b []byte) {
 func (c *console) attach(conn net.Conn) {
 	c.mu.Lock()
 	c.viewers[conn] = true
-	c.send(conn, c.past)
+	if len(c.past) > 0 {
+		c.send(conn, c.past)
+	}
 	c.mu.Unlock()
 	buf := make([]byte, 1024)
 	for {

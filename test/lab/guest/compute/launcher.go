@@ -125,6 +125,9 @@ func (l *launcher) plumb(_ context.Context, nics []guest.NIC) ([]guest.Plumbed, 
 			return nil, err
 		}
 		ports = append(ports, p)
+		l.mu.Lock()
+		l.ports = ports
+		l.mu.Unlock()
 		l.journal.add(guest.Event{Type: guest.PlumbingDone, Detail: p.Name})
 		l.config.Log.Info("plumbed", "network", p.Name, "binding", p.Binding, "link", p.Link, "mac", p.MAC, "addresses", p.Addresses, "mtu", p.MTU, "dhcp", p.DHCP)
 		if p.Lease != nil {
@@ -135,9 +138,6 @@ func (l *launcher) plumb(_ context.Context, nics []guest.NIC) ([]guest.Plumbed, 
 			})
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ports = ports
 	return plumbed(ports), nil
 }
 
@@ -196,7 +196,9 @@ func (l *launcher) await(q *qemu) {
 func (l *launcher) verdict(q *qemu) (status int, detail string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	saw := func(what guest.EventType) bool { return l.journal.saw(func(e guest.Event) bool { return e.Type == what }) }
+	saw := func(what guest.EventType) bool {
+		return l.journal.saw(func(e guest.Event) bool { return e.Type == what })
+	}
 	switch {
 	case l.leaving:
 		return 0, "it was asked to"
