@@ -78,12 +78,12 @@ func (r *Relay) pipe(to, from net.Conn, count *atomic.Int64) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
+			if count != nil {
+				count.Add(int64(n))
+			}
 			if _, err := to.Write(buf[:n]); err != nil {
 				_ = from.Close()
 				return
-			}
-			if count != nil {
-				count.Add(int64(n))
 			}
 		}
 		if err != nil {
