@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"github.com/godwit-cni/godwit/test/lab/boot"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 )
@@ -24,6 +28,32 @@ func (l *Lab) applyKubeVirt(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awaitKubeVirt returns when VMs and migrations can be created: the API server serves a kind that has just been defined some seconds before its
+// admission policies know it.
+func (l *Lab) awaitKubeVirt(ctx context.Context) error {
+	vms, err := l.VMs()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, GenerateName: "godwit-lab-"}
+	for {
+		err := errors.Join(
+			vms.api.Create(ctx, &kubevirtv1.VirtualMachineInstance{ObjectMeta: meta}, client.DryRunAll),
+			vms.api.Create(ctx, &kubevirtv1.VirtualMachineInstanceMigration{
+				ObjectMeta: meta, Spec: kubevirtv1.VirtualMachineInstanceMigrationSpec{VMIName: "none"},
+			}, client.DryRunAll),
+		)
+		if err == nil {
+			return nil
+		}
+		if pauseErr := pause(ctx, poll); pauseErr != nil {
+			return fmt.Errorf("VMs cannot be created: %w", errors.Join(err, pauseErr))
+		}
+	}
 }
 
 // guests reach the launchers in the lab's pods, from this machine.

@@ -111,6 +111,9 @@ func (l *Lab) up(ctx context.Context, c Config) error {
 	if err := l.deploy(ctx, c, digest); err != nil {
 		return err
 	}
+	if err := l.awaitKubeVirt(ctx); err != nil {
+		return err
+	}
 	if err := l.awaitNodes(ctx, c.CNI != CNINone); err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ const (
 	ModeAnnotation = "lab.godwit.dev/mode"
 	// BandwidthAnnotation limits a migration, in bytes a second, as a quantity such as 8Mi: a guest of 96 MB then takes some seconds.
 	BandwidthAnnotation = "lab.godwit.dev/bandwidth"
+	// DowntimeAnnotation is how long QEMU may plan to stop the guest; 50 ms without it.
+	DowntimeAnnotation = "lab.godwit.dev/downtime"
 	// PendingTimeoutAnnotation is after how long a target pod that cannot be scheduled, or does not start, is deleted: 5 and 15 minutes in KubeVirt.
 	PendingTimeoutAnnotation = "lab.godwit.dev/pending-timeout"
 	// HotplugAnnotation lets a migration have a hotplug attachment pod, as it has in KubeVirt when the VM has hotplugged volumes.
@@ -171,7 +173,7 @@ func (k knobs) check() error {
 			return fmt.Errorf("annotation %s: %q is not STAGE=DURATION: %w", DelayAnnotation, part, err)
 		}
 	}
-	for _, name := range []string{PendingTimeoutAnnotation, NodeTimeoutAnnotation} {
+	for _, name := range []string{PendingTimeoutAnnotation, NodeTimeoutAnnotation, DowntimeAnnotation} {
 		if v := k.get(name); v != "" {
 			if _, err := time.ParseDuration(v); err != nil {
 				return fmt.Errorf("annotation %s: %w", name, err)

@@ -22,8 +22,12 @@ const (
 	requestKill     = "kill"
 )
 
-// maxDowntime is what QEMU may plan with: KubeVirt's default.
-const maxDowntime = 900 * time.Millisecond
+const (
+	// maxDowntime is KubeVirt's default, which the VMI tells.
+	maxDowntime = 900 * time.Millisecond
+	// plannedDowntime is what QEMU plans with: less, for it uses up what it may, and a stop by QEMU hides what the network does.
+	plannedDowntime = 50 * time.Millisecond
+)
 
 func (m *vmim) requestName(what string) string { return what + " " + string(m.UID) }
 
@@ -33,11 +37,12 @@ func (m *vmim) prepareTarget() *step {
 	if err := v.failure(m.requestName("incoming")); err != nil {
 		return m.failed("Target could not be prepared: " + err.Error())
 	}
-	if v.connected && v.State == guest.Idle || !v.connected {
+	asked := v.wasAsked(m.requestName("incoming"))
+	switch {
+	case !asked && (!v.connected || v.State == guest.Idle):
 		return m.at(StageIncoming, m.incoming())
-	}
-	if v.State != guest.Receiving {
-		return waits("the target does not wait for the VM", 0)
+	case asked && !v.did(m.requestName("incoming")), v.State != guest.Receiving:
+		return waits("the target does not wait for the VM yet", 0)
 	}
 	s := m.w.changeVMI("the target is ready", func(vmi *kubevirtv1.VirtualMachineInstance) {
 		state := vmi.Status.MigrationState
@@ -149,7 +154,7 @@ func (m *vmim) send(source *corev1.Pod) *step {
 func (m *vmim) migrate(source *corev1.Pod) *step {
 	fault := m.knobs().fault()
 	g := guest.Migration{
-		DowntimeLimit: maxDowntime, PostCopy: m.postCopy(),
+		DowntimeLimit: m.knobs().duration(DowntimeAnnotation, plannedDowntime), PostCopy: m.postCopy(),
 		HoldBeforeSwitchover: m.knobs().held(StageSwitchover) || fault == FaultTargetLate || fault == FaultTargetLateSucceeded,
 	}
 	if q, err := resource.ParseQuantity(m.knobs().get(BandwidthAnnotation)); err == nil {

@@ -39,6 +39,9 @@ type env struct {
 	launchers *fakeLaunchers
 	namespace string
 	recording *buffer
+	log       *slog.Logger
+	// stop ends the stand-in.
+	stop func()
 }
 
 // buffer is a bytes.Buffer for several goroutines.
@@ -102,7 +105,7 @@ func server(t *testing.T) *rest.Config {
 	return cfg
 }
 
-// newEnv starts a stand-in, in a namespace of its own, and records what it does.
+// newEnv starts a stand-in and records what it does.
 func newEnv(t *testing.T, cfg *rest.Config) *env {
 	t.Helper()
 	scheme, err := Scheme()
@@ -113,43 +116,65 @@ func newEnv(t *testing.T, cfg *rest.Config) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", "TestStandIn/", "").Replace(t.Name()))
-	if err := api.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
-		t.Fatal(err)
-	}
-	e := &env{api: api, rest: cfg, launchers: newFakeLaunchers(), namespace: name, recording: &buffer{}}
-	// The user that a lab has for it: what it may do is tested as well.
-	user := rest.CopyConfig(cfg)
-	user.Impersonate.UserName = User
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	e.background(t, func(ctx context.Context) error { return Run(ctx, Config{API: user, Launchers: e.launchers, Log: log}) })
+	e := &env{api: api, rest: cfg, launchers: newFakeLaunchers(), namespace: metav1.NamespaceDefault, recording: &buffer{}}
+	e.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	e.background(t, (&fakeKubelet{api: api, launchers: e.launchers, nodes: []string{"node1", "node2", "node3"}}).run)
 	r, err := NewRecording(cfg, e.recording)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.background(t, r.Run)
-	if *keep != "" {
-		t.Cleanup(func() {
-			if err := os.WriteFile(filepath.Join(*keep, name+".jsonl"), e.recording.bytes(), 0o600); err != nil {
-				t.Error(err)
-			}
-		})
-	}
+	e.stop = e.standIn(t)
 	return e
 }
 
-func (e *env) background(t *testing.T, run func(context.Context) error) {
+// standIn runs a stand-in until the test ends or stop is called, as the user that a lab has for it: what it may do is tested as well.
+func (e *env) standIn(t *testing.T) (stop func()) {
+	t.Helper()
+	user := rest.CopyConfig(e.rest)
+	user.Impersonate.UserName = User
+	return e.background(t, func(ctx context.Context) error { return Run(ctx, Config{API: user, Launchers: e.launchers, Log: e.log}) })
+}
+
+// in is the same with another namespace, named for the test; its recording is left where -recordings says.
+func (e *env) in(t *testing.T) *env {
+	t.Helper()
+	_, name, _ := strings.Cut(t.Name(), "/")
+	o := *e
+	o.namespace = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	if err := e.api.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if *keep == "" {
+			return
+		}
+		var b bytes.Buffer
+		for line := range bytes.Lines(e.recording.bytes()) {
+			if bytes.Contains(line, []byte(`"namespace":"`+o.namespace+`"`)) {
+				b.Write(line)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(*keep, o.namespace+".jsonl"), b.Bytes(), 0o600); err != nil {
+			t.Error(err)
+		}
+	})
+	return &o
+}
+
+func (e *env) background(t *testing.T, run func(context.Context) error) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("in the background: %v", err)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // vmi creates a bare VMI on node1 and returns it when it is ready.
