@@ -28,7 +28,7 @@ const (
 )
 
 // startRetry is how long to wait when KubeVirt's definitions exist but its objects cannot be watched yet: a definition is served a moment after it is made.
-const startRetry = time.Second
+const startRetry = 250 * time.Millisecond
 
 // kubevirt is the presence of KubeVirt in the cluster: its kinds can only be watched when they exist, and it may be installed at any time.
 type kubevirt struct {

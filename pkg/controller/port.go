@@ -264,7 +264,24 @@ func (r *portReconciler) finalize(ctx context.Context, port *v1alpha1.Port) erro
 		return fmt.Errorf("remove the finalizer of Port %s: %w", key, err)
 	}
 	r.virt.enqueue(vmKey(port)) // another VM of the name may wait for its own Port
+	if err := r.retryOthers(ctx); err != nil {
+		return err
+	}
 	r.log.Info("Port deleted", "port", key, "vm", port.Spec.Target.Name, "ips", strings.Join(port.Status.IPs, " "))
+	return nil
+}
+
+// retryOthers looks again at the Ports that could not have what they ask for: it may have been given back.
+func (r *portReconciler) retryOthers(ctx context.Context) error {
+	var all v1alpha1.PortList
+	if err := r.api.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list Ports that wait: %w", err)
+	}
+	for i := range all.Items {
+		if meta.IsStatusConditionFalse(all.Items[i].Status.Conditions, conditionReady) {
+			r.alloc.ports.enqueue(client.ObjectKeyFromObject(&all.Items[i]))
+		}
+	}
 	return nil
 }
 

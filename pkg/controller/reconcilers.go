@@ -160,10 +160,26 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 		}
 		return nil
 	})
-	return ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).
+	// A VMI that comes, goes or changes may change what its Ports are.
+	ofVMI := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		p.enqueuePorts(ctx, vmOf(o))
+		return nil
+	})
+	return ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).Watches(&kubevirtv1.VirtualMachineInstance{}, ofVMI).
 		Watches(&kubevirtv1.VirtualMachineInstanceMigration{}, toVM).Watches(&corev1.Pod{}, toVM).
 		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
 		WatchesRawSource(&virt.vms).WithOptions(options(vmWorkers)).Complete(vms)
+}
+
+// enqueuePorts asks for a VM's Ports to be reconciled.
+func (p parts) enqueuePorts(ctx context.Context, vm types.NamespacedName) {
+	ports, err := portsOf(ctx, p.mgr.GetCache(), vm)
+	if err != nil {
+		p.Logger.Error("the Ports of a VM that changed cannot be found", "vm", vm, "error", err)
+	}
+	for _, port := range ports {
+		p.alloc.ports.enqueue(client.ObjectKeyFromObject(port))
+	}
 }
 
 // watchOVN lets whatever a row belongs to be reconciled when the row changes. Only the leader does; whoever leads next looks at everything anyway.
@@ -171,13 +187,7 @@ func (p parts) watchOVN(ctx context.Context, virt *kubevirt, vms *vmReconciler, 
 	vm := func(namespace, name string) {
 		key := types.NamespacedName{Namespace: namespace, Name: name}
 		virt.enqueue(key)
-		ports, err := portsOf(ctx, p.mgr.GetCache(), key)
-		if err != nil {
-			p.Logger.Error("the Ports of a row that changed cannot be found", "vm", key, "error", err)
-		}
-		for _, port := range ports {
-			p.alloc.ports.enqueue(client.ObjectKeyFromObject(port))
-		}
+		p.enqueuePorts(ctx, key)
 	}
 	p.nb.WatchPorts(func(namespace, name, kind string) {
 		if !elected(p.mgr) {

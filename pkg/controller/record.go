@@ -43,11 +43,11 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 			errs = append(errs, r.writeRecord(ctx, pm, concluded(pm.Status, s, string(pm.Spec.Migration.UID), m)))
 		}
 	}
-	if m.decision.Migration == "" || m.decision.Source.Chassis == "" || m.decision.Target.Chassis == "" || o.vmi == nil {
-		return errors.Join(errs...)
-	}
 	if current == nil {
-		if current, err = r.newRecord(ctx, o, s, m); err != nil {
+		if m.decision.Migration == "" || m.decision.Source.Chassis == "" || m.decision.Target.Chassis == "" || o.vmi == nil {
+			return errors.Join(errs...)
+		}
+		if current, err = r.newRecord(ctx, o, s, m); err != nil || current == nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
@@ -55,7 +55,7 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 	return errors.Join(errs...)
 }
 
-// newRecord creates the PortMigration of a decision's migration. Its name follows from the migration's, and has digits of the UID: names are used again.
+// newRecord creates the PortMigration of a decision's migration; nil if it is there already. Its name follows from the migration's, and has digits of the UID: names are used again.
 func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Snapshot, m moment) (*v1alpha1.PortMigration, error) {
 	d := m.decision
 	name := d.Migration
@@ -86,11 +86,11 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 		}}
 	}
 	err := r.api.Create(ctx, pm)
-	if apierrors.IsAlreadyExists(err) { // the cache is behind: its event asks for this VM again
-		err = r.api.Get(ctx, client.ObjectKeyFromObject(pm), pm)
+	if apierrors.IsAlreadyExists(err) {
+		return nil, nil // the copy is behind: its event asks for this VM again
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, client.IgnoreNotFound(err))
+		return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, err)
 	}
 	return pm, nil
 }
@@ -101,7 +101,11 @@ func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigrati
 	}
 	after := pm.DeepCopy()
 	after.Status = next
-	if err := r.api.Status().Patch(ctx, after, client.MergeFrom(pm)); client.IgnoreNotFound(err) != nil {
+	err := r.api.Status().Patch(ctx, after, client.MergeFromWithOptions(pm, client.MergeFromWithOptimisticLock{}))
+	if apierrors.IsConflict(err) {
+		return nil // the copy is behind what was written last: its event asks for this VM again
+	}
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write the status of PortMigration %s: %w", pm.Name, err)
 	}
 	if over(next.Result) && !over(pm.Status.Result) {
@@ -158,7 +162,7 @@ func progressed(st v1alpha1.PortMigrationStatus, s migration.Snapshot, m moment)
 		note(&st, v1alpha1.StageReady, m.seen)
 	}
 	if over(st.Result) {
-		note(&st, v1alpha1.StageCompleted, m.seen)
+		note(&st, v1alpha1.StageCompleted, at)
 	}
 	return st
 }
@@ -190,7 +194,7 @@ func concluded(st v1alpha1.PortMigrationStatus, s migration.Snapshot, uid string
 	default:
 		return st // it is not over, and the rows do not tell: they are about to change, or what is seen contradicts itself
 	}
-	note(&st, v1alpha1.StageCompleted, m.seen)
+	note(&st, v1alpha1.StageCompleted, at)
 	return st
 }
 

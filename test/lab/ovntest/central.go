@@ -4,6 +4,7 @@
 package ovntest
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -111,4 +112,17 @@ func addBridge(name string) error {
 		return err
 	}
 	return netlink.LinkSetUp(br)
+}
+
+// Chassis registers a chassis on which nothing runs.
+func (c *OVNCentral) Chassis(t testing.TB, name string) {
+	t.Helper()
+	run(t, c.root.Command(t.Context(), "ovn-sbctl", "--db="+c.SB, "chassis-add", name, "geneve", fmt.Sprintf("192.0.2.%d", 1+c.number())))
+}
+
+func (c *OVNCentral) number() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hosts++
+	return c.hosts
 }
