@@ -38,8 +38,9 @@ func (s scale) ticks(zero time.Time) []time.Time {
 		}
 	}
 	var all []time.Time
-	for t := zero.Add(s.from.Sub(zero).Truncate(step) - step); !t.After(s.to); t = t.Add(step) {
-		if s.holds(t) {
+	first := zero.Add(s.from.Sub(zero).Truncate(step) - step)
+	for i := range maxTicks + 3 {
+		if t := first.Add(time.Duration(i) * step); s.holds(t) {
 			all = append(all, t)
 		}
 	}

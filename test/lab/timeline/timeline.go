@@ -23,7 +23,7 @@ const (
 type Migration struct {
 	// VM is the VM's name, Address what it is reached at, Source and Target are nodes.
 	VM, Address, Source, Target string
-	// Zero is what times are printed relative to; the first stage if it is zero.
+	// Zero is what times are printed relative to; the first stage if it is zero, or, without stages, the first of what probes say.
 	Zero   time.Time
 	Stages []Stage
 	// Stopped and Resumed are QEMU's: the VM's CPUs stood still in between. Both zero if that is not known. They need not be stages.
@@ -129,6 +129,9 @@ func (m *Migration) zero() time.Time {
 		return m.Zero
 	}
 	if all := m.stages(); len(all) > 0 {
+		return all[0].At
+	}
+	if all := m.lines(); len(all) > 0 {
 		return all[0].At
 	}
 	return time.Time{}

@@ -150,13 +150,15 @@ func draw(t *testing.T, m *Migration) string {
 // Whatever is missing, what is left is drawn.
 func TestPartialInput(t *testing.T) {
 	for name, change := range map[string]func(*Migration){
-		"nothing":       func(m *Migration) { *m = Migration{} },
-		"no probes":     func(m *Migration) { m.Directions = nil },
-		"no stop":       func(m *Migration) { m.Stopped, m.Resumed = time.Time{}, time.Time{} },
-		"neither":       func(m *Migration) { m.Directions, m.Stopped = nil, time.Time{} },
-		"no throughput": func(m *Migration) { m.Throughput = nil },
-		"one stage":     func(m *Migration) { m.Stages = m.Stages[:1] },
-		"no stages":     func(m *Migration) { m.Stages = nil },
+		"far from zero":      func(m *Migration) { m.Zero = time.Time{}.Add(time.Hour) },
+		"nothing but probes": func(m *Migration) { m.Stages, m.Stopped, m.Resumed = nil, time.Time{}, time.Time{} },
+		"nothing":            func(m *Migration) { *m = Migration{} },
+		"no probes":          func(m *Migration) { m.Directions = nil },
+		"no stop":            func(m *Migration) { m.Stopped, m.Resumed = time.Time{}, time.Time{} },
+		"neither":            func(m *Migration) { m.Directions, m.Stopped = nil, time.Time{} },
+		"no throughput":      func(m *Migration) { m.Throughput = nil },
+		"one stage":          func(m *Migration) { m.Stages = m.Stages[:1] },
+		"no stages":          func(m *Migration) { m.Stages = nil },
 		"all at once": func(m *Migration) {
 			m.Stages = m.Stages[:4]
 			for i := range m.Stages {
