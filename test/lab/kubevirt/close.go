@@ -168,21 +168,23 @@ func collect(w *world) *step {
 	}
 	oldest := finished[0]
 	if s := oldest.Status.MigrationState; s != nil {
-		for _, name := range []string{s.SourcePod, s.TargetPod} {
-			if p := w.pod(name); p != nil && p != w.current() && down(p) && p.DeletionTimestamp == nil {
-				return w.remove(p, "its migration is forgotten")
-			}
+		name := s.SourcePod
+		if s.Failed {
+			name = s.TargetPod
+		}
+		if p := w.pod(name); p != nil && p != w.current() && down(p) && p.DeletionTimestamp == nil {
+			return w.remove(p, "its migration is forgotten")
 		}
 	}
 	return w.remove(oldest, "there are newer ones")
 }
 
-// leftoverRules are about launchers that nothing needs any more, and about what depends on nothing but time.
+// leftoverRules are about launchers that nothing needs any more.
 func leftoverRules(w *world) *step {
 	if w.vmi == nil {
 		return nil
 	}
-	return first(w, leftoverLaunchers, targetLabel, silentNode)
+	return first(w, leftoverLaunchers, targetLabel)
 }
 
 // leftoverLaunchers ends those that have no part in the VM's life: the source of a migration that succeeded, the target of one that failed.
@@ -244,7 +246,7 @@ func targetLabel(w *world) *step {
 
 // silentNode looks again at a VMI whose node does not report: no event will come.
 func silentNode(w *world) *step {
-	if vmiFinal(w.vmi) || w.silence() == 0 {
+	if w.vmi == nil || vmiFinal(w.vmi) || w.silence() == 0 {
 		return nil
 	}
 	return waits("the node does not report", time.Second)

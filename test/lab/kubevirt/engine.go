@@ -182,7 +182,7 @@ func (e *engine) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.
 			return reconcile.Result{}, err
 		}
 		e.connect(w)
-		s := first(w, vmRules, vmiRules, migrationRules, leftoverRules)
+		s := first(w, vmRules, vmiRules, closingRules, leftoverRules, migrationRules, silentNode)
 		if s == nil {
 			return reconcile.Result{}, nil
 		}

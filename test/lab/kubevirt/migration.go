@@ -29,8 +29,8 @@ type vmim struct {
 	target *corev1.Pod
 }
 
-// migrationRules are virt-controller's for the VM's migrations: first what has ended is closed, then the oldest that has not ended goes on. Others wait.
-func migrationRules(w *world) *step {
+// closingRules are virt-controller's for migrations that have ended.
+func closingRules(w *world) *step {
 	for _, m := range w.vmims {
 		if vmimFinal(m) {
 			if s := (&vmim{VirtualMachineInstanceMigration: m, w: w, target: w.target(m)}).close(); s != nil {
@@ -38,12 +38,17 @@ func migrationRules(w *world) *step {
 			}
 		}
 	}
+	return collect(w)
+}
+
+// migrationRules are virt-controller's and virt-handler's for the oldest migration that has not ended. Others wait.
+func migrationRules(w *world) *step {
 	for _, m := range w.vmims {
 		if !vmimFinal(m) {
 			return (&vmim{VirtualMachineInstanceMigration: m, w: w, target: w.target(m)}).advance()
 		}
 	}
-	return collect(w)
+	return nil
 }
 
 func (m *vmim) knobs() knobs {
@@ -152,8 +157,12 @@ func (m *vmim) accept() *step {
 // prepare makes the target pod, when not too many migrations go on, and the attachment pod of hotplugged volumes.
 func (m *vmim) prepare() *step {
 	if m.target == nil {
-		if m.crowded() {
+		switch {
+		case m.crowded():
 			return waits("too many migrations go on", limitPoll)
+		case slices.ContainsFunc(m.w.launchers, func(p *corev1.Pod) bool { return p != m.w.current() && !down(p) }):
+			// A VMI never has more than two.
+			return waits("a launcher of the migration before has not ended", 0)
 		}
 		nonroot := m.w.changeVMI("nonroot", func(vmi *kubevirtv1.VirtualMachineInstance) {
 			metav1.SetMetaDataAnnotation(&vmi.ObjectMeta, kubevirtv1.DeprecatedNonRootVMIAnnotation, "true")

@@ -60,8 +60,9 @@ func TestStandIn(t *testing.T) {
 func thereAndBack(t *testing.T, e *env) {
 	e.vmi(t, "vm1", nil)
 	e.migrate(t, "vm1", "m1", nil)
-	m := e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
+	e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
 	e.settled(t, "vm1", "node2")
+	m := e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
 	if s := m.Status.MigrationState; s.SourceNode != "node1" || s.TargetNode != "node2" {
 		t.Errorf("it went from %s to %s", s.SourceNode, s.TargetNode)
 	}
@@ -261,7 +262,7 @@ func (e *env) release(t *testing.T, name string) {
 // heldAndReleased: at each of these stages the migration waits, and it goes on afterwards.
 func heldAndReleased(t *testing.T, e *env) {
 	e.vmi(t, "vm1", nil)
-	for i, s := range []Stage{StageTargetPod, StageIncoming, StageMigrate, StageSwitchover, StageResume, StageReadyAnnotation, StageCompleted, StageFinalize} {
+	for i, s := range []Stage{StageTargetPod, StageIncoming, StageSwitchover, StageResume, StageCompleted, StageFinalize} {
 		name := "m" + string(rune('a'+i))
 		e.migrate(t, "vm1", name, with(quick, HoldAnnotation, string(s)))
 		phase := map[Stage]kubevirtv1.VirtualMachineInstanceMigrationPhase{
@@ -271,7 +272,7 @@ func heldAndReleased(t *testing.T, e *env) {
 			phase = kubevirtv1.MigrationRunning
 		}
 		e.awaitPhase(t, name, phase)
-		time.Sleep(150 * time.Millisecond) // nothing tells that nothing happens
+		time.Sleep(100 * time.Millisecond) // nothing tells that nothing happens
 		m := e.awaitPhase(t, name, phase)
 		if s == StageFinalize && len(m.Finalizers) == 0 {
 			t.Error("the finalizer went while it was held")
@@ -346,11 +347,11 @@ func forgotten(t *testing.T, e *env) {
 // restart: nothing is remembered by the stand-in that the API server and the launchers do not tell.
 func restart(t *testing.T, e *env) {
 	e.vmi(t, "vm1", nil)
-	for i, s := range []Stage{StageHandOff, StageTargetAddress, StageReadyAnnotation, StageCompleted} {
+	for i, s := range []Stage{StageTargetAddress, StageReadyAnnotation} {
 		name := "m" + string(rune('a'+i))
 		e.migrate(t, "vm1", name, with(quick, HoldAnnotation, string(s)))
 		phase := map[Stage]kubevirtv1.VirtualMachineInstanceMigrationPhase{
-			StageHandOff: kubevirtv1.MigrationScheduled, StageTargetAddress: kubevirtv1.MigrationPreparingTarget,
+			StageTargetAddress: kubevirtv1.MigrationPreparingTarget,
 		}[s]
 		if phase == "" {
 			phase = kubevirtv1.MigrationRunning

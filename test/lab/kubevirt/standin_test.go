@@ -133,7 +133,9 @@ func (e *env) standIn(t *testing.T) (stop func()) {
 	t.Helper()
 	user := rest.CopyConfig(e.rest)
 	user.Impersonate.UserName = User
-	return e.background(t, func(ctx context.Context) error { return Run(ctx, Config{API: user, Launchers: e.launchers, Log: e.log}) })
+	return e.background(t, func(ctx context.Context) error {
+		return Run(ctx, Config{API: user, Launchers: e.launchers, Log: e.log})
+	})
 }
 
 // in is the same with another namespace, named for the test; its recording is left where -recordings says.
