@@ -11,7 +11,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -118,7 +117,7 @@ func (a *attacher) prepare(ctx context.Context, at *attachment) error {
 	}
 	at.db = db
 	start = a.stage(at, stageReady, start)
-	if at.id, err = a.waitIdentity(ctx, at.req.Pod, a.node.mtu.Load()); err != nil {
+	if at.id, err = a.waitIdentity(ctx, at.req.Pod); err != nil {
 		return err
 	}
 	a.stage(at, stageIdentity, start)
@@ -135,8 +134,9 @@ func (a *attacher) plan(at *attachment) {
 		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, NoOffload: noOffload,
 	}
 	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, Gateways: id.Gateways, NoOffload: noOffload}
+	name, version := id.port(req.Pod, req.Network)
 	at.port = ovs.Port{
-		Name: at.veth.Host, ID: ident.PodPort(req.Pod.Namespace, req.Pod.Name, req.Network), UID: id.UID, MAC: mac.String(),
+		Name: at.veth.Host, ID: name, UID: version, MAC: mac.String(),
 		Owner: ovs.Owner{Container: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Pod: req.Pod.String(), Conf: req.Conf},
 	}
 }
@@ -147,7 +147,7 @@ func (a *attacher) existing(ctx context.Context, at *attachment) *wire.Result {
 	if err != nil || !port.Installed || port.Port != at.port {
 		return nil
 	}
-	if err := a.host.CheckContainer(at.req.Netns, at.pod); err != nil {
+	if err := a.checkContainer(at); err != nil {
 		return nil
 	}
 	mac, found, err := a.host.LinkMAC(at.veth.Host)
@@ -156,6 +156,14 @@ func (a *attacher) existing(ctx context.Context, at *attachment) *wire.Result {
 	}
 	at.log.Info("container is attached already", "port", at.port.ID)
 	return result(at, mac)
+}
+
+// checkContainer compares the container's side with what it was made as; what KubeVirt makes of a launcher's is as good.
+func (a *attacher) checkContainer(at *attachment) error {
+	if at.id.VMI != nil {
+		return a.host.CheckLauncher(at.req.Netns, at.pod)
+	}
+	return a.host.CheckContainer(at.req.Netns, at.pod)
 }
 
 // plug makes the veth, hands one end to OVN, and prepares the other while OVN binds the port.

@@ -54,7 +54,7 @@ func (a *attacher) check(ctx context.Context, req *wire.Request) error {
 		return err
 	}
 	at := &attachment{req: req, db: db, log: a.log}
-	if at.id, _, err = lookIdentity(a.inputs.pod(req.Pod.String()), req.Pod, a.node.mtu.Load()); err != nil {
+	if at.id, _, err = lookIdentity(a.inputs.pod(req.Pod.String()), req.Pod, a.here()); err != nil {
 		return err
 	}
 	a.plan(at)
@@ -66,7 +66,7 @@ func (a *attacher) check(ctx context.Context, req *wire.Request) error {
 	if !found {
 		errs = append(errs, fmt.Errorf("the node has no link %s", name))
 	}
-	errs = append(errs, a.host.CheckContainer(req.Netns, at.pod))
+	errs = append(errs, a.checkContainer(at))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("pod %s: %w: delete the pod, it is attached anew", req.Pod, err)
 	}

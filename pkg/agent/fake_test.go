@@ -83,6 +83,10 @@ func (n *fakeNode) ConfigureContainer(path string, i netdev.Interface) error {
 	return n.op("ConfigureContainer", func() { n.inside[path] = i })
 }
 
+func (n *fakeNode) CheckLauncher(_ string, _ netdev.Interface) (err error) {
+	return n.op("CheckLauncher", func() {})
+}
+
 func (n *fakeNode) CheckContainer(_ string, _ netdev.Interface) (err error) {
 	return n.op("CheckContainer", func() {})
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
@@ -18,8 +20,24 @@ type identity struct {
 	UID string
 }
 
+// port names the OVN port of the pod's interface on a network and its version. It never comes from the annotation alone.
+func (id identity) port(pod wire.Pod, network string) (name ident.PortName, version string) {
+	if id.VMI != nil {
+		return ident.VMPort(pod.Namespace, id.VMI.Name, network), id.VMI.UID
+	}
+	return ident.PodPort(pod.Namespace, pod.Name, network), id.UID
+}
+
+// here is what an identity is judged by besides the pod.
+type here struct {
+	node   string
+	maxMTU int
+}
+
+func (a *attacher) here() here { return here{node: a.cfg.NodeName, maxMTU: a.node.mtu.Load()} }
+
 // lookIdentity judges the pod as it is now. done: no event will change the outcome; else err says what is missing.
-func lookIdentity(pod *corev1.Pod, ref wire.Pod, maxMTU int) (id identity, done bool, err error) {
+func lookIdentity(pod *corev1.Pod, ref wire.Pod, on here) (id identity, done bool, err error) {
 	if pod == nil {
 		return identity{}, false, fmt.Errorf("pod %s: the API server has not shown it on this node: is it scheduled here, and is the API server reachable?", ref)
 	}
@@ -40,15 +58,39 @@ func lookIdentity(pod *corev1.Pod, ref wire.Pod, maxMTU int) (id identity, done 
 		return identity{}, false, fmt.Errorf("pod %s: annotation %s is for UID %s, the pod has UID %s: only godwit-controller may write it",
 			ref, v1alpha1.IdentityAnnotation, parsed.PodUID, pod.UID)
 	}
-	if parsed.MTU > maxMTU {
+	if parsed.VMI != nil {
+		if done, err := lookLauncher(pod, parsed, on.node); err != nil {
+			return identity{}, done, fmt.Errorf("launcher pod %s: %w", ref, err)
+		}
+	}
+	if parsed.MTU > on.maxMTU {
 		return identity{}, true, fmt.Errorf("pod %s: its MTU %d is over this node's %d: lower spec.mtu of Subnet %s, or raise the MTU of this node's underlay",
-			ref, parsed.MTU, maxMTU, parsed.Subnet)
+			ref, parsed.MTU, on.maxMTU, parsed.Subnet)
 	}
 	return identity{Identity: parsed, UID: string(pod.UID)}, true, nil
 }
 
+// lookLauncher judges whether a VM's launcher may attach here: its port must ask for this chassis first, or the port would be claimed from the node
+// where the VM runs, or by nobody.
+func lookLauncher(pod *corev1.Pod, id v1alpha1.Identity, node string) (done bool, err error) {
+	owner := metav1.GetControllerOfNoCopy(pod)
+	if owner == nil || owner.Kind != v1alpha1.KindVirtualMachineInstance || owner.Name != id.VMI.Name || string(owner.UID) != id.VMI.UID {
+		return true, fmt.Errorf("annotation %s is for VMI %s (%s), which is not the pod's controller: only godwit-controller may write it",
+			v1alpha1.IdentityAnnotation, id.VMI.Name, id.VMI.UID)
+	}
+	if id.Attach == nil {
+		return false, fmt.Errorf("VMI %s: godwit-controller has not allowed this launcher to attach: does the VM run elsewhere, or does a migration wait? "+
+			"The events of the VMI and `kubectl -n %s get portmigrations -o wide` say why", id.VMI.Name, pod.Namespace)
+	}
+	if id.Attach.Chassis != node {
+		return false, fmt.Errorf("VMI %s: this launcher may attach on chassis %s, and this is %s: is the node's name that of the chassis?",
+			id.VMI.Name, id.Attach.Chassis, node)
+	}
+	return true, nil
+}
+
 // waitIdentity returns the identity of the pod, or what was missing when ctx ended. A pod that was there and is deleted ends the wait.
-func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod, maxMTU int) (identity, error) {
+func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod) (identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.IdentityTimeout)
 	defer cancel()
 	var id identity
@@ -60,7 +102,7 @@ func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod, maxMTU int) (
 			return true
 		}
 		seen = seen || pod != nil
-		id, done, missing = lookIdentity(pod, ref, maxMTU)
+		id, done, missing = lookIdentity(pod, ref, a.here())
 		return done
 	})
 	if errors.Is(err, context.DeadlineExceeded) {

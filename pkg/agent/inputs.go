@@ -159,6 +159,9 @@ func trimPod(obj any) (any, error) {
 			meta.Annotations[key] = v
 		}
 	}
+	if owner := metav1.GetControllerOf(pod); owner != nil {
+		meta.OwnerReferences = []metav1.OwnerReference{*owner}
+	}
 	return &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork}}, nil
 }
 

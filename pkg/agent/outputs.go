@@ -22,6 +22,7 @@ type hostNetwork interface {
 	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
 	ConfigureContainer(netns string, i netdev.Interface) error
 	CheckContainer(netns string, want netdev.Interface) error
+	CheckLauncher(netns string, want netdev.Interface) error
 	DeleteLink(name string) error
 	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
 	SameNetns(path string) (bool, error)

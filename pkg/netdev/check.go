@@ -38,6 +38,32 @@ func (Host) CheckContainer(nsPath string, want Interface) error {
 	})
 }
 
+// boundSuffix is what KubeVirt's bridge binding adds to the name of the pod's interface (KubeVirt pkg/network/link, GenerateNewBridgedVmiInterfaceName).
+const boundSuffix = "-nic"
+
+// CheckLauncher is CheckContainer for the pod of a VM, whose interface KubeVirt may have given to the VM: it has another name then, no addresses, and any MAC.
+func (h Host) CheckLauncher(nsPath string, want Interface) error {
+	bound := false
+	err := InNetns(nsPath, func() error {
+		link, err := netlink.LinkByName(want.Name + boundSuffix)
+		if err != nil {
+			if isNoLink(err) {
+				return nil
+			}
+			return fmt.Errorf("find %s%s in %s: %w", want.Name, boundSuffix, nsPath, err)
+		}
+		bound = true
+		if attrs := link.Attrs(); attrs.Flags&net.FlagUp == 0 || attrs.MTU != want.MTU {
+			return fmt.Errorf("%s in %s is %s with MTU %d, want it up with %d", attrs.Name, nsPath, attrs.OperState, attrs.MTU, want.MTU)
+		}
+		return nil
+	})
+	if err != nil || bound {
+		return err
+	}
+	return h.CheckContainer(nsPath, want)
+}
+
 func checkAddrs(link netlink.Link, want Interface) error {
 	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {

@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/wire"
+)
+
+// A launcher attaches when its VM's port asks for this chassis, and to no port but its VMI's.
+func TestLookLauncher(t *testing.T) {
+	ref := wire.Pod{Namespace: "ns", Name: "virt-launcher-vm-abcde"}
+	base := v1alpha1.Identity{
+		PodUID: "pod", Subnet: "default", MTU: 1400, MAC: v1alpha1.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/16")},
+		Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, VMI: &v1alpha1.Instance{Name: "a.vm", UID: "vmi"},
+	}
+	isController := true
+	owner := metav1.OwnerReference{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "a.vm", UID: "vmi", Controller: &isController}
+	for name, c := range map[string]struct {
+		attach *v1alpha1.Attach
+		owner  func(*metav1.OwnerReference)
+		done   bool
+		says   string // empty: it may attach
+	}{
+		"not allowed yet":   {nil, nil, false, "has not allowed this launcher to attach"},
+		"allowed elsewhere": {&v1alpha1.Attach{Chassis: "n2", Migration: "m"}, nil, false, "may attach on chassis n2, and this is n1"},
+		"allowed here":      {&v1alpha1.Attach{Chassis: "n1", Migration: "m"}, nil, true, ""},
+		"another VMI's":     {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.Name = "b" }, true, "is not the pod's controller"},
+		"an earlier VMI's":  {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.UID = types.UID("old") }, true, "is not the pod's controller"},
+		"not a launcher":    {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.Kind = "Job" }, true, "is not the pod's controller"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id, own := base, owner
+			id.Attach = c.attach
+			if c.owner != nil {
+				c.owner(&own)
+			}
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+				Namespace: "ns", Name: ref.Name, UID: "pod", Annotations: map[string]string{v1alpha1.IdentityAnnotation: id.Text()}, OwnerReferences: []metav1.OwnerReference{own},
+			}}
+			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500})
+			if done != c.done {
+				t.Errorf("done is %v, want %v", done, c.done)
+			}
+			if c.says != "" {
+				if err == nil || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("%v, want it to say %q", err, c.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name, version := got.port(ref, "default"); name != "vm/ns/a.vm/default" || version != "vmi" {
+				t.Errorf("port %s, version %s", name, version)
+			}
+		})
+	}
+}
