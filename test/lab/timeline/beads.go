@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -75,10 +76,7 @@ func (p *panel) silence(d *Direction, i int, top float64) {
 	}
 	from, to := p.clamp(d.From), p.clamp(d.To)
 	p.ground.rect(fmt.Sprintf("gap%d", i), box{from, top, to - from, beadRow - 3})
-	says := millis(d.Silence()) + " ms without an arrival"
-	if d.Open {
-		says += ", and none since"
-	}
+	says := strings.Join(append([]string{millis(d.Silence()) + " ms without an arrival"}, d.notes()...), ", ")
 	p.text(point{p.centre(from, to, says), top + silenceAt + 3}, middle, [2]string{fmt.Sprintf("strong d%d", i), says})
 	edge, y := fmt.Sprintf("edge%d", i), top+silenceAt+12
 	p.line(edge, point{from, y}, point{to, y})

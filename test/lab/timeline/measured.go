@@ -10,7 +10,7 @@ import (
 func Probed(name string, p *traffic.Probes) Direction {
 	d := Direction{
 		Name: name, Interval: p.Interval, Sent: p.Counts.Sent, Lost: p.Counts.Lost, Duplicated: p.Counts.Duplicated, Reordered: p.Counts.Reordered,
-		From: p.Start.Add(p.Gap.From), To: p.Start.Add(p.Gap.To), Open: p.Gap.Open,
+		From: p.Start.Add(p.Gap.From), To: p.Start.Add(p.Gap.To), Open: p.Gap.Open, Paused: p.Gap.Paused,
 	}
 	for seq, at := range p.Arrived {
 		switch {

@@ -13,11 +13,11 @@ func TestMeasurementsBecomeInput(t *testing.T) {
 	ms := time.Millisecond
 	p := &traffic.Probes{
 		Start: zero, Interval: 5 * ms, Sent: traffic.Times{0, 5 * ms, 10 * ms}, Arrived: traffic.Times{ms, traffic.Never, 12 * ms},
-		Counts: traffic.Counts{Sent: 3, Received: 2, Lost: 1, Duplicated: 4, Reordered: 5}, Gap: traffic.Gap{From: ms, To: 12 * ms, Open: true},
+		Counts: traffic.Counts{Sent: 3, Received: 2, Lost: 1, Duplicated: 4, Reordered: 5}, Gap: traffic.Gap{From: ms, To: 12 * ms, Open: true, Paused: 7 * ms},
 	}
 	want := Direction{
 		Name: "there", Interval: 5 * ms, Sent: 3, Lost: 1, Duplicated: 4, Reordered: 5, Arrivals: []time.Time{at(1), at(12)}, Missing: []time.Time{at(5)},
-		From: at(1), To: at(12), Open: true,
+		From: at(1), To: at(12), Open: true, Paused: 7 * ms,
 	}
 	if diff := cmp.Diff(want, Probed("there", p)); diff != "" {
 		t.Errorf("direction (-want +got):\n%s", diff)

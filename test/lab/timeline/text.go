@@ -66,10 +66,7 @@ func (m *Migration) summary() [][]string {
 			says = append(says, millis(m.Beyond(d))+" ms beyond QEMU's stop")
 		}
 		says = append(says, fmt.Sprintf("a probe every %s", d.Interval))
-		if d.Open {
-			says = append(says, "and nothing since")
-		}
-		rows = append(rows, []string{"interruption " + d.Name, millis(d.Silence()) + " ms", strings.Join(says, ", ")})
+		rows = append(rows, []string{"interruption " + d.Name, millis(d.Silence()) + " ms", strings.Join(append(says, d.notes()...), ", ")})
 	}
 	for i := range m.Directions {
 		d := &m.Directions[i]

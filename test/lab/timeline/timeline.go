@@ -58,6 +58,8 @@ type Direction struct {
 	From, To time.Time
 	// Open means that nothing has arrived after From.
 	Open bool
+	// Paused is for how long the sender itself did not send in that time, by its own clock. Beyond twice the interval it is named.
+	Paused time.Duration
 }
 
 // Silence is the longest time without an arrival.
@@ -77,6 +79,18 @@ type Connections struct {
 	Total, Kept int
 	// Stall is the longest time that one of those kept made no progress.
 	Stall time.Duration
+}
+
+// notes say what else has to be known of the silence.
+func (d *Direction) notes() []string {
+	var all []string
+	if d.Paused > 2*d.Interval {
+		all = append(all, "the sender itself paused for "+millis(d.Paused)+" ms")
+	}
+	if d.Open {
+		all = append(all, "and none since")
+	}
+	return all
 }
 
 // Stop is how long QEMU had stopped the VM; zero if that is not known.

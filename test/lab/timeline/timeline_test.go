@@ -191,6 +191,7 @@ func TestBrokenConnectionsAndSilenceWithoutEndAreNamed(t *testing.T) {
 	m := sample()
 	m.Connections.Kept = 19
 	m.Directions[1].Open, m.Directions[1].To = true, at(4900)
+	m.Directions[0].Paused = 60 * time.Millisecond
 	if svg := draw(t, m); !strings.Contains(svg, `<tspan class="figure bad">19 of 20</tspan>`) || !strings.Contains(svg, "and none since") {
 		t.Error("the picture does not show a broken connection, or that nothing arrives any more")
 	}
@@ -198,7 +199,7 @@ func TestBrokenConnectionsAndSilenceWithoutEndAreNamed(t *testing.T) {
 	if err := m.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(text.String(), "19 of 20") || !strings.Contains(text.String(), "and nothing since") {
+	if !strings.Contains(text.String(), "19 of 20") || !strings.Contains(text.String(), "and none since") || !strings.Contains(text.String(), "the sender itself paused for 60.0 ms") {
 		t.Errorf("the text does not say it:\n%s", text.String())
 	}
 }

@@ -71,6 +71,17 @@ func TestOneWayOfARunOfWhichNothingArrives(t *testing.T) {
 	}
 }
 
+// One way too, a sender that sleeps is told from a network that does, although the clocks are not comparable.
+func TestOneWaySaysHowLongTheSenderPaused(t *testing.T) {
+	for sent, want := range map[time.Duration]time.Duration{ms(1015): ms(5), ms(1090): ms(80)} {
+		run := &Probes{Interval: ms(5), Sent: Times{ms(1000), ms(1005), ms(1010), sent, sent + ms(5)}, Counts: Counts{Sent: 5}}
+		seen := &Arrivals{Flows: []Flow{{Seq: []uint32{0, 1, 2, 3, 4}, At: Times{0, ms(5), ms(10), ms(95), ms(100)}}}}
+		if p := OneWay(run, seen); p.Gap != (Gap{From: ms(10), To: ms(95), Paused: want}) {
+			t.Errorf("gap %+v, want one of 85 ms in which the sender paused for %s", p.Gap, want)
+		}
+	}
+}
+
 func TestResultsSurviveJSON(t *testing.T) {
 	r := Result{
 		Run: 0xabc, Start: time.Unix(1_800_000_000, 123_456_000).UTC(), Length: time.Second, Bucket: ms(100),

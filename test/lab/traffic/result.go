@@ -73,8 +73,8 @@ type Gap struct {
 	To   time.Duration `json:"to"`
 	// Open means that nothing has arrived since From: To is the end of the measurement.
 	Open bool `json:"open,omitempty"`
-	// Paused is the longest time between two sends from one interval before From to To, where the sender's times are known: much more than the interval means
-	// that the sender, not the network, is to blame for a part of the gap.
+	// Paused is the longest time between two sends in and beside the gap, by the sender's own clock: much more than the interval means that the sender, not the
+	// network, is to blame for a part of the gap. A stop of the VM in which the sender runs is not seen in it.
 	Paused time.Duration `json:"paused,omitempty"`
 }
 
@@ -163,5 +163,23 @@ func OneWay(run *Probes, arrivals *Arrivals) Probes {
 		missing++
 	}
 	p.Gap = longest(p.Arrived, seen.At[0], slices.Max(seen.At)+run.Interval*time.Duration(missing))
+	p.Gap.Paused = pausedBetween(run.Sent, p.Arrived, p.Gap)
 	return p
+}
+
+// pausedBetween is the longest time between two sends from the last probe that arrived before a gap to the first that arrived after it.
+func pausedBetween(sent, arrived Times, gap Gap) (worst time.Duration) {
+	before, after := 0, len(arrived)-1
+	for seq, at := range arrived {
+		switch at {
+		case gap.From:
+			before = seq
+		case gap.To:
+			after = seq
+		}
+	}
+	for i := min(before, after) + 1; i <= max(before, after) && i < len(sent); i++ {
+		worst = max(worst, sent[i]-sent[i-1])
+	}
+	return worst
 }
