@@ -48,6 +48,13 @@ func TestMasquerade(t *testing.T) {
 	if frames := leaked(); len(frames) > 0 {
 		t.Errorf("%d RARPs left the target's pod, want none: %v", len(frames), frames)
 	}
+	// A pod's end: where the guest was, and where it is.
+	for _, p := range []*pod{one, two} {
+		if err := p.process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		p.wantStatus(t, 0)
+	}
 }
 
 func (w *world) setPort(t *testing.T, port string, set func(netlink.Link) error) {

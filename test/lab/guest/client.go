@@ -209,9 +209,10 @@ func eventsEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// Await returns the first event, past or future, that match says true of.
-func (c *Client) Await(ctx context.Context, match func(Event) bool) (Event, error) {
-	for e, err := range c.Events(ctx, 0) {
+// Await returns the first event after the one with that Seq, past or future, that match says true of. A launcher that has received a VM and sends it on has
+// events of two migrations: the number of the last one before Migrate tells them apart.
+func (c *Client) Await(ctx context.Context, after int, match func(Event) bool) (Event, error) {
+	for e, err := range c.Events(ctx, after) {
 		if err != nil {
 			return Event{}, fmt.Errorf("wait for an event of the launcher in %s: %w", c.dir, err)
 		}

@@ -213,6 +213,9 @@ func preCopy(t *testing.T, w *world, from, to *pod) {
 	}
 	stop := resumed.At().Sub(stopped.At())
 	t.Logf("the guest stood still for %s; by QEMU's account: %+v; %d bytes", stop, status.Migration, relay.Bytes())
+	if m := status.Migration; m == nil || m.Status != guest.Completed || m.Total <= 0 || m.Downtime <= 0 {
+		t.Errorf("QEMU's account is %+v, want a completed migration with its times", m)
+	}
 	if stop <= 0 || stop > time.Second {
 		t.Errorf("the guest stood still for %s, want less than a second", stop)
 	}
@@ -251,6 +254,35 @@ func postCopy(t *testing.T, from, to *pod) {
 		t.Fatal(err)
 	}
 	from.wantStatus(t, 0)
+}
+
+// TestLostPostCopy cuts the network while the guest's memory is on both sides: it has nowhere to go on, and both ends wait.
+func TestLostPostCopy(t *testing.T) {
+	w := newWorld(t)
+	one, two := w.pod(t), w.pod(t)
+	for _, p := range []*pod{one, two} {
+		if _, err := p.Plumb(t.Context(), []guest.NIC{{Name: "default"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := one.Start(t.Context(), domain); err != nil {
+		t.Fatal(err)
+	}
+	one.await(t, 0, guest.Leased)
+	relay := migrate(t, one, two, guest.Incoming{PostCopy: true}, guest.Migration{PostCopy: true, Bandwidth: 5 << 20, PostCopyBandwidth: 1 << 20})
+	one.await(t, 0, guest.MigrationChanged, guest.Active)
+	if err := one.StartPostCopy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	two.await(t, 0, guest.Resumed)
+	relay.Cut()
+	for _, p := range []*pod{one, two} {
+		p.await(t, 0, guest.MigrationChanged, guest.PostCopyPaused)
+		if err := p.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.wantStatus(t, 1)
+	}
 }
 
 func wantState(t *testing.T, p *pod, want guest.State) {

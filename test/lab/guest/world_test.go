@@ -126,9 +126,10 @@ type pod struct {
 	*guest.Client
 	ns *netns.Namespace
 	// port is the network's end of the pod's link, in the world's namespace.
-	port   string
-	ended  chan struct{}
-	status int // after ended
+	port    string
+	process *os.Process
+	ended   chan struct{}
+	status  int // after ended
 }
 
 // pod makes a pod whose eth0 is as a CNI makes it, and starts a launcher in it.
@@ -171,6 +172,7 @@ func (p *pod) launch(t *testing.T, cmd *exec.Cmd) {
 	if err := p.ns.Do(cmd.Start); err != nil {
 		t.Fatal(err)
 	}
+	p.process = cmd.Process
 	go func() {
 		defer close(p.ended)
 		_ = cmd.Wait() // the status is what counts
@@ -237,19 +239,16 @@ func (p *pod) await(t *testing.T, after int, what guest.EventType, status ...gue
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for e, err := range p.Events(ctx, after) {
-		if err != nil {
-			t.Fatalf("wait for %s %v on %s: %v", what, status, p.port, err)
-		}
-		if e.Type == what && (len(status) == 0 || slices.Contains(status, e.Status)) {
-			return e
-		}
+	e, err := p.Await(ctx, after, func(e guest.Event) bool {
+		return e.Type == what && (len(status) == 0 || slices.Contains(status, e.Status))
+	})
+	if err != nil {
+		t.Fatalf("wait for %s %v on %s: %v", what, status, p.port, err)
 	}
-	t.Fatalf("no %s %v on %s", what, status, p.port)
-	return guest.Event{}
+	return e
 }
 
-// events are all of the launcher's so far.
+// last is the number of the launcher's last event so far.
 func (p *pod) last(t *testing.T) int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

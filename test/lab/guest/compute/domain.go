@@ -15,6 +15,8 @@ import (
 const (
 	// askTimeout bounds the answer to a question of a QEMU that may be frozen.
 	askTimeout = time.Second
+	// sumPoll is how often QEMU is asked for a sum that it is about to make.
+	sumPoll = 2 * time.Millisecond
 	// noLimit is more bytes a second than any network has; QEMU's own default is 128 MiB.
 	noLimit = 1 << 40
 )
@@ -146,11 +148,27 @@ func (l *launcher) report(ctx context.Context) (guest.Status, error) {
 	if q.qmp.Execute(asking, "query-status", nil, &run) == nil {
 		s.QEMU = run.Status
 	}
-	var m migrationAnswer
-	if q.qmp.Execute(asking, "query-migrate", nil, &m) == nil && m.Status != "" {
-		s.Migration = m.info()
-	}
+	s.Migration = q.migration(asking, s.State == guest.Migrated)
 	return s, ctx.Err()
+}
+
+// migration asks QEMU for the last migration; nil if there was none or QEMU does not answer. It announces a migration's end before it has added up how long it took:
+// sent says that this is to be waited for.
+func (q *qemu) migration(ctx context.Context, sent bool) *guest.MigrationInfo {
+	for {
+		var m migrationAnswer
+		if q.qmp.Execute(ctx, "query-migrate", nil, &m) != nil || m.Status == "" {
+			return nil
+		}
+		if !sent || m.TotalTime > 0 {
+			return m.info()
+		}
+		select {
+		case <-ctx.Done():
+			return m.info()
+		case <-time.After(sumPoll):
+		}
+	}
 }
 
 // migrationAnswer is QEMU's of query-migrate.
