@@ -60,9 +60,13 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(release)
 	w := &world{dir: shortDir(t)}
-	if w.bundle, err = bundle.New(t.Context(), log, base, programs); err != nil {
+	w.bundle, err = bundle.New(t.Context(), log, base, programs)
+	if err == nil {
+		err = w.keep(w.bundle)
+	}
+	release()
+	if err != nil {
 		t.Fatal(err)
 	}
 	w.ns = namespace(t)
@@ -76,6 +80,16 @@ func newWorld(t *testing.T) *world {
 		t.Fatalf("make a network: %v", err)
 	}
 	return w
+}
+
+// keep copies the launcher: others may build it anew while the test runs.
+func (w *world) keep(b *bundle.Bundle) error {
+	program, err := os.ReadFile(b.Launcher)
+	if err != nil {
+		return err
+	}
+	b.Launcher = filepath.Join(w.dir, "launcher")
+	return os.WriteFile(b.Launcher, program, 0o755)
 }
 
 func namespace(t *testing.T) *netns.Namespace {

@@ -148,19 +148,23 @@ func (l *launcher) report(ctx context.Context) (guest.Status, error) {
 	if q.qmp.Execute(asking, "query-status", nil, &run) == nil {
 		s.QEMU = run.Status
 	}
-	s.Migration = q.migration(asking, s.State == guest.Migrated)
+	whole := func(migrationAnswer) bool { return true }
+	if s.State == guest.Migrated {
+		// QEMU announces a migration's end before it has added up how long it took.
+		whole = func(m migrationAnswer) bool { return m.TotalTime > 0 }
+	}
+	s.Migration = q.migration(asking, whole)
 	return s, ctx.Err()
 }
 
-// migration asks QEMU for the last migration; nil if there was none or QEMU does not answer. It announces a migration's end before it has added up how long it took:
-// sent says that this is to be waited for.
-func (q *qemu) migration(ctx context.Context, sent bool) *guest.MigrationInfo {
+// migration asks QEMU for the last migration, until ctx ends or the answer is whole; nil if there was none or QEMU does not answer.
+func (q *qemu) migration(ctx context.Context, whole func(migrationAnswer) bool) *guest.MigrationInfo {
 	for {
 		var m migrationAnswer
 		if q.qmp.Execute(ctx, "query-migrate", nil, &m) != nil || m.Status == "" {
 			return nil
 		}
-		if !sent || m.TotalTime > 0 {
+		if whole(m) {
 			return m.info()
 		}
 		select {
