@@ -26,7 +26,8 @@ type Binding string
 const (
 	// Bridge gives the guest the pod's place in the network: its addresses by DHCP, and a MAC address of the VM's.
 	Bridge Binding = "bridge"
-	// Masquerade hides the guest behind the pod: it has 10.0.2.2 and fd10:0:2::2, and what it sends leaves under the pod's addresses. No frame of QEMU's leaves the pod.
+	// Masquerade hides the guest behind the pod: it has 10.0.2.2, and what it sends leaves under the pod's address. No frame of QEMU's leaves the pod. It is stood
+	// in for by IPv4 only: a pod without an IPv4 address cannot have it.
 	Masquerade Binding = "masquerade"
 )
 
