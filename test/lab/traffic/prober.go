@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,13 +32,20 @@ type flow struct {
 	peer   netip.Addr
 	sock   *datagrams
 
+	// Of the sender alone, which waits for no lock: whoever holds it may be waiting for a processor. They are read when it has ended.
+	sent Times
+	late time.Duration
+	// count is len(sent).
+	count   atomic.Int64
+	refused atomic.Int64
+
 	mu      sync.Mutex
-	sent    Times
 	replies []arrival
 	corrupt int
-	refused int
-	late    time.Duration
 }
+
+// roomAtFirst is for so many probes.
+const roomAtFirst = 1 << 14
 
 func newProber(ctx context.Context, place Place, spec *Spec, start time.Time) (*prober, error) {
 	p := &prober{run: spec.ID, start: start, interval: spec.Probe.Interval.Duration, size: spec.Probe.Size}
@@ -57,7 +65,7 @@ func newProber(ctx context.Context, place Place, spec *Spec, start time.Time) (*
 		if err != nil {
 			return nil, errors.Join(err, conn.Close(), p.close())
 		}
-		p.flows = append(p.flows, &flow{number: uint16(i), peer: peer, sock: sock})
+		p.flows = append(p.flows, &flow{number: uint16(i), peer: peer, sock: sock, sent: make(Times, 0, roomAtFirst)})
 	}
 	return p, nil
 }
@@ -100,25 +108,18 @@ func (p *prober) probe(ctx context.Context) error {
 // send sends probe seq. Errors about this very datagram are counted.
 func (f *flow) send(p *prober, buf []byte, seq uint32, late time.Duration) error {
 	probe{kind: typeProbe, flow: f.number, run: p.run, seq: seq}.put(buf)
-	f.mu.Lock()
 	f.late = max(f.late, late)
 	f.sent = append(f.sent, time.Since(p.start))
-	f.mu.Unlock()
+	f.count.Add(1)
 	_, err := f.sock.conn.Write(buf)
 	if err != nil && transient(err) {
-		f.refuse()
+		f.refused.Add(1)
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("send a probe to %s: %w", f.peer, err)
 	}
 	return nil
-}
-
-func (f *flow) refuse() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.refused++
 }
 
 // receive takes replies until the read deadline.
@@ -131,7 +132,7 @@ func (f *flow) receive(p *prober) error {
 		case errors.As(err, &timeout) && timeout.Timeout():
 			return nil
 		case err != nil && transient(err):
-			f.refuse()
+			f.refused.Add(1)
 		case err != nil:
 			return fmt.Errorf("receive replies of %s: %w", f.peer, err)
 		default:
@@ -154,13 +155,13 @@ func (f *flow) reply(p *prober, r received) {
 	f.replies = append(f.replies, arrival{seq: got.seq, at: max(r.at.Sub(p.start.Round(0)), 0)})
 }
 
-// result is what is known now. Probes that have been sent just now count as lost.
+// result is what is known when the run has ended.
 func (f *flow) result(p *prober) Probes {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := Probes{Flow: f.number, Peer: f.peer, Start: p.start.Round(0), Interval: p.interval, Sent: append(Times(nil), f.sent...), Late: f.late}
 	r.Arrived, r.Counts = count(f.replies, len(f.sent))
-	r.Counts.Corrupt, r.Counts.Refused = f.corrupt, f.refused
+	r.Counts.Corrupt, r.Counts.Refused = f.corrupt, int(f.refused.Load())
 	var from, to time.Duration
 	if n := len(f.sent); n > 0 {
 		from, to = f.sent[0], f.sent[n-1]
@@ -174,7 +175,7 @@ func (f *flow) result(p *prober) Probes {
 func (p *prober) totals() (sent, replied int) {
 	for _, f := range p.flows {
 		f.mu.Lock()
-		sent, replied = sent+len(f.sent), replied+len(f.replies)
+		sent, replied = sent+int(f.count.Load()), replied+len(f.replies)
 		f.mu.Unlock()
 	}
 	return sent, replied

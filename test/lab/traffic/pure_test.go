@@ -31,6 +31,22 @@ func TestLongest(t *testing.T) {
 	}
 }
 
+func TestWithin(t *testing.T) {
+	begin := time.Unix(1_800_000_000, 0)
+	p := &Probes{Start: begin, Interval: ms(5), Arrived: Times{0, ms(5), ms(40), Never, ms(45), ms(50), ms(150), ms(155)}, Gap: Gap{From: ms(155), To: ms(800), Open: true}}
+	for _, tc := range []struct {
+		from, to int
+		want     Gap
+	}{
+		{0, 60, Gap{From: ms(50), To: ms(150)}}, {0, 45, Gap{From: ms(5), To: ms(40)}}, {20, 30, Gap{From: ms(5), To: ms(40)}}, {100, 110, Gap{From: ms(50), To: ms(150)}},
+		{0, 1000, p.Gap}, {900, 1000, Gap{}},
+	} {
+		if got := p.Within(begin.Add(ms(tc.from)), begin.Add(ms(tc.to))); got != tc.want {
+			t.Errorf("%d to %d ms: %+v, want %+v", tc.from, tc.to, got, tc.want)
+		}
+	}
+}
+
 // A sender that sleeps is not taken for a network that does.
 func TestPaused(t *testing.T) {
 	sent := Times{0, ms(5), ms(10), ms(60), ms(65), ms(70)}

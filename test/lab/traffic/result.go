@@ -81,6 +81,29 @@ type Gap struct {
 // Length is how long it was.
 func (g Gap) Length() time.Duration { return g.To - g.From }
 
+// Within is the longest gap of which some is in a window of the wall clock's time: that of a migration, or one in which nothing was done, to compare. It is the
+// zero Gap if there were not two arrivals.
+func (p *Probes) Within(from, to time.Time) Gap {
+	at := slices.DeleteFunc(slices.Sorted(slices.Values(p.Arrived)), func(t time.Duration) bool { return t == Never })
+	gaps := make([]Gap, 0, len(at))
+	for i := 1; i < len(at); i++ {
+		gaps = append(gaps, Gap{From: at[i-1], To: at[i]})
+	}
+	if p.Gap.Open {
+		gaps = append(gaps, p.Gap)
+	}
+	var worst Gap
+	for _, g := range gaps {
+		if g.Length() > worst.Length() && p.Start.Add(g.From).Before(to) && p.Start.Add(g.To).After(from) {
+			worst = g
+		}
+	}
+	if len(p.Sent) > 0 {
+		worst.Paused = paused(p.Sent, worst, p.Interval)
+	}
+	return worst
+}
+
 // longest finds the longest gap in arrivals, which are in any order and may have Never; from and to bound the measurement. A gap at the end is one, a gap
 // before the first arrival too.
 func longest(arrived Times, from, to time.Duration) Gap {

@@ -46,6 +46,7 @@ func Begin(ctx context.Context, place Place, spec Spec) (*Run, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
+	roomToRun()
 	r := &Run{spec: spec, start: time.Now(), done: make(chan struct{})}
 	var err error
 	if r.prober, err = newProber(ctx, place, &spec, r.start); err != nil {

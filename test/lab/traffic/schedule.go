@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,17 @@ import (
 
 // realtimePriority is low among real-time threads: above all ordinary ones is enough.
 const realtimePriority = 1
+
+// places is how many goroutines may run at a time, if the machine lets them.
+const places = 16
+
+// roomToRun lets goroutines of this process run although others cannot: on a machine that is short of processors, Go's few places are held by threads that wait
+// for one, and a sender with real-time priority would wait for a place. It is for the whole process, and may be called again.
+func roomToRun() {
+	if runtime.GOMAXPROCS(0) < places {
+		runtime.GOMAXPROCS(places)
+	}
+}
 
 // every calls tick at start+i*interval, i = 0, 1…, until ctx ends or tick fails, on a thread of its own that has real-time priority if that is allowed. A tick
 // that is late is made up for at once: the schedule does not drift.

@@ -39,6 +39,7 @@ type Server struct {
 
 // Listen opens a server's sockets. Serve must follow, which closes them.
 func Listen(ctx context.Context, c ServerConfig) (s *Server, err error) {
+	roomToRun()
 	c.Ports.Defaults()
 	s = &Server{log: c.Log, place: c.Place, tcp: map[Kind]net.Listener{}, recorder: newRecorder(), runs: newRuns()}
 	defer func() {
