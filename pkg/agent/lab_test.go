@@ -97,7 +97,7 @@ type ports struct {
 // write makes the network with the ports; once.
 func (nb *northbound) write(p ports) {
 	nb.t.Helper()
-	network, subnet := topology.Network(ident.DefaultNetwork, joinSpec), topology.Subnet("pods", podSpec)
+	network, subnet := topology.Network(ident.DefaultNetwork, joinSpec), topology.Subnet("pods", podSpec, 0)
 	var rows []model.Model
 	n := 0
 	id := func() string { n++; return fmt.Sprintf("r%d", n) }

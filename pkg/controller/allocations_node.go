@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -99,12 +100,15 @@ func (a *allocations) releaseNode(node string) {
 	delete(a.mtus, node)
 }
 
-// wakeAll enqueues everybody: the smallest MTU has changed, and pods that are not attached yet take the new one.
+// wakeAll enqueues everybody: the smallest MTU has changed, pods that are not attached yet take the new one, and Subnets advertise it.
 func (a *allocations) wakeAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for h := range a.held {
 		a.enqueue(h)
+	}
+	for subnet := range a.pools {
+		a.subnets.enqueue(types.NamespacedName{Name: subnet})
 	}
 	for subnet := range a.waiting {
 		a.wake(subnet)

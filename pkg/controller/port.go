@@ -2,8 +2,8 @@ package controller
 
 // Port reconciler.
 // In:   Ports, Subnets, Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
-// Out:  the Port's finalizer and status; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, external_ids godwit.dev/{owner,namespace,name,
-//       uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are migration.go's.
+// Out:  the Port's finalizer and status; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv6_options, external_ids godwit.dev/{owner,
+//       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are migration.go's.
 
 import (
 	"context"
@@ -115,10 +115,18 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	for _, ip := range ips {
 		next.IPs = append(next.IPs, ip.Addr().String())
 	}
-	row, err := r.ensureRow(ctx, port, topology.VMPort{
+	dhcp, err := r.nb.DHCP(ctx, ident.OwnerSubnet, subnet)
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	want := topology.VMPort{
 		Namespace: port.Namespace, Name: port.Spec.Target.Name, Network: port.Spec.Target.Network, UID: string(port.UID), Subnet: subnet,
 		MAC: mac, IPs: ips, Allowed: port.Spec.AllowedAddresses, Security: port.Spec.PortSecurity,
-	})
+	}
+	if dhcp != nil {
+		want.DHCPv6 = dhcp.UUID
+	}
+	row, err := r.ensureRow(ctx, port, want)
 	if err != nil {
 		return metav1.Condition{}, err
 	}

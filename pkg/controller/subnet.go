@@ -1,11 +1,12 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets, and how many of their addresses are in use.
+// In:   Subnets, how many of their addresses are in use, the smallest MTU of all nodes.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
-//       gateway/subnet/NAME, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
+//       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -68,7 +69,7 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
-		if err := r.nb.Apply(ctx, switchChanges(topology.Subnet(subnet.Name, spec))...); err != nil {
+		if err := r.nb.Apply(ctx, switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu())))...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
 		// Only now may pods have addresses: their ports find the switch.
@@ -135,6 +136,9 @@ func switchChanges(rows topology.SwitchRows) []ovn.Change {
 		ovn.EnsureRouterPort(ident.Router(network), rows.RouterPort),
 		ovn.EnsurePort(ls, rows.Uplink),
 	}
+	if rows.DHCPv6 != nil {
+		changes = append(changes, ovn.EnsureDHCP(rows.DHCPv6))
+	}
 	for _, p := range rows.Inside {
 		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))
 	}
@@ -173,7 +177,7 @@ func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet
 
 func subnetRemoval(name string) []ovn.Change {
 	ls := ident.SubnetSwitch(name)
-	return []ovn.Change{ovn.DeletePolicies(ident.OwnerSubnet, name), ovn.DeleteRouterPort(ident.RouterPort(ls)), ovn.DeleteSwitch(ls)}
+	return []ovn.Change{ovn.DeletePolicies(ident.OwnerSubnet, name), ovn.DeleteDHCP(ident.OwnerSubnet, name), ovn.DeleteRouterPort(ident.RouterPort(ls)), ovn.DeleteSwitch(ls)}
 }
 
 func (r *subnetReconciler) writeStatus(ctx context.Context, subnet *v1alpha1.Subnet, cond metav1.Condition) error {

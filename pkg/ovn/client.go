@@ -155,6 +155,7 @@ func nbModel() (model.ClientDBModel, error) {
 		nbdb.LogicalRouterPolicyTable:      &nbdb.LogicalRouterPolicy{},
 		nbdb.LogicalRouterStaticRouteTable: &nbdb.LogicalRouterStaticRoute{},
 		nbdb.QoSTable:                      &nbdb.QoS{},
+		nbdb.DHCPOptionsTable:              &nbdb.DHCPOptions{},
 	})
 	if err != nil {
 		return m, err
@@ -183,5 +184,6 @@ func nbTables() []client.MonitorOption {
 		client.WithTable(&nbdb.LogicalRouterPolicy{}),
 		client.WithTable(&nbdb.LogicalRouterStaticRoute{}),
 		client.WithTable(&nbdb.QoS{}),
+		client.WithTable(&nbdb.DHCPOptions{}),
 	}
 }

@@ -18,7 +18,7 @@ var routerKind = kind[nbdb.LogicalRouter]{
 
 var routerPortKind = kind[nbdb.LogicalRouterPort]{
 	table: nbdb.LogicalRouterPortTable,
-	owned: func(p *nbdb.LogicalRouterPort) []any { return []any{&p.MAC, &p.Networks, &p.ExternalIDs} },
+	owned: func(p *nbdb.LogicalRouterPort) []any { return []any{&p.MAC, &p.Networks, &p.Ipv6RaConfigs, &p.ExternalIDs} },
 	uuid:  func(p *nbdb.LogicalRouterPort) *string { return &p.UUID },
 	ids:   func(p *nbdb.LogicalRouterPort) map[string]string { return p.ExternalIDs },
 	label: func(p *nbdb.LogicalRouterPort) string { return p.Name },
@@ -55,7 +55,8 @@ func EnsureRouter(want *nbdb.LogicalRouter) Change {
 	}
 }
 
-// EnsureRouterPort makes the LogicalRouterPort want.Name on a router. Written: mac, networks, and the keys of external_ids that want names.
+// EnsureRouterPort makes the LogicalRouterPort want.Name on a router. Written: mac, networks, and the keys of ipv6_ra_configs and external_ids that want
+// names.
 func EnsureRouterPort(lr ident.RouterName, want *nbdb.LogicalRouterPort) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
 		have, err := get(ctx, nb, &nbdb.LogicalRouterPort{Name: want.Name})

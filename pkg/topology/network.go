@@ -2,6 +2,7 @@ package topology
 
 import (
 	"net/netip"
+	"strconv"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
@@ -28,6 +29,8 @@ type SwitchRows struct {
 	Switch     *nbdb.LogicalSwitch
 	RouterPort *nbdb.LogicalRouterPort
 	Uplink     *nbdb.LogicalSwitchPort
+	// DHCPv6 is what OVN answers the guests of VMs with; nil if there is no IPv6.
+	DHCPv6 *nbdb.DHCPOptions
 	// Inside are the policies that keep traffic for the switch's own addresses from leaving through a node.
 	Inside []*nbdb.LogicalRouterPolicy
 }
@@ -52,9 +55,29 @@ func Network(network string, join ipam.Spec) NetworkRows {
 // EgressPlaceholder is the address of a join network that is the next hop of its default route: the last one but one, which must not be given to a node.
 func EgressPlaceholder(join netip.Prefix) netip.Addr { return ipam.Last(join).Prev() }
 
-// Subnet returns the rows of a Subnet.
-func Subnet(name string, spec ipam.Spec) SwitchRows {
-	return switchRows(ident.SubnetSwitch(name), spec, ownedBy(ident.OwnerSubnet, name))
+// Subnet returns the rows of a Subnet whose interfaces have the MTU in bytes; 0 if that is not known yet.
+func Subnet(name string, spec ipam.Spec, mtu int) SwitchRows {
+	owner := ownedBy(ident.OwnerSubnet, name)
+	rows := switchRows(ident.SubnetSwitch(name), spec, owner)
+	for _, c := range spec.CIDRs {
+		if c.Addr().Is6() {
+			rows.RouterPort.Ipv6RaConfigs = advertisement(mtu)
+			rows.DHCPv6 = &nbdb.DHCPOptions{
+				Cidr: c.String(), Options: map[string]string{"server_id": rows.RouterPort.MAC}, ExternalIDs: withFamily(owner, c.Addr()),
+			}
+		}
+	}
+	return rows
+}
+
+// advertisement is what the router advertises to guests, which have their addresses by DHCPv6: pods are configured by the agent and listen to none. It is
+// repeated, for a guest does not ask again when its default route expires.
+func advertisement(mtu int) map[string]string {
+	ra := map[string]string{"address_mode": "dhcpv6_stateful", "send_periodic": "true", "max_interval": "900", "min_interval": "300"}
+	if mtu != 0 {
+		ra["mtu"] = strconv.Itoa(mtu)
+	}
+	return ra
 }
 
 func switchRows(ls ident.SwitchName, spec ipam.Spec, owner map[string]string) SwitchRows {

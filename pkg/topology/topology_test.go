@@ -22,12 +22,21 @@ func spec(t *testing.T, cidrs ...string) ipam.Spec {
 }
 
 func TestSubnet(t *testing.T) {
-	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"))
+	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"), 1400)
 	if d := cmp.Diff([]string{"10.0.0.1/16", "fd00::1/64"}, rows.RouterPort.Networks); d != "" {
 		t.Errorf("networks (-want +got)\n%s", d)
 	}
 	if got := rows.Uplink.Options["router-port"]; got != rows.RouterPort.Name {
 		t.Errorf("the uplink leads to %q, want %q", got, rows.RouterPort.Name)
+	}
+	if ra := rows.RouterPort.Ipv6RaConfigs; ra["address_mode"] != "dhcpv6_stateful" || ra["mtu"] != "1400" {
+		t.Errorf("guests are advertised %v", ra)
+	}
+	if rows.DHCPv6 == nil || rows.DHCPv6.Cidr != "fd00::/64" || rows.DHCPv6.Options["server_id"] != rows.RouterPort.MAC {
+		t.Errorf("DHCPv6 options %+v", rows.DHCPv6)
+	}
+	if only4 := Subnet("s", spec(t, "10.0.0.0/16"), 1400); only4.DHCPv6 != nil || only4.RouterPort.Ipv6RaConfigs != nil {
+		t.Errorf("without IPv6: %+v, %v", only4.DHCPv6, only4.RouterPort.Ipv6RaConfigs)
 	}
 	var inside []string
 	for _, p := range rows.Inside {
@@ -54,7 +63,7 @@ func TestNodeEgress(t *testing.T) {
 	var got []string
 	for _, p := range rows.Egress {
 		got = append(got, p.Match+" → "+p.Nexthops[0])
-		if p.Priority >= Subnet("s", spec(t, "10.0.0.0/16")).Inside[0].Priority || p.Action != nbdb.LogicalRouterPolicyActionReroute {
+		if p.Priority >= Subnet("s", spec(t, "10.0.0.0/16"), 0).Inside[0].Priority || p.Action != nbdb.LogicalRouterPolicyActionReroute {
 			t.Errorf("policy %+v comes before those that keep traffic inside", p)
 		}
 	}
