@@ -28,6 +28,9 @@ type Host struct {
 	Netns string
 }
 
+// Do runs fn on a thread that is in the host's namespace: sockets that fn opens belong to it. See InNetns.
+func (h Host) Do(fn func() error) error { return h.do(fn) }
+
 // do runs fn on a thread that is in the host's namespace.
 func (h Host) do(fn func() error) error {
 	if h.Netns == "" {

@@ -165,6 +165,24 @@ func containerSysctls(i Interface) error {
 	return nil
 }
 
+// PeerIndex is the index that the other end of a veth has in its own namespace, whatever it is called there.
+func (h Host) PeerIndex(name string) (index int, err error) {
+	err = h.do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			if isNoLink(err) {
+				return fmt.Errorf("%w: %s", ErrNoLink, name)
+			}
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		if index = link.Attrs().ParentIndex; index == 0 {
+			return fmt.Errorf("link %s is a %s, and has no other end", name, link.Type())
+		}
+		return nil
+	})
+	return index, err
+}
+
 // DeleteLink removes a link; the other end of a veth goes with it. Removing the absent succeeds.
 func (h Host) DeleteLink(name string) error { return h.do(func() error { return deleteLink(name) }) }
 
