@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,11 +20,26 @@ const realtimePriority = 1
 // places is how many goroutines may run at a time, if the machine lets them.
 const places = 16
 
-// roomToRun lets goroutines of this process run although others cannot: on a machine that is short of processors, Go's few places are held by threads that wait
-// for one, and a sender with real-time priority would wait for a place. It is for the whole process, and may be called again.
+// preferred is the nice value of a process that measures.
+const preferred = -10
+
+// roomToRun lets the goroutines of this process run on a machine that is short of processors: Go's few places would be held by threads that wait for one, and a
+// sender with real-time priority would wait for a place; or for the garbage collector, which waits for those threads. It is for the whole process, does what is
+// allowed, and may be called again.
 func roomToRun() {
 	if runtime.GOMAXPROCS(0) < places {
 		runtime.GOMAXPROCS(places)
+	}
+	threads, _ := filepath.Glob("/proc/self/task/*") // fails for wrong patterns alone
+	for _, t := range threads {
+		tid, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			continue
+		}
+		// The kernel's answer is 20 less the nice value. Threads that come later are like those that make them.
+		if now, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil && 20-now > preferred {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, preferred)
+		}
 	}
 }
 

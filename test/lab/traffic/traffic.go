@@ -14,7 +14,7 @@
 // The time of a probe's arrival is the kernel's, taken when the packet came out of the device, not when this process got round to reading it. The time it
 // was sent is taken before the system call. Probes follow an absolute schedule, from a thread with real-time priority where that is allowed; how late the
 // sender was at worst is part of the result, and a gap says how long the sender itself paused in it. Processes that measure get at least 16 places for goroutines
-// (GOMAXPROCS). What goes through Open vSwitch's userspace datapath waits for the processor with it: on a machine that is busy, an undisturbed network shows gaps
+// (GOMAXPROCS) and, if they may, a nice value of -10. What goes through Open vSwitch's userspace datapath waits for the processor with it: on a machine that is busy, an undisturbed network shows gaps
 // of tens of milliseconds, so a gap means something only beside one that was measured when nothing was done.
 package traffic
 
