@@ -155,7 +155,14 @@ func (g *Migration) Await(ctx context.Context) (*kubevirtv1.VirtualMachineInstan
 		_, left := vmi.Labels[kubevirtv1.MigrationTargetNodeNameLabel]
 		return !left
 	})
-	return vmim, err
+	if err != nil {
+		return vmim, err
+	}
+	// The VMI's record was copied to it meanwhile; a cancelled one may be gone.
+	if now, err := g.Get(ctx); err == nil {
+		vmim = now
+	}
+	return vmim, nil
 }
 
 // AwaitSuccess is Await, with an error if the migration failed.

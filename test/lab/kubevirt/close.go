@@ -106,10 +106,16 @@ func (m *vmim) takeBack() *step {
 	if m.w.state().Mode == kubevirtv1.MigrationPostCopy {
 		return m.w.request(source, m.requestName("crash"), func(ctx context.Context, l Launcher) error { return l.Kill(ctx) }) // what it has is out of date
 	}
-	if v.State != guest.Migrated {
-		return nil
+	switch {
+	case v.State == guest.Migrated:
+		return m.w.request(source, m.requestName("take back"), func(ctx context.Context, l Launcher) error { return l.Resume(ctx) })
+	case v.migration() == guest.PreSwitchover:
+		// It notices that there is no target any more when it sends something.
+		return m.w.request(source, m.requestName("switchover"), func(ctx context.Context, l Launcher) error { return l.ContinueMigration(ctx) })
+	case v.State == guest.Paused:
+		return waits("the source has not taken the VM back yet", limitPoll)
 	}
-	return m.w.request(source, m.requestName("take back"), func(ctx context.Context, l Launcher) error { return l.Resume(ctx) })
+	return nil
 }
 
 // failed notes in the VMI that the migration has failed; lost then takes it from there.

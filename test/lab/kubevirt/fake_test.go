@@ -204,17 +204,17 @@ func (l *fakeLauncher) migrate(m guest.Migration, target *fakeLauncher) {
 	l.change(func() { l.status.State = guest.Paused }, guest.Event{Type: guest.Stopped})
 	if m.HoldBeforeSwitchover {
 		l.moved(guest.PreSwitchover)
-		for held := true; held; {
-			select {
-			case <-l.goOn:
-				held = false
-			case <-time.After(time.Millisecond):
-				if _, dead := target.ended(); dead {
-					l.change(func() { l.status.State = guest.Running }, guest.Event{Type: guest.Resumed})
-					l.moved(guest.Failed)
-					return
-				}
-			}
+		select {
+		case <-l.goOn:
+		case <-l.cancel:
+			l.change(func() { l.status.State = guest.Running }, guest.Event{Type: guest.Resumed})
+			l.moved(guest.Cancelled)
+			return
+		}
+		if _, dead := target.ended(); dead {
+			l.change(func() { l.status.State = guest.Running }, guest.Event{Type: guest.Resumed})
+			l.moved(guest.Failed)
+			return
 		}
 	}
 	l.change(func() {

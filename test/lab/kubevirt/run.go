@@ -2,8 +2,6 @@ package kubevirt
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,12 +56,12 @@ func (m *vmim) prepareTarget() *step {
 func (m *vmim) incoming() *step {
 	fault := m.knobs().fault()
 	d, nics := m.w.domain(), nicsOf(m.w.vmi)
-	in := guest.Incoming{PostCopy: m.postCopy(), HoldResume: m.knobs().held(StageResume), FailStatus: 1}
+	in := guest.Incoming{PostCopy: m.postCopy(), HoldResume: m.knobs().held(StageResume)}
 	switch fault {
-	case FaultTargetLateSucceeded:
-		in.FailStatus = 0
+	case FaultTargetLate, FaultTargetPod:
+		in.FailStatus = 1
 	case FaultTargetResumed:
-		in.KillOn = guest.Resumed
+		in.KillOn, in.FailStatus = guest.Resumed, 1
 	default:
 	}
 	// The guest keeps its MAC address whatever the target's pod has.
@@ -77,13 +75,13 @@ func (m *vmim) incoming() *step {
 		}
 	}
 	return m.w.request(m.target, m.requestName("incoming"), func(ctx context.Context, l Launcher) error {
-		if fault == FaultTargetPod {
-			return errors.Join(fmt.Errorf("fault %s", fault), l.Kill(ctx))
-		}
 		if _, err := l.Plumb(ctx, nics); err != nil {
 			return err
 		}
-		return l.Incoming(ctx, d, in)
+		if err := l.Incoming(ctx, d, in); err != nil || fault != FaultTargetPod {
+			return err
+		}
+		return l.Kill(ctx)
 	})
 }
 
@@ -188,7 +186,11 @@ func (m *vmim) atSwitchover(source *corev1.Pod) *step {
 		if s := m.detected(); s != nil {
 			return m.at(StageDetected, s)
 		}
-		return m.w.request(m.target, m.requestName("crash"), func(ctx context.Context, l Launcher) error { return l.Kill(ctx) })
+		crash := m.w.request(m.target, m.requestName("crash"), func(ctx context.Context, l Launcher) error { return l.Kill(ctx) })
+		if crash != nil || !m.w.view(m.target.UID).did(m.requestName("crash")) {
+			return crash
+		}
+		// The source notices that there is no target any more when it sends something.
 	default:
 	}
 	s := m.w.request(source, m.requestName("switchover"), func(ctx context.Context, l Launcher) error { return l.ContinueMigration(ctx) })

@@ -2,6 +2,7 @@ package kubevirt
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,9 @@ import (
 
 // nodeTimeout is how old the heartbeat of a VM's node may be.
 const nodeTimeout = 5 * time.Minute
+
+// pressEvery is how often the power button of a guest is pressed that is to end.
+const pressEvery = 2 * time.Second
 
 // vmiDeletion: the guest is asked to end, its pods are deleted, and when they have ended the VMI goes.
 func vmiDeletion(w *world) *step {
@@ -64,7 +68,9 @@ func (w *world) powerOff(p *corev1.Pod) *step {
 	if w.now.Sub(w.vmi.DeletionTimestamp.Time) > grace {
 		return w.request(p, requestKill, func(ctx context.Context, l Launcher) error { return l.Leave(ctx) })
 	}
-	return w.request(p, requestShutdown, func(ctx context.Context, l Launcher) error { return l.Shutdown(ctx) })
+	// A guest that boots does not notice the power button.
+	press := fmt.Sprintf("%s %d", requestShutdown, w.now.Sub(w.vmi.DeletionTimestamp.Time)/pressEvery)
+	return w.request(p, press, func(ctx context.Context, l Launcher) error { return l.Shutdown(ctx) })
 }
 
 // vmiEnded: the VMI ends as its launcher did, and fails when that is gone.
