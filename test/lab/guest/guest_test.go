@@ -57,11 +57,13 @@ func TestLiveMigration(t *testing.T) {
 	t.Run("PreCopy", func(t *testing.T) { preCopy(t, w, one, two); wantEcho(t, conn, "after a migration") })
 	three := target()
 	t.Run("PostCopy", func(t *testing.T) { postCopy(t, two, three); wantEcho(t, conn, "after post-copy") })
-	if err := three.Shutdown(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	three.await(t, 0, guest.Off)
-	three.wantStatus(t, 0)
+	t.Run("Shutdown", func(t *testing.T) {
+		if err := three.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		three.await(t, 0, guest.Off)
+		three.wantStatus(t, 0)
+	})
 }
 
 // migrate connects two launchers and starts a migration between them.
