@@ -98,6 +98,9 @@ func VMPort(namespace, vm, network string) PortName {
 	return PortName("vm/" + namespace + "/" + vm + "/" + network)
 }
 
+// IsVMPort says whether a port is one that VMPort names.
+func IsVMPort(p PortName) bool { return strings.HasPrefix(string(p), "vm/") }
+
 // MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,
 // unicast) and the last four bytes of the address.
 func MAC(addr netip.Addr) net.HardwareAddr {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -15,7 +16,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -41,6 +45,7 @@ func (l *Lab) Check(ctx context.Context) ([]string, error) {
 	facts := check.Facts{Nodes: make([]check.Node, s.Nodes)}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { facts.Pods, err = l.podFacts(ctx); return err })
+	g.Go(func() (err error) { facts.VMs, err = l.vmFacts(ctx); return err })
 	g.Go(func() (err error) { facts.Ports, err = portFacts(ctx, l.NB()); return err })
 	g.Go(func() (err error) { facts.Bindings, facts.Chassis, err = bindingFacts(ctx, l.SB()); return err })
 	for i := range facts.Nodes {
@@ -94,8 +99,42 @@ func podFact(p *corev1.Pod) check.Pod {
 		f.IdentityError = err.Error()
 		return f
 	}
-	f.Identity = &check.Identity{PodUID: id.PodUID, IPs: addrs(id.IPs), Addresses: topology.Addresses(id.MAC, id.IPs)}
+	f.Identity = &check.Identity{
+		PodUID: id.PodUID, IPs: addrs(id.IPs), Addresses: topology.Addresses(id.MAC, id.IPs), Version: f.UID,
+		Row: ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork),
+	}
+	if id.VMI != nil {
+		f.Identity.Row, f.Identity.Version = ident.VMPort(p.Namespace, id.VMI.Name, ident.DefaultNetwork), id.VMI.UID
+	}
 	return f
+}
+
+func (l *Lab) vmFacts(ctx context.Context) ([]check.VM, error) {
+	config, err := l.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	api, err := ctrlclient.New(config, ctrlclient.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("make a client: %w", err)
+	}
+	var ports v1alpha1.PortList
+	if err := api.List(ctx, &ports); err != nil {
+		return nil, fmt.Errorf("list Ports: %w", err)
+	}
+	var vms []check.VM
+	for i := range ports.Items {
+		p := &ports.Items[i]
+		vms = append(vms, check.VM{
+			Port: p.Namespace + "/" + p.Name, UID: string(p.UID), Row: ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network),
+			Ready: meta.IsStatusConditionTrue(p.Status.Conditions, "Ready"), Addresses: strings.Join(append([]string{p.Status.MAC}, p.Status.IPs...), " "),
+		})
+	}
+	return vms, nil
 }
 
 // read connects to a database, reads the tables of the given models and calls f with what is there.
@@ -131,7 +170,8 @@ func portFacts(ctx context.Context, endpoint string) ([]check.Port, error) {
 		}
 		for _, r := range rows {
 			ports = append(ports, check.Port{
-				Name: ident.PortName(r.Name), Type: r.Type, Addresses: r.Addresses, RequestedChassis: r.Options["requested-chassis"], UID: r.ExternalIDs[ident.KeyUID],
+				Name: ident.PortName(r.Name), Type: r.Type, Addresses: r.Addresses, RequestedChassis: r.Options["requested-chassis"],
+				ActivationStrategy: r.Options["activation-strategy"], UID: r.ExternalIDs[ident.KeyUID],
 			})
 		}
 		return nil

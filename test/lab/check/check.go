@@ -14,6 +14,7 @@ var nodeLinks = []string{"eth0", "eth1"}
 // comparison is the facts by name, and what has been found.
 type comparison struct {
 	pods     map[string]Pod
+	vms      map[ident.PortName]VM
 	ports    map[ident.PortName]Port
 	bindings map[ident.PortName]Binding
 	nodes    map[string]Node
@@ -22,9 +23,14 @@ type comparison struct {
 
 // Compare returns every difference as a sentence, in a stable order; none means that all parts agree.
 func Compare(f Facts) []string {
-	c := &comparison{pods: map[string]Pod{}, ports: map[ident.PortName]Port{}, bindings: map[ident.PortName]Binding{}, nodes: map[string]Node{}}
+	c := &comparison{
+		pods: map[string]Pod{}, vms: map[ident.PortName]VM{}, ports: map[ident.PortName]Port{}, bindings: map[ident.PortName]Binding{}, nodes: map[string]Node{},
+	}
 	for _, p := range f.Pods {
 		c.pods[p.Namespace+"/"+p.Name] = p
+	}
+	for _, v := range f.VMs {
+		c.vms[v.Row] = v
 	}
 	for _, p := range f.Ports {
 		if _, twice := c.ports[p.Name]; twice {
@@ -40,6 +46,9 @@ func Compare(f Facts) []string {
 	}
 	for _, p := range f.Pods {
 		c.pod(p)
+	}
+	for _, v := range f.VMs {
+		c.vm(v)
 	}
 	c.addresses(f.Pods)
 	for _, p := range f.Ports {
@@ -88,19 +97,46 @@ func (c *comparison) pod(p Pod) {
 	if !slices.Equal(p.IPs, p.Identity.IPs) {
 		c.differ("API: pod %s has addresses %v in its status, its identity says %v", name, p.IPs, p.Identity.IPs)
 	}
-	id := ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork)
+	id := p.Identity.Row
 	port, ok := c.ports[id]
 	if !ok {
 		c.differ("NB: pod %s has no Logical_Switch_Port %s", name, id)
 		return
 	}
-	if !slices.Equal(port.Addresses, []string{p.Identity.Addresses}) {
+	if len(port.Addresses) == 0 || port.Addresses[0] != p.Identity.Addresses {
 		c.differ("NB: Logical_Switch_Port %s has addresses %q, the identity says %q", id, port.Addresses, p.Identity.Addresses)
 	}
 	if port.RequestedChassis != p.Node {
 		c.differ("NB: Logical_Switch_Port %s requests chassis %q, the pod is on %s", id, port.RequestedChassis, p.Node)
 	}
-	c.attached(id, p.Node, p.UID)
+	c.attached(id, p.Node, p.Identity.Version)
+}
+
+// vm compares a VM's Port with its row, and the row with the launchers that run.
+func (c *comparison) vm(v VM) {
+	row, ok := c.ports[v.Row]
+	switch {
+	case !v.Ready:
+		return
+	case !ok:
+		c.differ("NB: Port %s has no Logical_Switch_Port %s", v.Port, v.Row)
+		return
+	case row.UID != v.UID:
+		c.differ("NB: Logical_Switch_Port %s is for UID %q, Port %s has %s", v.Row, row.UID, v.Port, v.UID)
+	case len(row.Addresses) == 0 || row.Addresses[0] != v.Addresses:
+		c.differ("NB: Logical_Switch_Port %s has addresses %q, Port %s has %q", v.Row, row.Addresses, v.Port, v.Addresses)
+	}
+	if row.ActivationStrategy != "" {
+		c.differ("NB: Logical_Switch_Port %s has activation-strategy %q: a migration is under way, or left it behind", v.Row, row.ActivationStrategy)
+	}
+	for _, p := range c.pods {
+		if p.Identity != nil && p.Identity.Row == v.Row && !p.Finished {
+			return // its launcher is compared as a pod is
+		}
+	}
+	if row.RequestedChassis != string(ident.NoChassis) {
+		c.differ("NB: Logical_Switch_Port %s requests chassis %q, its VM has no launcher: want %s", v.Row, row.RequestedChassis, ident.NoChassis)
+	}
 }
 
 // attached compares a port that should work on a node with its binding and its interface.
@@ -143,7 +179,7 @@ func (c *comparison) addresses(pods []Pod) {
 		}
 		name := p.Namespace + "/" + p.Name
 		for _, ip := range p.Identity.IPs {
-			if other, taken := owner[ip.String()]; taken {
+			if other, taken := owner[ip.String()]; taken && c.pods[other].Identity.Row != p.Identity.Row {
 				c.differ("API: pods %s and %s both have address %s", other, name, ip)
 			}
 			owner[ip.String()] = name
@@ -153,6 +189,9 @@ func (c *comparison) addresses(pods []Pod) {
 
 // port compares a row with what it is for.
 func (c *comparison) port(p Port) {
+	if _, known := c.vms[p.Name]; ident.IsVMPort(p.Name) && !known {
+		c.differ("NB: Logical_Switch_Port %s is for a VM's interface that has no Port", p.Name)
+	}
 	namespace, name, _, ok := ident.ParsePodPort(p.Name)
 	if !ok {
 		return
@@ -203,6 +242,10 @@ func (c *comparison) plugged(n Node, i Interface) {
 	if i.IfaceID == ident.NodePort(n.Name) {
 		return
 	}
+	if ident.IsVMPort(i.IfaceID) {
+		c.launched(n, i)
+		return
+	}
 	namespace, name, _, ok := ident.ParsePodPort(i.IfaceID)
 	pod, exists := c.pods[namespace+"/"+name]
 	switch {
@@ -213,4 +256,14 @@ func (c *comparison) plugged(n Node, i Interface) {
 	case pod.Node != n.Name:
 		c.differ("OVS: interface %s on %s is for pod %s/%s, which is on %q", i.Name, n.Name, namespace, name, pod.Node)
 	}
+}
+
+// launched compares a VM's interface with the launchers that there are.
+func (c *comparison) launched(n Node, i Interface) {
+	for _, p := range c.pods {
+		if p.Node == n.Name && p.Identity != nil && p.Identity.Row == i.IfaceID {
+			return
+		}
+	}
+	c.differ("OVS: interface %s on %s is %s, of which no launcher is on the node", i.Name, n.Name, i.IfaceID)
 }

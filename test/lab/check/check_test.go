@@ -12,17 +12,27 @@ import (
 func healthy() Facts {
 	ip := []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd00::2")}
 	const addresses = "0a:67:0a:f4:00:02 10.244.0.2 fd00::2"
+	vmIP := []netip.Addr{netip.MustParseAddr("10.244.0.3")}
+	const vmAddresses = "0a:67:0a:f4:00:03 10.244.0.3"
 	return Facts{
 		Pods: []Pod{
-			{Namespace: "ns", Name: "a", UID: "1", Node: "node1", Running: true, IPs: ip, Identity: &Identity{PodUID: "1", IPs: ip, Addresses: addresses}},
+			{Namespace: "ns", Name: "a", UID: "1", Node: "node1", Running: true, IPs: ip, Identity: &Identity{
+				PodUID: "1", IPs: ip, Addresses: addresses, Row: "pod/ns/a/default", Version: "1",
+			}},
+			{Namespace: "ns", Name: "launcher", UID: "3", Node: "node2", Running: true, IPs: vmIP, Identity: &Identity{
+				PodUID: "3", IPs: vmIP, Addresses: vmAddresses, Row: "vm/ns/vm/default", Version: "vmi",
+			}},
 			{Namespace: "ns", Name: "starting", UID: "2"},
 		},
+		VMs: []VM{{Port: "ns/vm", UID: "port", Row: "vm/ns/vm/default", Ready: true, Addresses: vmAddresses}},
 		Ports: []Port{
 			{Name: "pod/ns/a/default", Addresses: []string{addresses}, RequestedChassis: "node1", UID: "1"},
+			{Name: "vm/ns/vm/default", Addresses: []string{vmAddresses, "unknown"}, RequestedChassis: "node2", UID: "port"},
 			{Name: "node/node1"}, {Name: "node/node2"}, {Name: "uplink/subnet/default", Type: "router"},
 		},
 		Bindings: []Binding{
 			{Port: "pod/ns/a/default", Chassis: "node1", Up: true}, {Port: "node/node1", Chassis: "node1", Up: true},
+			{Port: "vm/ns/vm/default", Chassis: "node2", Up: true},
 			{Port: "node/node2", Chassis: "node2", Up: true}, {Port: "uplink/subnet/default", Type: "patch"}, {Port: "gateway/subnet/default", Type: "patch"},
 		},
 		Chassis: []string{"node1", "node2"},
@@ -34,7 +44,9 @@ func healthy() Facts {
 				},
 				Links: []Link{{Name: "eth0", Veth: true}, {Name: "eth1", Veth: true}, {Name: "ovn0"}, {Name: "gw1", Veth: true}},
 			},
-			{Name: "node2", Runs: true, Interfaces: []Interface{{Name: "ovn0", IfaceID: "node/node2", Ofport: 1}}, Links: []Link{{Name: "ovn0"}}},
+			{Name: "node2", Runs: true, Interfaces: []Interface{
+				{Name: "ovn0", IfaceID: "node/node2", Ofport: 1}, {Name: "gw2", IfaceID: "vm/ns/vm/default", IfaceIDVer: "vmi", Ofport: 2},
+			}, Links: []Link{{Name: "ovn0"}, {Name: "gw2", Veth: true}}},
 		},
 	}
 }
@@ -72,7 +84,7 @@ func TestEachDifferenceIsFound(t *testing.T) {
 		"not up":            {func(f *Facts) { f.Bindings[0].Up = false }, []string{"SB: port pod/ns/a/default is not up"}},
 		"no chassis":        {func(f *Facts) { f.Chassis = f.Chassis[1:] }, []string{"SB: node node1 has no Chassis"}},
 		"stray chassis":     {func(f *Facts) { f.Chassis = append(f.Chassis, "x") }, []string{"SB: Chassis x is no node"}},
-		"no gateway":        {func(f *Facts) { f.Nodes[1].Interfaces = nil }, []string{"OVS: 0 interfaces on node2 have iface-id node/node2"}},
+		"no gateway":        {func(f *Facts) { f.Nodes[1].Interfaces = f.Nodes[1].Interfaces[1:] }, []string{"OVS: 0 interfaces on node2 have iface-id node/node2"}},
 		"no interface": {func(f *Facts) { f.Nodes[0].Interfaces = f.Nodes[0].Interfaces[1:] }, []string{
 			"OVS: 0 interfaces on node1 have iface-id pod/ns/a/default", "kernel: veth gw1 on node1 is not plugged",
 		}},
@@ -83,7 +95,21 @@ func TestEachDifferenceIsFound(t *testing.T) {
 			f.Nodes[1].Interfaces = append(f.Nodes[1].Interfaces, Interface{Name: "evil", IfaceID: "pod/ns/a/default", Ofport: 7})
 			f.Nodes[1].Links = append(f.Nodes[1].Links, Link{Name: "evil"})
 		}, []string{`OVS: interface evil on node2 is for pod ns/a, which is on "node1"`}},
-		"shared address": {func(f *Facts) { f.Pods[1].Identity = f.Pods[0].Identity }, []string{"both have address 10.244.0.2", "both have address fd00::2"}},
+		"VM without row": {func(f *Facts) { f.Ports = append(f.Ports[:1:1], f.Ports[2:]...) }, []string{
+			"NB: Port ns/vm has no Logical_Switch_Port", "NB: pod ns/launcher has no Logical_Switch_Port vm/ns/vm/default", "SB: Port_Binding vm/ns/vm/default has no",
+		}},
+		"row without Port":  {func(f *Facts) { f.VMs = nil }, []string{"vm/ns/vm/default is for a VM's interface that has no Port"}},
+		"row of other Port": {func(f *Facts) { f.VMs[0].UID = "other" }, []string{`is for UID "port", Port ns/vm has other`}},
+		"options left behind": {func(f *Facts) { f.Ports[1].RequestedChassis, f.Ports[1].ActivationStrategy = "node2,node1", "rarp" }, []string{
+			"has activation-strategy", `requests chassis "node2,node1", the pod is on node2`,
+		}},
+		"VM stopped": {func(f *Facts) { f.Pods[1].Running, f.Pods[1].Finished = false, true }, []string{`its VM has no launcher: want godwit-none`}},
+		"VM's port left behind": {func(f *Facts) {
+			f.Pods[1].Node, f.Ports[1].RequestedChassis, f.Bindings[2].Chassis = "node1", "node1", "node1"
+		}, []string{
+			"OVS: 0 interfaces on node1 have iface-id vm/ns/vm/default", "OVS: interface gw2 on node2 is vm/ns/vm/default, of which no launcher",
+		}},
+		"shared address": {func(f *Facts) { same := *f.Pods[0].Identity; same.Row, f.Pods[2].Identity = "", &same }, []string{"both have address 10.244.0.2", "both have address fd00::2"}},
 		"pod is gone": {func(f *Facts) { f.Pods = f.Pods[1:] }, []string{
 			"NB: Logical_Switch_Port pod/ns/a/default is for a pod that does not exist", "OVS: interface gw1 on node1 is for pod ns/a, which does not exist",
 		}},

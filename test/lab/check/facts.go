@@ -10,7 +10,9 @@ import (
 
 // Facts are what the parts say, at about the same time.
 type Facts struct {
-	Pods  []Pod
+	Pods []Pod
+	// VMs are the Ports of the API, one for each interface of a VM.
+	VMs   []VM
 	Ports []Port
 	// Bindings and Chassis are from the southbound database.
 	Bindings []Binding
@@ -31,12 +33,27 @@ type Pod struct {
 	IdentityError string
 }
 
+// VM is what the API server says of a VM's interface.
+type VM struct {
+	// Port is the name of the API object, as namespace/name; UID is its own.
+	Port, UID string
+	// Row is the Logical_Switch_Port that it should have.
+	Row ident.PortName
+	// Ready: it has its addresses and its row.
+	Ready bool
+	// Addresses is the first entry of the row's column addresses.
+	Addresses string
+}
+
 // Identity is what the annotation says that a comparison needs.
 type Identity struct {
 	PodUID string
 	IPs    []netip.Addr
-	// Addresses is the port's column addresses that follows from it.
+	// Addresses is the first entry of the port's column addresses that follows from it.
 	Addresses string
+	// Row is the Logical_Switch_Port of the pod's interface, Version what iface-id-ver says of it: the pod's own, or for a launcher its VM's.
+	Row     ident.PortName
+	Version string
 }
 
 // Port is a northbound Logical_Switch_Port.
@@ -45,7 +62,9 @@ type Port struct {
 	Type             string
 	Addresses        []string
 	RequestedChassis string
-	// UID is that of the pod that it was made for.
+	// ActivationStrategy is empty but during a migration.
+	ActivationStrategy string
+	// UID is that of the pod or Port that it was made for.
 	UID string
 }
 
