@@ -26,11 +26,11 @@ test: preflight lint unit integration e2e ## every test there is
 
 .PHONY: unit
 unit: ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... | grep -v -E '/pkg/(agent|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... | grep -v -E '/pkg/(agent|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
-	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,traffic,guest,guest/bundle,guest/initramfs} $(REAL)
+	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,kubevirt,traffic,guest,guest/bundle,guest/initramfs} $(REAL)
 
 .PHONY: e2e
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up

@@ -30,18 +30,5 @@ func (g Guests) Dir(pod *corev1.Pod) string {
 
 // Relay implements Launchers.
 func (g Guests) Relay(ctx context.Context, source, target *corev1.Pod) (Relay, error) {
-	r, err := guest.NewRelay(ctx, g.Dir(source), g.Dir(target))
-	if err != nil {
-		return nil, err
-	}
-	return guestRelay{r}, nil
-}
-
-// guestRelay is a guest.Relay that can be closed like everything else.
-type guestRelay struct{ *guest.Relay }
-
-// Close implements io.Closer.
-func (r guestRelay) Close() error {
-	r.Relay.Close()
-	return nil
+	return guest.NewRelay(ctx, g.Dir(source), g.Dir(target))
 }

@@ -36,9 +36,10 @@ func (k *fakeKubelet) run(ctx context.Context) error {
 	}
 }
 
+// ignoreEnd: an error after the end of ctx comes of that.
 func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if cause := ctx.Err(); cause != nil {
+		return cause
 	}
 	return err
 }

@@ -121,7 +121,7 @@ func (m *vmim) admission() *step {
 
 // refused: KubeVirt's webhook refuses such migrations; here they fail.
 func (m *vmim) refused() *step {
-	why := ""
+	var why string
 	switch {
 	case m.w.vmi == nil:
 		why = "there is no VirtualMachineInstance " + m.Spec.VMIName

@@ -77,7 +77,7 @@ func (w *world) phase(m *kubevirtv1.VirtualMachineInstanceMigration, phase kubev
 	})
 }
 
-func patch[T client.Object](w *world, o T, why string, write func(context.Context, client.Object, client.Patch, ...client.PatchOption) error, change func(T)) *step {
+func patch[T client.Object](_ *world, o T, why string, write func(context.Context, client.Object, client.Patch, ...client.PatchOption) error, change func(T)) *step {
 	changed, ok := o.DeepCopyObject().(T)
 	if !ok {
 		return nil // a copy has its original's type
@@ -135,7 +135,7 @@ func (w *world) request(p *corev1.Pod, name string, do func(context.Context, Lau
 		return waits("launcher "+p.Name+" does not answer yet", 0)
 	}
 	return &step{why: "launcher " + p.Name + ": " + name, do: func(context.Context) error {
-		return w.engine.domains.ask(w.engine.ctx, p.UID, name, do)
+		return w.engine.domains.ask(w.engine.ctx, p.UID, name, do) //nolint:contextcheck // a request outlives the step
 	}}
 }
 
