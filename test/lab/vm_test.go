@@ -12,9 +12,9 @@ import (
 )
 
 // vmLab is a lab in which the reference plugin bridge wires the pods of each node: the stand-in for KubeVirt knows nothing of Godwit, and needs nothing of it.
-func vmLab(ctx context.Context, t *testing.T) *Lab {
+func vmLab(ctx context.Context, t *testing.T, c Config) *Lab {
 	t.Helper()
-	l, err := Up(ctx, config(t))
+	l, err := Up(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,9 +33,10 @@ func vmLab(ctx context.Context, t *testing.T) *Lab {
 
 // TestLabVM: a guest boots and answers, is migrated, survives a migration that fails late and one that is cancelled, is stopped and deleted.
 func TestLabVM(t *testing.T) {
+	c := config(t)
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	vms, err := vmLab(ctx, t).VMs()
+	vms, err := vmLab(ctx, t, c).VMs()
 	if err != nil {
 		t.Fatal(err)
 	}
