@@ -60,7 +60,7 @@ func ticks(ctx context.Context, interval time.Duration, tick func(i int, due, la
 	if err != nil {
 		return err
 	}
-	for i := 0; ctx.Err() == nil; i++ {
+	for i := 0; ; i++ {
 		due := time.Duration(i) * interval
 		if err := sleepUntil(start + due); err != nil {
 			return err
@@ -69,11 +69,15 @@ func ticks(ctx context.Context, interval time.Duration, tick func(i int, due, la
 		if err != nil {
 			return err
 		}
+		select {
+		case <-ctx.Done():
+			return nil
+		default:
+		}
 		if err := tick(i, due, now-start-due); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // monotonic is the kernel's clock that nobody sets.
