@@ -126,7 +126,8 @@ func (m *vmim) send(source *corev1.Pod) *step {
 	if err := v.failure(migrate); err != nil {
 		return m.failed("Live migration failed: " + err.Error())
 	}
-	if !v.did(migrate) {
+	// A source that does not run was asked by an earlier process of this program.
+	if begun := v.did(migrate) || !v.wasAsked(migrate) && v.connected && v.State != guest.Running; !begun {
 		return nil
 	}
 	switch v.migration() {
