@@ -65,7 +65,7 @@ func runAgent(ctx context.Context, stderr io.Writer, cfg agent.Config, opts opti
 		return fmt.Errorf("find the API server: %w: pass --kubeconfig outside of a pod", err)
 	}
 	rest.UserAgent = "godwit-agent/" + version
-	src, annotate, err := agent.API(rest, cfg.NodeName)
+	src, writers, err := agent.API(rest, cfg.NodeName)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func runAgent(ctx context.Context, stderr io.Writer, cfg agent.Config, opts opti
 			return fmt.Errorf("register metrics of the process: %w", err)
 		}
 	}
-	a, err := agent.New(cfg, src, annotate, log, reg)
+	a, err := agent.New(cfg, src, writers, log, reg)
 	if err != nil {
 		return err
 	}

@@ -39,10 +39,11 @@ type Agent struct {
 	inputs   *inputs
 	loop     *nodeLoop
 	attacher *attacher
+	observer *observer
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
-func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg Registry) (*Agent, error) {
+func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -58,7 +59,7 @@ func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg 
 	}
 	a.loop = &nodeLoop{
 		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1),
-		chassis: &chassis{cfg: cfg, host: host, annotate: annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
+		chassis: &chassis{cfg: cfg, host: host, annotate: to.Annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
 	}
 	if a.inputs, err = newInputs(cfg.NodeName, src, a.loop.poke); err != nil {
 		return nil, err
@@ -68,7 +69,17 @@ func New(cfg Config, src Sources, annotate NodeAnnotator, log *slog.Logger, reg 
 	if err != nil {
 		return nil, err
 	}
-	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics}
+	a.observer = &observer{
+		log: log, links: hostLinks{host}, inputs: a.inputs, node: a.state, report: to.Report, metrics: metrics, wake: make(chan struct{}, 1),
+		watches: map[watchKey]*watch{},
+	}
+	if a.observer.migrations, err = newMigrations(src, a.observer.poke); err != nil {
+		return nil, err
+	}
+	if err := a.observer.watchPods(); err != nil {
+		return nil, err
+	}
+	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	return a, nil
 }
 
@@ -94,6 +105,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { a.inputs.run(ctx); return nil })
+	g.Go(func() error { a.observer.migrations.run(ctx); return nil })
 	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
 	g.Go(func() error { return a.runNode(ctx, db) })
 	err = g.Wait()
@@ -152,5 +164,6 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: func() { a.loop.gateway.forgetMasquerade(); a.loop.poke() }})
 	})
 	g.Go(func() error { return a.loop.run(ctx) })
+	g.Go(func() error { return a.observer.run(ctx) })
 	return g.Wait()
 }

@@ -20,21 +20,31 @@ import (
 // NodeAnnotator writes one annotation of the agent's own Node.
 type NodeAnnotator func(ctx context.Context, key, value string) error
 
-// API makes the sources and the annotator of one node from the API server. It makes no request itself.
-func API(cfg *rest.Config, nodeName string) (Sources, NodeAnnotator, error) {
+// Writers are what the agent writes to the API.
+type Writers struct {
+	Annotate NodeAnnotator
+	Report   Reporter
+}
+
+// API makes the sources and the writers of one node from the API server. It makes no request itself.
+func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 	clients, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return Sources{}, nil, fmt.Errorf("make Kubernetes client: %w", err)
+		return Sources{}, Writers{}, fmt.Errorf("make Kubernetes client: %w", err)
 	}
 	godwit, err := godwitClient(cfg)
 	if err != nil {
-		return Sources{}, nil, err
+		return Sources{}, Writers{}, err
+	}
+	migrations := func(field string) cache.ListerWatcher {
+		return cache.NewListWatchFromClient(godwit, resourceMigrations, metav1.NamespaceAll, fields.OneTermEqualSelector(field, nodeName))
 	}
 	core := clients.CoreV1().RESTClient()
 	src := Sources{
-		Nodes:   cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
-		Pods:    cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
-		Subnets: cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
+		Nodes:          cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
+		Pods:           cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
+		Subnets:        cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
+		MigrationsFrom: migrations("spec.source.node"), MigrationsTo: migrations("spec.target.node"),
 	}
 	annotate := func(ctx context.Context, key, value string) error {
 		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{key: value}}})
@@ -46,7 +56,21 @@ func API(cfg *rest.Config, nodeName string) (Sources, NodeAnnotator, error) {
 		}
 		return nil
 	}
-	return src, annotate, nil
+	return src, Writers{Annotate: annotate, Report: reporter(godwit)}, nil
+}
+
+// resourceMigrations is the API's name for PortMigrations.
+const resourceMigrations = "portmigrations"
+
+func reporter(godwit rest.Interface) Reporter {
+	return func(ctx context.Context, migration types.NamespacedName, part v1alpha1.PortMigrationStatus) error {
+		patch, err := json.Marshal(map[string]any{"status": part})
+		if err != nil {
+			return fmt.Errorf("encode patch: %w", err)
+		}
+		return godwit.Patch(types.MergePatchType).Namespace(migration.Namespace).Resource(resourceMigrations).Name(migration.Name).SubResource("status").
+			Body(patch).Do(ctx).Error()
+	}
 }
 
 func godwitClient(cfg *rest.Config) (*rest.RESTClient, error) {

@@ -29,6 +29,8 @@ type attacher struct {
 	node    *nodeState
 	metrics *metrics
 	locks   keyLock
+	// observer is told of links that a migration may end at; nil: nobody is.
+	observer *observer
 }
 
 // nodeState is what attachments take from the node's loop.
@@ -174,6 +176,7 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
 	start = a.stage(at, stageVeth, start)
+	a.observer.plugging(at)
 	if err := at.db.EnsurePort(ctx, at.port); err != nil {
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
@@ -185,6 +188,7 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
 	a.stage(at, stageInstalled, start)
+	a.observer.installed(at)
 	at.log.Info("attached", "port", at.port.ID, "link", at.veth.Host, "ips", at.id.IPs)
 	return result(at, hostMAC), nil
 }

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
@@ -17,6 +18,8 @@ import (
 type Sources struct {
 	// Nodes lists the agent's own Node, Pods the pods of the node, Subnets all Subnets.
 	Nodes, Pods, Subnets cache.ListerWatcher
+	// MigrationsFrom lists the PortMigrations whose source is the node, MigrationsTo those whose target it is.
+	MigrationsFrom, MigrationsTo cache.ListerWatcher
 }
 
 // inputs holds the API objects and tells who waits for them.
@@ -154,7 +157,7 @@ func trimPod(obj any) (any, error) {
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, DeletionTimestamp: pod.DeletionTimestamp,
 		Annotations: map[string]string{},
 	}
-	for _, key := range []string{v1alpha1.IdentityAnnotation, mirrorAnnotation} {
+	for _, key := range []string{v1alpha1.IdentityAnnotation, mirrorAnnotation, kubevirtv1.MigrationTargetReadyTimestamp} {
 		if v, ok := pod.Annotations[key]; ok {
 			meta.Annotations[key] = v
 		}

@@ -135,6 +135,7 @@ func (nb *northbound) write(p ports) {
 type testNode struct {
 	*ovntest.OVSHost
 	nodes, pods, subnets *cachetesting.FakeControllerSource
+	records              *records
 	node                 *corev1.Node
 	cfg                  Config
 	agent                *Agent
@@ -196,7 +197,8 @@ func newTestNode(t *testing.T, c *ovntest.OVNCentral, name string, index int) *t
 	n := &testNode{
 		t: t, OVSHost: ovntest.Host(t, c, name), annotations: map[string]string{},
 		nodes: cachetesting.NewFakeControllerSource(), pods: cachetesting.NewFakeControllerSource(), subnets: cachetesting.NewFakeControllerSource(),
-		log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", name),
+		records: newRecords(),
+		log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", name),
 	}
 	n.node = &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(index).Text()}},
@@ -223,8 +225,8 @@ func newTestNode(t *testing.T, c *ovntest.OVNCentral, name string, index int) *t
 func (n *testNode) start() {
 	t := n.t
 	t.Helper()
-	src := Sources{Nodes: n.nodes, Pods: n.pods, Subnets: n.subnets}
-	a, err := New(n.cfg, src, n.annotate, n.log, prometheus.NewRegistry())
+	src := Sources{Nodes: n.nodes, Pods: n.pods, Subnets: n.subnets, MigrationsFrom: n.records.of(n.Name, sideSource), MigrationsTo: n.records.of(n.Name, sideTarget)}
+	a, err := New(n.cfg, src, Writers{Annotate: n.annotate, Report: n.records.report}, n.log, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

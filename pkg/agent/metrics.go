@@ -16,12 +16,20 @@ const (
 	stageInstalled = "installed"
 )
 
-// metrics of the agent, all in seconds.
+// Who announced a VM.
+const (
+	byVM    = "vm"
+	byAgent = "agent"
+)
+
+// metrics of the agent, all durations in seconds.
 type metrics struct {
 	stages   *prometheus.HistogramVec
 	requests *prometheus.HistogramVec
 	ready    prometheus.GaugeFunc
 	problems *prometheus.GaugeVec
+	// observed counts migrations, announcements the ports that were opened on a target.
+	observed, announcements *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error) {
@@ -47,11 +55,24 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "godwit_agent_preflight_problems", Help: "What the agent found at its start that keeps pods from their network; its log names it and the remedy.",
 		}, []string{"check"}),
+		observed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_agent_migrations_observed_total", Help: "Live migrations from (source) and to (target) the node whose frames the agent looked at.",
+		}, []string{"side"}),
+		announcements: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_agent_announcements_total",
+			Help: "Ports of VMs that were announced on the node after a migration: by the VM (vm), or by the agent because the VM did not (agent).",
+		}, []string{"by"}),
+	}
+	for _, s := range []side{sideSource, sideTarget} {
+		m.observed.WithLabelValues(string(s))
+	}
+	for _, by := range []string{byVM, byAgent} {
+		m.announcements.WithLabelValues(by)
 	}
 	for _, check := range []string{checkForward, checkConflist} {
 		m.problems.WithLabelValues(check).Set(0)
 	}
-	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems} {
+	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems, m.observed, m.announcements} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

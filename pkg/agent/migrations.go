@@ -1,0 +1,93 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+// indexMigration finds a PortMigration by its migration's UID.
+const indexMigration = "migration"
+
+// migrations holds the PortMigrations that begin or end on the node.
+type migrations map[side]cache.SharedIndexInformer
+
+// newMigrations calls changed after any change; changed must return at once.
+func newMigrations(src Sources, changed func()) (migrations, error) {
+	m := migrations{}
+	var errs []error
+	for s, lw := range map[side]cache.ListerWatcher{sideSource: src.MigrationsFrom, sideTarget: src.MigrationsTo} {
+		m[s] = cache.NewSharedIndexInformer(lw, &v1alpha1.PortMigration{}, 0, cache.Indexers{indexMigration: func(obj any) ([]string, error) {
+			pm, ok := obj.(*v1alpha1.PortMigration)
+			if !ok {
+				return nil, nil
+			}
+			return []string{string(pm.Spec.Migration.UID)}, nil
+		}})
+		_, err := m[s].AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { changed() }, UpdateFunc: func(any, any) { changed() }, DeleteFunc: func(any) { changed() },
+		})
+		errs = append(errs, err, m[s].SetTransform(trimMigration))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("set informers of PortMigrations up: %w", err)
+	}
+	return m, nil
+}
+
+// run runs the informers until ctx ends. Nothing waits for them: pods get their network without.
+func (m migrations) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, informer := range m {
+		wg.Go(func() { informer.RunWithContext(ctx) })
+	}
+	wg.Wait()
+}
+
+// get is nil if there is none.
+func (m migrations) get(s side, migration types.UID) *v1alpha1.PortMigration {
+	objs, err := m[s].GetIndexer().ByIndex(indexMigration, string(migration))
+	if err != nil || len(objs) == 0 {
+		return nil
+	}
+	pm, _ := objs[0].(*v1alpha1.PortMigration)
+	return pm
+}
+
+// running lists those that are not over.
+func (m migrations) running(s side) []*v1alpha1.PortMigration {
+	var out []*v1alpha1.PortMigration
+	for _, obj := range m[s].GetStore().List() {
+		if pm, ok := obj.(*v1alpha1.PortMigration); ok && !over(pm) {
+			out = append(out, pm)
+		}
+	}
+	return out
+}
+
+func over(pm *v1alpha1.PortMigration) bool {
+	return pm.Status.Result == v1alpha1.MigrationSucceeded || pm.Status.Result == v1alpha1.MigrationFailed
+}
+
+// reached reports whether the controller noted a stage.
+func reached(pm *v1alpha1.PortMigration, stage v1alpha1.StageName) bool {
+	for _, s := range pm.Status.Stages {
+		if s.Name == stage {
+			return true
+		}
+	}
+	return false
+}
+
+func trimMigration(obj any) (any, error) {
+	if pm, ok := obj.(*v1alpha1.PortMigration); ok {
+		pm.ManagedFields = nil
+	}
+	return obj, nil
+}

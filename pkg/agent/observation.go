@@ -1,0 +1,182 @@
+package agent
+
+import (
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/frame"
+)
+
+// side is which end of a migration a node is. Its text is the field of PortMigration's status that the node's agent writes.
+type side string
+
+const (
+	sideSource side = "source"
+	sideTarget side = "target"
+)
+
+const (
+	// silence is for how long the source's link must be quiet before the last frame on it is taken for the VM's last.
+	silence = 300 * time.Millisecond
+	// patience is how long is waited for what may not come: the first frame of a VM that has nothing to say, the end of frames on a source whose VM goes on.
+	patience = time.Second
+)
+
+// sighting is what was seen at one port's link. A zero time: not, so far.
+type sighting struct {
+	// attached is when OVN had installed the port, last the last frame, announced the first RARP, first the first other frame.
+	attached, last, announced, first time.Time
+	// early counts the frames before the announcement.
+	early int64
+	// sent is when the agent first announced the VM itself, sends how often it has; byAgent: no announcement was seen before.
+	sent    time.Time
+	sends   int
+	byAgent bool
+	// late: the VM may have run here before anybody looked, so that the first frame seen need not be its first.
+	late bool
+}
+
+// add takes a frame in and reports whether it is news: the first of its kind.
+func (s *sighting) add(f frame.Seen) (news bool) {
+	s.last = f.At
+	if f.RARP {
+		if !s.announced.IsZero() {
+			return false
+		}
+		s.announced, s.byAgent = f.At, !s.sent.IsZero() && !f.At.Before(s.sent)
+		return true
+	}
+	if s.late {
+		return false
+	}
+	if s.announced.IsZero() {
+		s.early++
+	}
+	if !s.first.IsZero() {
+		return false
+	}
+	s.first = f.At
+	return true
+}
+
+// observe sums up what was seen at all ports of one side; times are those of the port for which it happened last.
+func observe(s side, ports []sighting) v1alpha1.Observation {
+	var o v1alpha1.Observation
+	if s == sideSource {
+		o.LastFrame, _ = latest(ports, func(p sighting) time.Time { return p.last })
+		return o
+	}
+	var all bool
+	if o.Attached, all = latest(ports, func(p sighting) time.Time { return p.attached }); !all {
+		o.Attached = nil
+	}
+	if o.Announced, all = latest(ports, func(p sighting) time.Time { return p.announced }); !all {
+		o.Announced = nil
+	}
+	o.FirstFrame, _ = latest(ports, func(p sighting) time.Time { return p.first })
+	for _, p := range ports {
+		o.AnnouncedByAgent = o.AnnouncedByAgent || p.byAgent
+		o.FramesBeforeAnnouncement += p.early
+	}
+	return o
+}
+
+// latest is the last of the ports' times, nil if none has one; all: every port has one.
+func latest(ports []sighting, of func(sighting) time.Time) (at *metav1.MicroTime, all bool) {
+	all = true
+	for _, p := range ports {
+		switch t := of(p); {
+		case t.IsZero():
+			all = false
+		case at == nil || t.After(at.Time):
+			at = &metav1.MicroTime{Time: t.Truncate(time.Microsecond)} // as the API keeps it
+		}
+	}
+	return at, all
+}
+
+// merge adds what is seen now to what was reported before, by an agent that was restarted since: first times stay as they were, the last frame's moves on.
+func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Observation {
+	if before == nil {
+		return now
+	}
+	if before.Attached != nil {
+		now.Attached = before.Attached
+	}
+	if before.Announced != nil {
+		now.Announced, now.AnnouncedByAgent = before.Announced, before.AnnouncedByAgent
+	}
+	if before.FirstFrame != nil {
+		now.FirstFrame = before.FirstFrame
+	}
+	if before.LastFrame != nil && (now.LastFrame == nil || now.LastFrame.Before(before.LastFrame)) {
+		now.LastFrame = before.LastFrame
+	}
+	now.FramesBeforeAnnouncement = max(now.FramesBeforeAnnouncement, before.FramesBeforeAnnouncement)
+	return now
+}
+
+// same reports whether two observations tell the same, whatever the clocks are now.
+func same(a, b v1alpha1.Observation) bool {
+	return a.Attached.Equal(b.Attached) && a.LastFrame.Equal(b.LastFrame) && a.Announced.Equal(b.Announced) && a.FirstFrame.Equal(b.FirstFrame) &&
+		a.AnnouncedByAgent == b.AnnouncedByAgent && a.FramesBeforeAnnouncement == b.FramesBeforeAnnouncement
+}
+
+// course is how far one side's watch has come.
+type course struct {
+	side  side
+	ports []sighting
+	// heard: the network has heard the VM on the target, so that the source's part is over.
+	heard bool
+	// reported: something was written already, and only the end is still to be.
+	reported bool
+	// ended is when the migration was seen to be over; zero while it is not.
+	ended time.Time
+}
+
+// due says whether it is time to report. If not, it is to be asked again after so long, 0: after the next event.
+func (c course) due(now time.Time) (yes bool, again time.Duration) {
+	if c.ended.IsZero() && c.reported {
+		return false, 0
+	}
+	until := c.ended.Add(patience)
+	o := observe(c.side, c.ports)
+	switch {
+	case c.side == sideSource && !c.heard && c.ended.IsZero():
+		return false, 0
+	case c.side == sideSource:
+		if o.LastFrame == nil {
+			return true, 0
+		}
+		if quiet := o.LastFrame.Add(silence); c.ended.IsZero() || quiet.Before(until) {
+			until = quiet
+		}
+	case o.Announced != nil && o.FirstFrame != nil:
+		return true, 0
+	case c.ended.IsZero() && o.Announced == nil:
+		return false, 0
+	case c.ended.IsZero():
+		until = o.Announced.Add(patience)
+	}
+	if !now.Before(until) {
+		return true, 0
+	}
+	return false, until.Sub(now)
+}
+
+// Announcements that the agent makes when a VM makes none: this long after the VM is ready, and at these times after the first.
+const announceAfter = 100 * time.Millisecond
+
+func announceAgain() [5]time.Duration {
+	return [...]time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 250 * time.Millisecond, 350 * time.Millisecond}
+}
+
+// announceAt is when the agent has to announce the VM the next time; ok is false if it has not to.
+func (s *sighting) announceAt(ready time.Time) (at time.Time, ok bool) {
+	if !s.announced.IsZero() && !s.byAgent || s.sends >= len(announceAgain()) {
+		return time.Time{}, false
+	}
+	return ready.Add(announceAfter + announceAgain()[s.sends]), true
+}

@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/frame"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// pause is for how long frames are left to the kernel after some were read: their times are the kernel's, and a VM under load does not wake the agent for each.
+const pause = time.Millisecond
+
+// tap is one port's link, and what was seen there. Safe for concurrent use.
+type tap struct {
+	port   ovs.Port
+	mac    net.HardwareAddr
+	frames capture
+	// reading is set by the watch, under its lock.
+	reading bool
+
+	mu   sync.Mutex
+	seen sighting
+	gone bool
+}
+
+func (t *tap) update(f func(*sighting)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f(&t.seen)
+}
+
+func (t *tap) sighting() (s sighting) {
+	t.update(func(have *sighting) { s = *have })
+	return s
+}
+
+func (t *tap) announceAt(ready time.Time) (time.Time, bool) {
+	s := t.sighting()
+	return s.announceAt(ready)
+}
+
+// open begins to see frames of a port. A link that was made anew takes the place of the earlier one, in which no VM runs any more.
+func (w *watch) open(p ovs.Port) error {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil || len(mac) != 6 {
+		return fmt.Errorf("port %s: its MAC address %q is none", p.ID, p.MAC)
+	}
+	frames, err := w.o.links.Open(p.Name, mac)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", p.ID, err)
+	}
+	w.mu.Lock()
+	old, closed := w.taps[p.ID], w.closed
+	if !closed {
+		w.taps[p.ID] = &tap{port: p, mac: mac, frames: frames}
+	}
+	w.mu.Unlock()
+	switch {
+	case closed:
+		return frames.Close()
+	case old != nil:
+		return old.close()
+	}
+	return nil
+}
+
+// attached notes that OVN has installed the port.
+func (w *watch) attached(port ident.PortName) {
+	if t := w.tap(port); t != nil {
+		t.update(func(s *sighting) { s.attached = time.Now() })
+	}
+	w.poke()
+}
+
+// tap is nil if the port is not looked at.
+func (w *watch) tap(port ident.PortName) *tap {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.taps[port]
+}
+
+// detached: frames were seen, and every link is gone.
+func (w *watch) detached() bool {
+	taps := w.list()
+	for _, t := range taps {
+		t.mu.Lock()
+		gone := t.gone
+		t.mu.Unlock()
+		if !gone {
+			return false
+		}
+	}
+	return len(taps) > 0
+}
+
+// read starts the readers of taps that have none.
+func (w *watch) read() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.taps {
+		if !t.reading {
+			t.reading = true
+			w.readers.Go(func() { w.follow(t) })
+		}
+	}
+}
+
+// follow reads a tap until its link is gone or it is closed.
+func (w *watch) follow(t *tap) {
+	defer w.poke()
+	frames := make([]frame.Seen, 256)
+	for {
+		n, err := t.frames.Read(frames)
+		for _, f := range frames[:n] {
+			if w.saw(t, f) {
+				w.poke()
+			}
+		}
+		if err != nil {
+			t.mu.Lock()
+			t.gone = true
+			t.mu.Unlock()
+			if !errors.Is(err, os.ErrClosed) {
+				w.log.Info("link of a migration is gone", "port", t.port.ID, "link", t.port.Name, "reason", err)
+			}
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// saw takes a frame in and reports whether it is news.
+func (w *watch) saw(t *tap, f frame.Seen) (news bool) {
+	var now sighting
+	t.update(func(s *sighting) { news = s.add(f); now = *s })
+	if !news || w.key.side != sideTarget {
+		return false
+	}
+	if f.RARP {
+		by := byVM
+		if now.byAgent {
+			by = byAgent
+		}
+		w.o.metrics.announcements.WithLabelValues(by).Inc()
+		w.log.Info("VM announced", "port", t.port.ID, "at", f.At, "by", by, "frames_before", now.early)
+	}
+	return true
+}
+
+func (t *tap) close() error {
+	if err := t.frames.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// close ends the readers.
+func (w *watch) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	for _, t := range w.list() {
+		if err := t.close(); err != nil {
+			w.log.Warn("link of a migration could not be left", "error", err)
+		}
+	}
+	w.readers.Wait()
+}

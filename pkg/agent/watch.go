@@ -1,0 +1,301 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/frame"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+const (
+	// unknownTimeout is for how long a migration is watched that the API server does not show.
+	unknownTimeout = 10 * time.Minute
+	// reportTimeout bounds one write, reportRetry is the time to the next after a failure, and after reportGiveUp there is none: what was seen is in the log.
+	reportTimeout = 10 * time.Second
+	reportRetry   = 5 * time.Second
+	reportGiveUp  = 10 * time.Minute
+)
+
+// launcher is the pod that carries the VM on this side.
+type launcher struct {
+	key types.NamespacedName
+	uid types.UID
+}
+
+// watch is one side of one migration, from its preparation to its end.
+type watch struct {
+	o        *observer
+	key      watchKey
+	launcher launcher
+	log      *slog.Logger
+	changed  chan struct{}
+	readers  sync.WaitGroup
+	began    time.Time
+	// started belongs to the observer's loop.
+	started bool
+
+	mu     sync.Mutex
+	taps   map[ident.PortName]*tap
+	closed bool
+
+	// The rest belongs to run.
+
+	// known: the API server has shown the migration. ended is when it was seen to be over, ready when the VM was seen to run in the launcher.
+	known        bool
+	ended, ready time.Time
+	// written is what was reported last, retry when a report that failed is tried again.
+	written *v1alpha1.Observation
+	retry   time.Time
+}
+
+func newWatch(o *observer, key watchKey, l launcher) *watch {
+	return &watch{
+		o: o, key: key, launcher: l, log: o.log.With("migration", key.migration, "side", key.side, "pod", l.key.String()),
+		changed: make(chan struct{}, 1), began: time.Now(), taps: map[ident.PortName]*tap{},
+	}
+}
+
+// poke asks for another step; it never blocks.
+func (w *watch) poke() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// run ends when the migration is over and reported, when it is gone, or with ctx.
+func (w *watch) run(ctx context.Context) {
+	w.log.Info("migration observed")
+	w.o.metrics.observed.WithLabelValues(string(w.key.side)).Inc()
+	defer w.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.changed:
+		case <-timer.C:
+		}
+		again, done := w.step(ctx)
+		if done {
+			return
+		}
+		timer.Reset(again)
+	}
+}
+
+// step reads everything again and does what is due. It is to be called again after an event, or after so long.
+func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
+	pm := w.o.migrations.get(w.key.side, w.key.migration)
+	switch {
+	case pm != nil:
+		w.known = true
+		if over(pm) && w.ended.IsZero() {
+			w.ended = time.Now()
+		}
+	case w.known || time.Since(w.began) > unknownTimeout || w.detached():
+		w.log.Info("migration is gone", "known", w.known)
+		return 0, true
+	}
+	if err := w.find(ctx, pm); err != nil {
+		w.log.Warn("frames of a migration are not seen; it goes on without", "error", err)
+	}
+	w.read()
+	announce := w.announce(pm)
+	report, done := w.reportDue(ctx, pm)
+	again = unknownTimeout
+	for _, d := range []time.Duration{announce, report} {
+		if d > 0 {
+			again = min(again, d)
+		}
+	}
+	return again, done
+}
+
+// find begins to see frames at those of the migration's ports that have a link here and are not looked at yet.
+func (w *watch) find(ctx context.Context, pm *v1alpha1.PortMigration) error {
+	if pm == nil || !w.ended.IsZero() || w.complete(pm) {
+		return nil
+	}
+	db, err := w.o.node.database(ctx)
+	if err != nil {
+		return err
+	}
+	have, err := db.PodPorts(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, want := range pm.Spec.Ports {
+		i := slices.IndexFunc(have, func(p ovs.PortStatus) bool {
+			return string(p.ID) == want.Name && p.Owner.Pod == w.launcher.key.String()
+		})
+		if i < 0 || w.tap(ident.PortName(want.Name)) != nil {
+			continue // ADD will tell of it, or has
+		}
+		errs = append(errs, w.open(have[i].Port))
+		if t := w.tap(ident.PortName(want.Name)); t != nil && w.mayRun(pm) {
+			t.update(func(s *sighting) { s.late = true })
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *watch) complete(pm *v1alpha1.PortMigration) bool {
+	for _, p := range pm.Spec.Ports {
+		if w.tap(ident.PortName(p.Name)) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// mayRun: the VM runs on this side, or may.
+func (w *watch) mayRun(pm *v1alpha1.PortMigration) bool {
+	return w.key.side == sideSource || w.isReady() || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageCommitted)
+}
+
+// isReady notes when the VM was first seen to run in the launcher, and reports whether it has been.
+func (w *watch) isReady() bool {
+	if pod := w.o.inputs.pod(w.launcher.key.String()); w.ready.IsZero() && pod != nil && pod.UID == w.launcher.uid && isReady(pod) {
+		w.ready = time.Now()
+		w.log.Info("VM is ready on the target")
+	}
+	return !w.ready.IsZero()
+}
+
+// announce sends RARPs on the pod's side of those links where the VM, which is ready, has sent none. OVN opens a port by them, and they tell switches where the VM is.
+func (w *watch) announce(pm *v1alpha1.PortMigration) (again time.Duration) {
+	if w.key.side != sideTarget || !w.isReady() || pm != nil && announced(pm) {
+		return 0
+	}
+	for _, t := range w.list() {
+		at, want := t.announceAt(w.ready)
+		if want && !time.Now().Before(at) {
+			w.send(t)
+			at, want = t.announceAt(w.ready)
+		}
+		if want {
+			if d := max(time.Until(at), time.Millisecond); again == 0 || d < again {
+				again = d
+			}
+		}
+	}
+	return again
+}
+
+// announced: nobody needs to announce the VM any more.
+func announced(pm *v1alpha1.PortMigration) bool {
+	return over(pm) || reached(pm, v1alpha1.StageActivated) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
+}
+
+func (w *watch) send(t *tap) {
+	first := false
+	t.update(func(s *sighting) {
+		if first = s.sends == 0; first {
+			s.sent = time.Now()
+		}
+		s.sends++
+	})
+	if first {
+		w.log.Info("VM has not announced itself: doing it", "port", t.port.ID, "after", announceAfter)
+	}
+	if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.RARP(t.mac)); err != nil {
+		w.log.Warn("VM could not be announced: until OVN hears of it, its port is closed here", "port", t.port.ID, "error", err)
+	}
+}
+
+// reportDue writes what was seen when it is time to. done: there will be no more to write.
+func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (again time.Duration, done bool) {
+	if pm == nil {
+		return 0, false
+	}
+	c := course{side: w.key.side, reported: w.written != nil, ended: w.ended}
+	c.heard = reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
+	for _, t := range w.list() {
+		c.ports = append(c.ports, t.sighting())
+	}
+	now := time.Now()
+	yes, again := c.due(now)
+	if !yes {
+		return again, false
+	}
+	if now.Before(w.retry) {
+		return w.retry.Sub(now), false
+	}
+	before := w.written
+	if before == nil {
+		before = observation(pm, w.key.side)
+	}
+	o := merge(before, observe(c.side, c.ports))
+	if same(o, v1alpha1.Observation{}) || before != nil && same(o, *before) {
+		return 0, !w.ended.IsZero()
+	}
+	gone, err := w.write(ctx, pm, o)
+	if err != nil {
+		w.log.Warn("observation of a migration could not be written", "error", err, "retry_in", reportRetry)
+		w.retry = now.Add(reportRetry)
+		return reportRetry, !w.ended.IsZero() && now.Sub(w.ended) > reportGiveUp
+	}
+	w.written = &o
+	return 0, gone || !w.ended.IsZero()
+}
+
+func observation(pm *v1alpha1.PortMigration, s side) *v1alpha1.Observation {
+	if s == sideSource {
+		return pm.Status.Source
+	}
+	return pm.Status.Target
+}
+
+// write reports. gone: there is no such migration any more.
+func (w *watch) write(ctx context.Context, pm *v1alpha1.PortMigration, o v1alpha1.Observation) (gone bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	clock, err := frame.ReadClock()
+	if err != nil {
+		return false, err
+	}
+	o.Clock = v1alpha1.Clock{BootID: clock.BootID, Synchronized: clock.Synchronized}
+	if clock.Synchronized {
+		o.Clock.MaxErrorMicroseconds = clock.MaxError.Microseconds()
+	}
+	part := v1alpha1.PortMigrationStatus{Target: &o}
+	if w.key.side == sideSource {
+		part = v1alpha1.PortMigrationStatus{Source: &o}
+	}
+	err = w.o.report(ctx, types.NamespacedName{Namespace: pm.Namespace, Name: pm.Name}, part)
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("PortMigration %s/%s: write status.%s: %w", pm.Namespace, pm.Name, w.key.side, err)
+	}
+	w.log.Info("migration reported", "portmigration", pm.Namespace+"/"+pm.Name, "attached", o.Attached, "last_frame", o.LastFrame, "announced", o.Announced,
+		"by_agent", o.AnnouncedByAgent, "first_frame", o.FirstFrame, "frames_before", o.FramesBeforeAnnouncement)
+	return false, nil
+}
+
+// list is the taps in order of their ports.
+func (w *watch) list() []*tap {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]*tap, 0, len(w.taps))
+	for _, name := range slices.Sorted(maps.Keys(w.taps)) {
+		out = append(out, w.taps[name])
+	}
+	return out
+}
