@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
@@ -22,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/binaries"
 )
@@ -30,6 +32,7 @@ import (
 var cluster struct {
 	*lab.Lab
 	api     client.WithWatch
+	nb      *ovn.NB // for looking
 	kubectl string
 }
 
@@ -106,7 +109,10 @@ func connect(ctx context.Context, l *lab.Lab, log *slog.Logger) error {
 		return err
 	}
 	cluster.Lab, cluster.kubectl = l, set.Path("kubectl")
-	cluster.api, err = client.NewWithWatch(cfg, client.Options{Scheme: scheme})
+	if cluster.api, err = client.NewWithWatch(cfg, client.Options{Scheme: scheme}); err != nil {
+		return err
+	}
+	cluster.nb, err = ovn.Connect(ctx, ovn.Config{Endpoints: []string{l.NB()}, Registerer: prometheus.NewRegistry(), Logger: log})
 	return err
 }
 

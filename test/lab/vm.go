@@ -61,6 +61,8 @@ type VMOptions struct {
 	MAC string
 	// Node is where it is to start, and run again after it has stopped; it can be migrated from there to other nodes. Empty for anywhere.
 	Node string
+	// Hostname is the guest's; empty is the VM's name.
+	Hostname string
 	// Labels and Annotations are the VMI's: see package kubevirt for those that make a lab's VM misbehave.
 	Labels, Annotations map[string]string
 	// Bare makes a VirtualMachineInstance without a VirtualMachine: when it has ended, it has.
@@ -103,6 +105,7 @@ func (o VMOptions) instance() *kubevirtv1.VirtualMachineInstance {
 	vmi := &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{
 		Namespace: o.Namespace, Name: o.Name, Labels: maps.Clone(o.Labels), Annotations: maps.Clone(o.Annotations),
 	}}
+	vmi.Spec.Hostname = o.Hostname
 	nic := kubevirtv1.DefaultBridgeNetworkInterface()
 	if o.Binding == guest.Masquerade {
 		nic = kubevirtv1.DefaultMasqueradeNetworkInterface()

@@ -1,0 +1,296 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/guest"
+	"github.com/godwit-cni/godwit/test/lab/kubevirt"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// longestGap bounds the time without an answer in a migration: these tests run beside others on a small machine, and are no benchmark.
+const longestGap = 2 * time.Second
+
+// A VM moves and comes back under traffic: it keeps its addresses, its row and its connections, and what the network did is on record.
+func TestMigrationThereAndBack(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "there-and-back", Node: "node1"})
+	from := peer(t, "node2")
+	home := vm.node(t)
+	for i, to := range []string{vm.another(t, "node2"), home} {
+		var g *lab.Migration
+		result := vm.watch(t, from, func() { g = vm.migrate(t, lab.MigrateOptions{To: to}) })
+		if at := vm.node(t); at != to {
+			t.Errorf("migration %d: the VM is on %s, want %s", i+1, at, to)
+		}
+		for _, p := range result.Probes {
+			if gap := p.Gap.Length(); gap > longestGap {
+				t.Errorf("migration %d: nothing came from %s for %s", i+1, p.Peer, gap)
+			}
+		}
+		vm.untouched(t)
+		recorded(t, g)
+		stop, err := g.QEMU(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("migration %d: QEMU had stopped the VM for %s", i+1, stop.Duration())
+	}
+	consistent(t)
+}
+
+// recorded looks at the record of a migration that has succeeded.
+func recorded(t *testing.T, g *lab.Migration) {
+	t.Helper()
+	pm := record(t, g)
+	if pm.Status.Result != v1alpha1.MigrationSucceeded || pm.Status.Phase != "Committed" {
+		t.Errorf("PortMigration %s: %s, %s: %s", pm.Name, pm.Status.Result, pm.Status.Phase, pm.Status.Message)
+	}
+	at := map[v1alpha1.StageName]time.Time{}
+	for _, s := range pm.Status.Stages {
+		at[s.Name] = s.Time.Time
+	}
+	for _, name := range []v1alpha1.StageName{v1alpha1.StageScheduled, v1alpha1.StagePrepared, v1alpha1.StageCommitted, v1alpha1.StageCompleted} {
+		if at[name].IsZero() {
+			t.Errorf("PortMigration %s lacks stage %s: %+v", pm.Name, name, pm.Status.Stages)
+		}
+	}
+	t.Logf("migration %s: both chassis asked for %s after the target had a node", g, at[v1alpha1.StagePrepared].Sub(at[v1alpha1.StageScheduled]))
+}
+
+// The guest of a masquerade binding is behind its pod: QEMU's announcement does not leave it, and the agent announces the VM in its place.
+func TestMigrationMasquerade(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "masquerade", Node: "node1", Binding: guest.Masquerade})
+	vm.ips = vm.ips[:1] // KubeVirt's masquerade is stood in for by IPv4 alone
+	from := peer(t, "node2")
+	var g *lab.Migration
+	vm.watch(t, from, func() { g = vm.migrate(t, lab.MigrateOptions{To: "node3"}) })
+	if pm := record(t, g); pm.Status.Result != v1alpha1.MigrationSucceeded {
+		t.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
+	}
+	eventually(t, 2*time.Second, func(context.Context) error {
+		if o := vm.portRow(t).Options; o["requested-chassis"] != "node3" || o["activation-strategy"] != "" {
+			return fmt.Errorf("the row has %v", o)
+		}
+		return nil
+	})
+}
+
+// Two VMs with one hostname, and with long names that have dots, are two VMs.
+func TestMigrationSameHostname(t *testing.T) {
+	long := "a-vm-with.dots-in-it." + strings.Repeat("long", 12)
+	one := bootVM(t, lab.VMOptions{Name: long + "-1", Node: "node1", Hostname: "same"})
+	two := bootVM(t, lab.VMOptions{Name: long + "-2", Node: "node1", Hostname: "same"})
+	from := peer(t, "node2")
+	two.watch(t, from, func() { one.migrate(t, lab.MigrateOptions{To: "node3"}) })
+	if at := two.node(t); at != "node1" {
+		t.Errorf("the other VM is on %s", at)
+	}
+	one.untouched(t)
+	two.untouched(t)
+	if one.row == two.row || one.ips[0] == two.ips[0] {
+		t.Errorf("both VMs have row %s and %v", one.row, one.ips)
+	}
+}
+
+// TestMigrationInterfered does to one VM, one after another, what may go wrong in a migration. It keeps its connections through all of it.
+func TestMigrationInterfered(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "interfered", Node: "node1"})
+	from := peer(t, "node2")
+	for _, c := range []struct {
+		name string
+		do   func(*testing.T, *machine)
+	}{
+		{"restarts in the middle", restartsInTheMiddle},
+		{"cancelled before the hand-off", cancelledBeforeHandOff},
+		{"cancelled while it runs", cancelledWhileItRuns},
+		{"target deleted", targetDeleted},
+		{"target fails late", targetFailsLate},
+		{"on and on", onAndOn},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			result := vm.watch(t, from, func() { c.do(t, vm) })
+			vm.untouched(t)
+			gapsBelow(t, result, longestGap)
+		})
+	}
+	consistent(t)
+}
+
+func gapsBelow(t *testing.T, result *traffic.Result, limit time.Duration) {
+	t.Helper()
+	for _, p := range result.Probes {
+		if gap := p.Gap.Length(); gap > limit {
+			t.Errorf("nothing came from %s for %s", p.Peer, gap)
+		}
+	}
+}
+
+// restartsInTheMiddle kills the leading controller, the agents and ovn-controllers of source and target while the VM's memory is copied.
+func restartsInTheMiddle(t *testing.T, vm *machine) {
+	source, target := vm.node(t), vm.another(t)
+	g := vm.begin(t, lab.MigrateOptions{To: target, Hold: []kubevirt.Stage{kubevirt.StageSwitchover}})
+	if _, err := g.AwaitPhase(t.Context(), kubevirtv1.MigrationRunning); err != nil {
+		t.Fatal(err)
+	}
+	lead, err := leader(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range [][2]string{
+		{lead, "godwit-controller"}, {source, "godwit-agent"}, {target, "godwit-agent"}, {source, "ovn-controller"}, {target, "ovn-controller"},
+	} {
+		if err := kill(t.Context(), k[0], k[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settled(t)
+	if err := g.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	vm.succeeded(t, g)
+	if at := vm.node(t); at != target {
+		t.Errorf("the VM is on %s, want %s", at, target)
+	}
+	recorded(t, g)
+}
+
+// cancelledBeforeHandOff: the target is there and waits; nobody has told it of the VM.
+func cancelledBeforeHandOff(t *testing.T, vm *machine) {
+	source := vm.node(t)
+	g := vm.begin(t, lab.MigrateOptions{To: vm.another(t), Hold: []kubevirt.Stage{kubevirt.StageHandOff}})
+	if _, err := g.AwaitPhase(t.Context(), kubevirtv1.MigrationScheduled); err != nil {
+		t.Fatal(err)
+	}
+	cancelled(t, vm, g, source)
+}
+
+// cancelledWhileItRuns: the memory is copied already.
+func cancelledWhileItRuns(t *testing.T, vm *machine) {
+	source := vm.node(t)
+	g := vm.begin(t, lab.MigrateOptions{To: vm.another(t), Hold: []kubevirt.Stage{kubevirt.StageSwitchover}})
+	if _, err := g.AwaitPhase(t.Context(), kubevirtv1.MigrationRunning); err != nil {
+		t.Fatal(err)
+	}
+	cancelled(t, vm, g, source)
+}
+
+func cancelled(t *testing.T, vm *machine, g *lab.Migration, source string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := g.Cancel(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.AwaitGone(ctx); err != nil {
+		t.Fatal(err)
+	}
+	rolledBack(t, vm, g, source)
+}
+
+// rolledBack: the VM is where it was, and the record says why.
+func rolledBack(t *testing.T, vm *machine, g *lab.Migration, source string) {
+	t.Helper()
+	if at := vm.node(t); at != source {
+		t.Errorf("the VM is on %s, want %s", at, source)
+	}
+	pm := record(t, g)
+	if pm.Status.Result != v1alpha1.MigrationFailed {
+		t.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
+	}
+	t.Logf("migration %s: %s, %s", g, pm.Status.Phase, pm.Status.Reason)
+}
+
+// targetDeleted: somebody deletes the target pod while the memory is copied.
+func targetDeleted(t *testing.T, vm *machine) {
+	source := vm.node(t)
+	g := vm.begin(t, lab.MigrateOptions{To: vm.another(t), Hold: []kubevirt.Stage{kubevirt.StageSwitchover}})
+	running, err := g.AwaitPhase(t.Context(), kubevirtv1.MigrationRunning)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var target string
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
+		vmi, err := vm.VMI(ctx)
+		if err != nil {
+			return err
+		}
+		if s := vmi.Status.MigrationState; s != nil && s.MigrationUID == running.UID {
+			target = s.TargetPod
+		}
+		if target == "" {
+			return fmt.Errorf("migration %s has no target pod yet", g)
+		}
+		return nil
+	})
+	if _, err := kubectl(t.Context(), "-n", vm.Namespace, "delete", "pod", target, "--wait=false", "--grace-period=0", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rolledBack(t, vm, g, source)
+}
+
+// targetFailsLate: the target's QEMU ends after it had the VM's state.
+func targetFailsLate(t *testing.T, vm *machine) {
+	source := vm.node(t)
+	g := vm.begin(t, lab.MigrateOptions{To: vm.another(t), Fault: kubevirt.FaultTargetLate})
+	if _, err := g.Await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rolledBack(t, vm, g, source)
+}
+
+// onAndOn moves the VM over all nodes, each migration begun as soon as the one before has succeeded.
+func onAndOn(t *testing.T, vm *machine) {
+	first := vm.node(t)
+	second := vm.another(t)
+	third := vm.another(t, second)
+	for _, to := range []string{second, third, first} {
+		g := vm.migrate(t, lab.MigrateOptions{To: to})
+		if at := vm.node(t); at != to {
+			t.Errorf("the VM is on %s, want %s", at, to)
+		}
+		recorded(t, g)
+	}
+}
+
+// A VM's Port outlives its instance: stopped and started again, the VM has the same addresses.
+func TestMigrationPortOutlivesTheInstance(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "outlives", Node: "node1"})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := vm.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.AwaitStopped(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var port v1alpha1.Port
+	eventually(t, 5*time.Second, func(ctx context.Context) error {
+		if err := cluster.api.Get(ctx, vm.Key(), &port); err != nil {
+			return err
+		}
+		if port.Status.Phase != v1alpha1.PortReserved || !meta.IsStatusConditionTrue(port.Status.Conditions, "Ready") {
+			return fmt.Errorf("Port of a stopped VM: %+v", port.Status)
+		}
+		return nil
+	})
+	consistent(t)
+	if err := vm.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.AwaitAnswer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	vm.untouched(t)
+}

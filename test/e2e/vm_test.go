@@ -1,0 +1,224 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/reach"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// machine is a VM of a test.
+type machine struct {
+	*lab.VM
+	ips []netip.Addr
+	// row is the UUID of its LogicalSwitchPort.
+	row string
+}
+
+// bootVM creates a VM, waits until it answers on all of its addresses, and deletes it with the test.
+func bootVM(t *testing.T, o lab.VMOptions) *machine {
+	t.Helper()
+	vms, err := cluster.VMs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, err := vms.Create(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		if err := vm.Delete(ctx); err != nil {
+			t.Errorf("delete VM %s: %v", vm, err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	if err := vm.AwaitAnswer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{VM: vm}
+	if m.ips, err = vm.Addresses(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m.row = m.portRow(t).UUID
+	return m
+}
+
+// portRow is the VM's LogicalSwitchPort.
+func (m *machine) portRow(t *testing.T) *nbdb.LogicalSwitchPort {
+	t.Helper()
+	row, err := cluster.nb.Port(t.Context(), ident.VMPort(m.Namespace, m.Name, ident.DefaultNetwork))
+	if err != nil || row == nil {
+		t.Fatalf("row of VM %s: %v, %v", m, row, err)
+	}
+	return row
+}
+
+// node is where the VM runs.
+func (m *machine) node(t *testing.T) string {
+	t.Helper()
+	vmi, err := m.VMI(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vmi.Status.NodeName
+}
+
+// another is a node where the VM does not run; not any of others either.
+func (m *machine) another(t *testing.T, others ...string) string {
+	t.Helper()
+	here := m.node(t)
+	for _, n := range cluster.NodeNames() {
+		if n != here && !slices.Contains(others, n) {
+			return n
+		}
+	}
+	t.Fatal("no node is left")
+	return ""
+}
+
+// untouched fails the test unless the VM has the row and the addresses that it began with, asks for one chassis, and nothing is left of a migration.
+func (m *machine) untouched(t *testing.T) {
+	t.Helper()
+	node := m.node(t)
+	eventually(t, 2*time.Second, func(context.Context) error {
+		row := m.portRow(t)
+		if row.UUID != m.row {
+			return fmt.Errorf("the row of VM %s was %s, is %s", m, m.row, row.UUID)
+		}
+		if row.Options["requested-chassis"] != node || row.Options["activation-strategy"] != "" {
+			return fmt.Errorf("VM %s runs on %s, its row has %v", m, node, row.Options)
+		}
+		return nil
+	})
+	ips, err := m.Addresses(t.Context())
+	if err != nil || !slices.Equal(ips, m.ips) {
+		t.Errorf("VM %s had %v, has %v (%v)", m, m.ips, ips, err)
+	}
+}
+
+// watch keeps traffic to a VM going from a pod while f runs, and fails the test if a connection breaks or the guest gets a packet twice.
+func (m *machine) watch(t *testing.T, from reach.Pod, f func()) *traffic.Result {
+	t.Helper()
+	place := podPlace(t, from)
+	spec := traffic.Usual(m.ips...)
+	spec.Echo.Connections = 6
+	run, err := traffic.Begin(t.Context(), place, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func(context.Context) error {
+		if s := run.Status(); s.Open < s.Wanted || s.Replied == 0 {
+			return fmt.Errorf("traffic to VM %s has not begun: %+v", m, s)
+		}
+		return nil
+	})
+	f()
+	time.Sleep(500 * time.Millisecond) // the connections go on after the move, or do not: a stalled one shows by then, a dead one at Stop
+	result, err := run.Stop(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range result.Connections {
+		if c.Broken != "" {
+			t.Errorf("VM %s: a connection broke: %+v", m, c)
+		}
+	}
+	for _, p := range result.Probes {
+		t.Logf("VM %s from %s to %s: %d probes, %d lost, %d duplicated, longest gap %s", m, from.Name, p.Peer, p.Counts.Sent, p.Counts.Lost, p.Counts.Duplicated, p.Gap.Length())
+		if p.Counts.Received == 0 {
+			t.Errorf("VM %s never answered a probe to %s", m, p.Peer)
+		}
+	}
+	arrivals, err := traffic.NewClient(place, netip.AddrPortFrom(m.ips[0], traffic.ControlPort)).Arrivals(t.Context(), result.Run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := arrivals.Duplicated(); n > 0 {
+		t.Errorf("VM %s got %d probes twice", m, n)
+	}
+	return result
+}
+
+// podPlace is a pod's network namespace, for traffic of this process.
+func podPlace(t *testing.T, p reach.Pod) traffic.Place {
+	t.Helper()
+	ns, err := cluster.PodNamespace(p.Node, p.IPs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return traffic.Place{Namespace: ns}
+}
+
+// peer is a pod from which a VM is watched.
+func peer(t *testing.T, node string) reach.Pod {
+	t.Helper()
+	ns := namespace(t, nil)
+	create(t, server(ns, "peer", node))
+	return ready(t, ns, 1)["peer"]
+}
+
+// migrate moves the VM and waits for the end.
+func (m *machine) migrate(t *testing.T, o lab.MigrateOptions) *lab.Migration {
+	t.Helper()
+	g := m.begin(t, o)
+	m.succeeded(t, g)
+	return g
+}
+
+func (m *machine) begin(t *testing.T, o lab.MigrateOptions) *lab.Migration {
+	t.Helper()
+	g, err := m.Migrate(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func (m *machine) succeeded(t *testing.T, g *lab.Migration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if _, err := g.AwaitSuccess(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// record waits until the PortMigration of a migration is over, and returns it.
+func record(t *testing.T, g *lab.Migration) *v1alpha1.PortMigration {
+	t.Helper()
+	var found *v1alpha1.PortMigration
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
+		var list v1alpha1.PortMigrationList
+		if err := cluster.api.List(ctx, &list, client.InNamespace(g.VM.Namespace)); err != nil {
+			return err
+		}
+		for i := range list.Items {
+			pm := &list.Items[i]
+			if pm.Spec.Migration.UID != types.UID(g.UID) {
+				continue
+			}
+			if r := pm.Status.Result; r != v1alpha1.MigrationSucceeded && r != v1alpha1.MigrationFailed {
+				return fmt.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
+			}
+			found = pm
+			return nil
+		}
+		return fmt.Errorf("migration %s has no PortMigration", g)
+	})
+	return found
+}
