@@ -149,7 +149,7 @@ func toPod(t *testing.T, frame []byte) error {
 func TestCaptureKeepsFrames(t *testing.T) {
 	near, far, index := pair(t)
 	c := capture(t, near)
-	const n = 2000
+	const n = 300
 	if err := far.Do(func() error {
 		for range n {
 			if err := Send(index, ethernet(other, vm, 0x08, 0x00)); err != nil {
