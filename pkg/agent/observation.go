@@ -166,16 +166,20 @@ func (c course) due(now time.Time) (yes bool, again time.Duration) {
 	return false, until.Sub(now)
 }
 
-// Announcements that the agent makes when a VM makes none: this long after the VM is ready, and at these times after the first.
-const announceAfter = 100 * time.Millisecond
+// Announcements that the agent makes when a VM makes none: the first so long after the VM is ready, and as many in all.
+const (
+	announceAfter = 100 * time.Millisecond
+	announcements = 5
+)
 
-func announceAgain() [5]time.Duration {
-	return [...]time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 250 * time.Millisecond, 350 * time.Millisecond}
+// announceAgain is when they are made after the first.
+func announceAgain() [announcements]time.Duration {
+	return [announcements]time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 250 * time.Millisecond, 350 * time.Millisecond}
 }
 
 // announceAt is when the agent has to announce the VM the next time; ok is false if it has not to.
 func (s *sighting) announceAt(ready time.Time) (at time.Time, ok bool) {
-	if !s.announced.IsZero() && !s.byAgent || s.sends >= len(announceAgain()) {
+	if !s.announced.IsZero() && !s.byAgent || s.sends >= announcements {
 		return time.Time{}, false
 	}
 	return ready.Add(announceAfter + announceAgain()[s.sends]), true

@@ -160,22 +160,26 @@ func (w *watched) observe(t *testing.T) {
 // target attaches the target's launcher and returns its link's name.
 func (w *watched) target(t *testing.T) string {
 	t.Helper()
-	w.pods.Add(targetPod(false))
+	w.pods.Add(targetPod())
 	if _, err := w.handle(t.Context(), addRequest()); err != nil {
 		t.Fatal(err)
 	}
 	return netdev.HostName("c1", "eth0")
 }
 
-func targetPod(ready bool) *corev1.Pod {
+func targetPod() *corev1.Pod {
 	id := identityOf(uid, 7)
 	id.VMI, id.Attach = &v1alpha1.Instance{Name: "vm", UID: "vmi-uid"}, &v1alpha1.Attach{Chassis: "one", Migration: "m-uid"}
 	pod := podA(map[string]string{v1alpha1.IdentityAnnotation: id.Text()})
 	yes := true
 	pod.OwnerReferences = []metav1.OwnerReference{{Kind: v1alpha1.KindVirtualMachineInstance, Name: "vm", UID: "vmi-uid", Controller: &yes}}
-	if ready {
-		pod.Annotations[kubevirtv1.MigrationTargetReadyTimestamp] = "2026-11-20 21:43:34 +0000 UTC"
-	}
+	return pod
+}
+
+// readyPod is targetPod when the VM runs in it.
+func readyPod() *corev1.Pod {
+	pod := targetPod()
+	pod.Annotations[kubevirtv1.MigrationTargetReadyTimestamp] = "2026-11-20 21:43:34 +0000 UTC"
 	return pod
 }
 
@@ -280,7 +284,7 @@ func TestAgentAnnouncesAVMThatDoesNot(t *testing.T) {
 			}
 			w.target(t)
 			ready := time.Now()
-			w.pods.Modify(targetPod(true))
+			w.pods.Modify(readyPod())
 			eventually(t, "five announcements", func() error {
 				if n := w.links.sends(); n != 5 {
 					return errors.New("not yet")
@@ -322,7 +326,7 @@ func TestAgentDoesNotAnnounce(t *testing.T) {
 			w.records.add(w.pm)
 			c := w.links.capture(t, w.target(t))
 			heard(w, c)
-			w.pods.Modify(targetPod(true))
+			w.pods.Modify(readyPod())
 			time.Sleep(2 * announceAfter) // that something does not happen shows only in time
 			if n := w.links.sends(); n != 0 {
 				t.Errorf("%d announcements, want none", n)
@@ -409,7 +413,7 @@ func TestRestartKeepsWhatWasReported(t *testing.T) {
 	before := w.records.reported(t, w.pm, sideTarget)
 	w.stop()
 	delete(w.links.open, netdev.HostName("c1", "eth0"))
-	w.pods.Modify(targetPod(true))
+	w.pods.Modify(readyPod())
 	w.observe(t)
 	c = w.links.capture(t, netdev.HostName("c1", "eth0"))
 	c.frames <- frame.Seen{At: at(start, time.Second), RARP: true}
@@ -432,7 +436,7 @@ func TestRestartAnnounces(t *testing.T) {
 	w.links.capture(t, link)
 	w.stop()
 	delete(w.links.open, link)
-	w.pods.Modify(targetPod(true))
+	w.pods.Modify(readyPod())
 	w.observe(t)
 	w.links.capture(t, link).frames <- frame.Seen{At: time.Now()} // it may have sent others before
 	got := w.records.reported(t, w.pm, sideTarget)
