@@ -138,6 +138,10 @@ func (m *vmim) send(source *corev1.Pod) *step {
 	case guest.PostCopyActive:
 		return m.duringPostCopy()
 	case guest.Failed:
+		if !target.connected {
+			// Between two nodes a stream hangs when one of them dies, so that nobody acts before the target pod is gone. Here it breaks.
+			return waits("the target does not answer", limitPoll)
+		}
 		return m.failed("Live migration failed: " + v.Migration.Error)
 	case guest.Cancelled:
 		return m.failed("Live migration failed: it was cancelled")
