@@ -81,7 +81,7 @@ func (p Processes) Node(node *Spec, run Command) []supervise.Service {
 		},
 		{
 			Name: "ovs-vswitchd", Needs: []string{"ovsdb-server"}, Ready: fileReady(ovsRun + "/ovs-vswitchd.pid"),
-			Argv:   []string{"ovs-vswitchd", "--pidfile", "-vconsole:info", "-vsyslog:off", endpoint},
+			Argv:   vswitchd(node, endpoint),
 			Before: func(context.Context) error { return removeFile(ovsRun + "/ovs-vswitchd.pid") },
 		},
 		{
@@ -89,6 +89,17 @@ func (p Processes) Node(node *Spec, run Command) []supervise.Service {
 			Argv: []string{"ovn-controller", "--pidfile", "-vconsole:info", "-vsyslog:off", endpoint},
 		},
 	}
+}
+
+// vswitchd is the command of ovs-vswitchd. In the userspace datapath it is what forwards every packet, and it competes for the processor with the guests, which
+// are emulated and take all there is: on two cores a quiet network showed gaps of 100 to 400 ms, and shows 10 to 27 ms when it is preferred. The kernel's
+// datapath needs no such thing.
+func vswitchd(node *Spec, endpoint string) []string {
+	argv := []string{"ovs-vswitchd", "--pidfile", "-vconsole:info", "-vsyslog:off", endpoint}
+	if node.Userspace {
+		argv = append([]string{"nice", "--adjustment=-15"}, argv...)
+	}
+	return argv
 }
 
 // Replug takes the port of the underlay bridge out and puts it in again: the userspace datapath holds the link that it opened, not the name.
