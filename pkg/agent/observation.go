@@ -141,24 +141,24 @@ func (c course) due(now time.Time) (yes bool, again time.Duration) {
 	if c.ended.IsZero() && c.reported {
 		return false, 0
 	}
-	until := c.ended.Add(patience)
 	o := observe(c.side, c.ports)
+	var until time.Time
 	switch {
 	case c.side == sideSource && !c.heard && c.ended.IsZero():
 		return false, 0
-	case c.side == sideSource:
-		if o.LastFrame == nil {
-			return true, 0
-		}
-		if quiet := o.LastFrame.Add(silence); c.ended.IsZero() || quiet.Before(until) {
-			until = quiet
-		}
-	case o.Announced != nil && o.FirstFrame != nil:
+	case c.side == sideSource && o.LastFrame == nil, o.Announced != nil && o.FirstFrame != nil:
 		return true, 0
-	case c.ended.IsZero() && o.Announced == nil:
-		return false, 0
-	case c.ended.IsZero():
+	case c.side == sideSource:
+		until = o.LastFrame.Add(silence)
+	case o.Announced != nil:
 		until = o.Announced.Add(patience)
+	case c.ended.IsZero():
+		return false, 0
+	default:
+		until = c.ended.Add(patience)
+	}
+	if end := c.ended.Add(patience); !c.ended.IsZero() && end.Before(until) {
+		until = end
 	}
 	if !now.Before(until) {
 		return true, 0
