@@ -83,6 +83,11 @@ func (a *attacher) add(ctx context.Context, req *wire.Request) (*wire.Result, er
 	if res := a.existing(ctx, at); res != nil {
 		return res, nil
 	}
+	if at.id.VMI != nil {
+		if err := a.checkNewest(ctx, at); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.remove(ctx, at.db, at.veth.Host); err != nil { // of an attempt that was cut short
 		return nil, err
 	}
@@ -181,16 +186,52 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
 	start = a.stage(at, stageOVS, start)
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.host.ConfigureContainer(at.req.Netns, at.pod) })
-	g.Go(func() error { return a.waitInstalled(gctx, at) })
-	if err := g.Wait(); err != nil {
+	if err := a.bringUp(ctx, at); err != nil {
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
 	a.stage(at, stageInstalled, start)
 	a.observer.installed(at)
 	at.log.Info("attached", "port", at.port.ID, "link", at.veth.Host, "ips", at.id.IPs)
 	return result(at, hostMAC), nil
+}
+
+// bringUp configures the container's side while OVN binds the port. A migration's target is configured after that: until OVN has installed the flows that
+// block the port, what is meant for the VM on the source reaches the target as well, and the pod's own kernel, which has the VM's address until KubeVirt
+// takes it away, would answer with resets.
+func (a *attacher) bringUp(ctx context.Context, at *attachment) error {
+	if at.id.Attach != nil && at.id.Attach.Migration != "" {
+		if err := a.waitInstalled(ctx, at); err != nil {
+			return err
+		}
+		return a.host.ConfigureContainer(at.req.Netns, at.pod)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.host.ConfigureContainer(at.req.Netns, at.pod) })
+	g.Go(func() error { return a.waitInstalled(ctx, at) })
+	return g.Wait()
+}
+
+// checkNewest keeps a late ADD of an old launcher from taking the VM's port away from the one that has it.
+func (a *attacher) checkNewest(ctx context.Context, at *attachment) error {
+	ports, err := at.db.PodPorts(ctx)
+	if err != nil {
+		return err
+	}
+	mine := a.inputs.pod(at.req.Pod.String())
+	if mine != nil && mine.DeletionTimestamp != nil {
+		return fmt.Errorf("launcher pod %s: is being deleted, and does not attach to its VM's port any more", at.req.Pod)
+	}
+	for _, p := range ports {
+		if p.ID != at.port.ID || p.Owner.Pod == at.port.Owner.Pod {
+			continue
+		}
+		other := a.inputs.pod(p.Owner.Pod)
+		if mine != nil && other != nil && mine.CreationTimestamp.Before(&other.CreationTimestamp) {
+			return fmt.Errorf("launcher pod %s: the younger launcher %s has port %s on this node: delete the pod that does not run the VM",
+				at.req.Pod, p.Owner.Pod, at.port.ID)
+		}
+	}
+	return nil
 }
 
 func (a *attacher) waitInstalled(ctx context.Context, at *attachment) error {

@@ -155,7 +155,8 @@ func trimPod(obj any) (any, error) {
 	}
 	meta := metav1.ObjectMeta{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, DeletionTimestamp: pod.DeletionTimestamp,
-		Annotations: map[string]string{},
+		CreationTimestamp: pod.CreationTimestamp,
+		Annotations:       map[string]string{},
 	}
 	for _, key := range []string{v1alpha1.IdentityAnnotation, mirrorAnnotation, kubevirtv1.MigrationTargetReadyTimestamp} {
 		if v, ok := pod.Annotations[key]; ok {
