@@ -59,7 +59,10 @@ func (sb *SB) Run(ctx context.Context) error { return probe(ctx, "southbound", s
 // Binding is the Port_Binding of a VM's port, nil if there is none. It must not be changed.
 func (sb *SB) Binding(ctx context.Context, name ident.PortName) (*sbdb.PortBinding, error) {
 	var rows []*sbdb.PortBinding
-	if err := sb.ovsdb.Where(&sbdb.PortBinding{LogicalPort: string(name)}).List(ctx, &rows); err != nil {
+	// By condition, not by example: an example would be looked up in the table's other index too, whose columns are not monitored and empty in every row.
+	pb := &sbdb.PortBinding{}
+	byName := model.Condition{Field: &pb.LogicalPort, Function: ovsdb.ConditionEqual, Value: string(name)}
+	if err := sb.ovsdb.WhereAll(pb, byName).List(ctx, &rows); err != nil {
 		return nil, fmt.Errorf("read Port_Binding %s: %w", name, err)
 	}
 	if len(rows) == 0 {
