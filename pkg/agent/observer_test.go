@@ -317,6 +317,9 @@ func TestAgentDoesNotAnnounce(t *testing.T) {
 		"OVN has opened the port": func(w *watched, _ *fakeCapture) {
 			w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Stages = []v1alpha1.Stage{{Name: v1alpha1.StageActivated}} })
 		},
+		"the port is the target's alone": func(w *watched, _ *fakeCapture) {
+			w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Stages = []v1alpha1.Stage{{Name: v1alpha1.StageCommitted}} })
+		},
 		"migration failed": func(w *watched, _ *fakeCapture) {
 			w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationFailed })
 		},

@@ -199,7 +199,7 @@ func (w *watch) announce(pm *v1alpha1.PortMigration) (again time.Duration) {
 
 // announced: nobody needs to announce the VM any more.
 func announced(pm *v1alpha1.PortMigration) bool {
-	return over(pm) || reached(pm, v1alpha1.StageActivated) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
+	return over(pm) || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
 }
 
 func (w *watch) send(t *tap) {
