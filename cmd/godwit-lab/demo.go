@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/demo"
 )
 
 // demoDownTimeout bounds the clean-up after an interrupted demo.
@@ -17,9 +18,10 @@ const demoDownTimeout = time.Minute
 
 func (o *options) demoCommand() *cobra.Command {
 	var c lab.Config
-	pods := 30
+	var d demo.Config
+	var pods int
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Make a lab, let all pods reach each other, and remove it again; a lab that is up stays up", Args: cobra.NoArgs,
+		Use: "demo", Short: "Make a lab, migrate a VM there and back under traffic, and remove the lab again; one that is up stays up", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			self, err := os.Executable()
 			if err != nil {
@@ -28,8 +30,8 @@ func (o *options) demoCommand() *cobra.Command {
 			_, err = o.open()
 			stays := !errors.Is(err, lab.ErrNoLab)
 			c.Name, c.Log, c.Program = o.name, o.logger(), self
-			l, err := lab.Up(cmd.Context(), c)
-			if err != nil {
+			d.Log, d.Out = c.Log, os.Stdout
+			if d.Lab, err = lab.Up(cmd.Context(), c); err != nil {
 				return err
 			}
 			if !stays {
@@ -37,14 +39,18 @@ func (o *options) demoCommand() *cobra.Command {
 					ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), demoDownTimeout)
 					defer cancel()
 					c.Log.Info("removing the lab")
-					err = errors.Join(err, l.Down(ctx))
+					err = errors.Join(err, d.Lab.Down(ctx))
 				}()
 			}
-			return l.Demo(cmd.Context(), c.Log, os.Stdout, pods)
+			if pods > 0 {
+				return demo.Pods(cmd.Context(), d, pods)
+			}
+			return demo.Run(cmd.Context(), d)
 		},
 	}
 	cmd.Flags().IntVar(&c.Nodes, "nodes", 0, "how many nodes; 3 in a new lab")
 	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
-	cmd.Flags().IntVar(&pods, "pods", pods, "how many pods")
+	cmd.Flags().StringVar(&d.Picture, "picture", "", "file to draw the first migration in, as SVG")
+	cmd.Flags().IntVar(&pods, "pods", 0, "instead of a VM, so many pods that all reach each other, and a table")
 	return cmd
 }

@@ -73,7 +73,11 @@ func (m *Migration) summary() [][]string {
 		rows = append(rows, []string{"probes " + d.Name, thousands(d.Sent), fmt.Sprintf("%s lost, %s duplicated, %s reordered", thousands(d.Lost), thousands(d.Duplicated), thousands(d.Reordered))})
 	}
 	if c := m.Connections; c.Total > 0 {
-		rows = append(rows, []string{"TCP connections kept", fmt.Sprintf("%d of %d", c.Kept, c.Total), fmt.Sprintf("longest stall %s ms", millis(c.Stall))})
+		row := []string{"TCP connections kept", fmt.Sprintf("%d of %d", c.Kept, c.Total), ""}
+		if c.Stall > 0 {
+			row[2] = fmt.Sprintf("longest stall %s ms", millis(c.Stall))
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }

@@ -60,6 +60,9 @@ type Direction struct {
 	Open bool
 	// Paused is for how long the sender itself did not send in that time, by its own clock. Beyond twice the interval it is named.
 	Paused time.Duration
+	// Quiet is the longest silence while nothing was done, and Elsewhere the longest in the whole migration; zero if not known. They tell how much of the silence is
+	// the machine's.
+	Quiet, Elsewhere time.Duration
 }
 
 // Silence is the longest time without an arrival.
@@ -77,7 +80,7 @@ type Series struct {
 // Connections are those that were held during the migration.
 type Connections struct {
 	Total, Kept int
-	// Stall is the longest time that one of those kept made no progress.
+	// Stall is the longest time that one of those kept made no progress; zero if that is not known.
 	Stall time.Duration
 }
 
@@ -86,6 +89,12 @@ func (d *Direction) notes() []string {
 	var all []string
 	if d.Paused > 2*d.Interval {
 		all = append(all, "the sender itself paused for "+millis(d.Paused)+" ms")
+	}
+	if d.Quiet > 0 {
+		all = append(all, millis(d.Quiet)+" ms at worst while nothing was done")
+	}
+	if d.Elsewhere > d.Silence() {
+		all = append(all, millis(d.Elsewhere)+" ms elsewhere in the migration")
 	}
 	if d.Open {
 		all = append(all, "and none since")

@@ -1,14 +1,13 @@
-package lab
+package demo
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,22 +17,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/reach"
 )
 
-const (
-	demoName    = "godwit-demo"
-	demoTimeout = 5 * time.Minute
-)
-
-// Demo runs pods in a namespace of their own, lets each reach all others on all addresses, writes a table of the result and removes the namespace. It fails
+// Pods runs pods in a namespace of their own, lets each reach all others on all addresses, writes a table of the result and removes the namespace. It fails
 // when a pair does not reach each other.
-func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods int) (err error) {
-	client, err := l.Client()
+func Pods(ctx context.Context, c Config, pods int) (err error) {
+	client, err := c.Lab.Client()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := time.Now()
 	// A name of its own each time: that of the last one may still be on its way out.
@@ -43,29 +38,31 @@ func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods in
 		return fmt.Errorf("make the demo's namespace: %w", err)
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		err = errors.Join(err, client.CoreV1().Namespaces().Delete(ctx, ns.Name, metav1.DeleteOptions{}))
 	}()
-	if _, err := client.AppsV1().Deployments(ns.Name).Create(ctx, demoDeployment(pods), metav1.CreateOptions{}); err != nil {
+	if _, err := client.AppsV1().Deployments(ns.Name).Create(ctx, podsDeployment(pods), metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("make the demo's pods: %w", err)
 	}
 	ends, err := awaitPods(ctx, client, ns.Name, pods)
 	if err != nil {
 		return err
 	}
-	log.Info("the pods are ready", "pods", pods, "took", time.Since(start).Round(100*time.Millisecond))
+	c.Log.Info("the pods are ready", "pods", pods, "took", time.Since(start).Round(100*time.Millisecond))
 	start = time.Now()
-	m, err := reach.All(ctx, l.execInPod, ends)
+	m, err := reach.All(ctx, func(ctx context.Context, namespace, pod string, argv ...string) (string, error) {
+		return execInPod(ctx, c.Lab, namespace, pod, argv...)
+	}, ends)
 	if err != nil {
 		return fmt.Errorf("let the pods reach each other: %w", err)
 	}
-	log.Info("every pod has asked every pod", "requests", m.Asked(), "took", time.Since(start).Round(100*time.Millisecond))
-	if err := m.Print(out); err != nil {
+	c.Log.Info("every pod has asked every pod", "requests", m.Asked(), "took", time.Since(start).Round(100*time.Millisecond))
+	if err := m.Print(c.Out); err != nil {
 		return err
 	}
 	for _, f := range m.Failures {
-		_, _ = fmt.Fprintln(out, f) // the error below says it too, if only in numbers
+		_, _ = fmt.Fprintln(c.Out, f) // the error below says it too, if only in numbers
 	}
 	if n := len(m.Failures); n > 0 {
 		return fmt.Errorf("%d of %d requests failed", n, m.Asked())
@@ -73,7 +70,7 @@ func (l *Lab) Demo(ctx context.Context, log *slog.Logger, out io.Writer, pods in
 	return nil
 }
 
-func demoDeployment(pods int) *appsv1.Deployment {
+func podsDeployment(pods int) *appsv1.Deployment {
 	replicas, grace := int32(pods), int64(1)
 	labels := map[string]string{"app": demoName}
 	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(80)}}, PeriodSeconds: 1}
@@ -83,7 +80,7 @@ func demoDeployment(pods int) *appsv1.Deployment {
 			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
 				TerminationGracePeriodSeconds: &grace,
-				Containers:                    []corev1.Container{{Name: "echo", Image: BusyboxImage, Command: []string{"echoserver"}, ReadinessProbe: probe}},
+				Containers:                    []corev1.Container{{Name: "echo", Image: lab.BusyboxImage, Command: []string{"echoserver"}, ReadinessProbe: probe}},
 				TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{
 					MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
 				}},
@@ -102,7 +99,8 @@ func awaitPods(ctx context.Context, client kubernetes.Interface, namespace strin
 		var ends []reach.Pod
 		for i := range list.Items {
 			p := &list.Items[i]
-			if !podReady(p) {
+			ready := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
+			if !ready || p.DeletionTimestamp != nil {
 				continue
 			}
 			end := reach.Pod{Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName}
@@ -125,7 +123,7 @@ func awaitPods(ctx context.Context, client kubernetes.Interface, namespace strin
 }
 
 // execInPod runs a command in a pod, by kubectl. probe says in its output which targets failed, and its status only that some did.
-func (l *Lab) execInPod(ctx context.Context, namespace, pod string, argv ...string) (string, error) {
+func execInPod(ctx context.Context, l *lab.Lab, namespace, pod string, argv ...string) (string, error) {
 	kubectl, err := l.Kubectl()
 	if err != nil {
 		return "", err
