@@ -69,13 +69,15 @@ func recorded(t *testing.T, g *lab.Migration) {
 // The guest of a masquerade binding is behind its pod: QEMU's announcement does not leave it, and the agent announces the VM in its place.
 func TestMigrationMasquerade(t *testing.T) {
 	vm := bootVM(t, lab.VMOptions{Name: "masquerade", Node: "node1", Binding: guest.Masquerade})
-	vm.ips = vm.ips[:1] // KubeVirt's masquerade is stood in for by IPv4 alone
 	from := peer(t, "node2")
 	var g *lab.Migration
 	vm.watch(t, from, func() { g = vm.migrate(t, lab.MigrateOptions{To: "node3"}) })
-	if pm := record(t, g); pm.Status.Result != v1alpha1.MigrationSucceeded {
-		t.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
-	}
+	eventually(t, 10*time.Second, func(context.Context) error {
+		if pm := record(t, g); pm.Status.Result != v1alpha1.MigrationSucceeded || pm.Status.Target == nil || !pm.Status.Target.AnnouncedByAgent {
+			return fmt.Errorf("PortMigration %s: %+v, target %+v: want the agent to have announced the VM", pm.Name, pm.Status, pm.Status.Target)
+		}
+		return nil
+	})
 	eventually(t, 2*time.Second, func(context.Context) error {
 		if o := vm.portRow(t).Options; o["requested-chassis"] != "node3" || o["activation-strategy"] != "" {
 			return fmt.Errorf("the row has %v", o)

@@ -105,9 +105,10 @@ func (m *VM) Migrate(ctx context.Context, o MigrateOptions) (*Migration, error) 
 // Migrations are the VM's, the oldest first.
 func (m *VM) Migrations(ctx context.Context) ([]kubevirtv1.VirtualMachineInstanceMigration, error) {
 	var list kubevirtv1.VirtualMachineInstanceMigrationList
-	if err := m.vms.api.List(ctx, &list, client.InNamespace(m.Namespace), client.MatchingLabels{kubevirtv1.MigrationSelectorLabel: m.Name}); err != nil {
+	if err := m.vms.api.List(ctx, &list, client.InNamespace(m.Namespace)); err != nil {
 		return nil, fmt.Errorf("list the migrations of VM %s: %w", m, err)
 	}
+	list.Items = slices.DeleteFunc(list.Items, func(g kubevirtv1.VirtualMachineInstanceMigration) bool { return g.Spec.VMIName != m.Name })
 	slices.SortFunc(list.Items, func(a, b kubevirtv1.VirtualMachineInstanceMigration) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})

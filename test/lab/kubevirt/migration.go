@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 )
@@ -112,7 +113,9 @@ func (m *vmim) admission() *step {
 	}
 	return m.w.changeVMIM(m.VirtualMachineInstanceMigration, "admission", func(m *kubevirtv1.VirtualMachineInstanceMigration) {
 		controllerutil.AddFinalizer(m, kubevirtv1.VirtualMachineInstanceMigrationFinalizer)
-		metav1.SetMetaDataLabel(&m.ObjectMeta, kubevirtv1.MigrationSelectorLabel, m.Spec.VMIName)
+		if len(m.Spec.VMIName) <= validation.LabelValueMaxLength { // KubeVirt makes a hash of a longer name; nothing here looks for it
+			metav1.SetMetaDataLabel(&m.ObjectMeta, kubevirtv1.MigrationSelectorLabel, m.Spec.VMIName)
+		}
 		for _, a := range observedAnnotations {
 			metav1.SetMetaDataAnnotation(&m.ObjectMeta, a, observedVersion)
 		}
