@@ -54,7 +54,9 @@ func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration
 	if first == nil {
 		return 0, 0, false
 	}
-	return first.Sub(st.Source.LastFrame.Time), clockUncertainty(st.Source.Clock, st.Target.Clock), true
+	d = first.Sub(st.Source.LastFrame.Time)
+	// A frame that left the source when the VM was heard on the target is not the VM's, or the clocks differ by more than the interruption: nothing can be said.
+	return d, clockUncertainty(st.Source.Clock, st.Target.Clock), d >= 0
 }
 
 // clockUncertainty is by how much two clocks may differ, negative if that is not known.
