@@ -190,7 +190,6 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 		return nil, fmt.Errorf("pod %s: %w", at.req.Pod, err)
 	}
 	a.stage(at, stageInstalled, start)
-	a.observer.installed(at)
 	at.log.Info("attached", "port", at.port.ID, "link", at.veth.Host, "ips", at.id.IPs)
 	return result(at, hostMAC), nil
 }
@@ -238,7 +237,11 @@ func (a *attacher) waitInstalled(ctx context.Context, at *attachment) error {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.InstalledTimeout)
 	defer cancel()
 	err := at.db.WaitInstalled(ctx, at.port.Name)
-	if err == nil || errors.Is(err, ovs.ErrInterface) {
+	if err == nil {
+		a.observer.installed(at)
+		return nil
+	}
+	if errors.Is(err, ovs.ErrInterface) {
 		return err
 	}
 	port, perr := at.db.Port(ctx, at.port.Name)

@@ -132,7 +132,12 @@ func (o *observer) run(ctx context.Context) error {
 		case <-o.wake:
 		}
 	}
-	return g.Wait()
+	err := g.Wait()
+	for _, w := range o.wanted() { // those that were not started
+		w.leave(ctx)
+		w.close()
+	}
+	return err
 }
 
 // wanted adds a watch for every migration that runs, and returns all watches.
@@ -144,6 +149,7 @@ func (o *observer) wanted() []*watch {
 			key := watchKey{s, pm.Spec.Migration.UID}
 			if o.watches[key] == nil {
 				o.watches[key] = newWatch(o, key, launcherOf(pm, s))
+				o.watches[key].known = true
 			}
 		}
 	}

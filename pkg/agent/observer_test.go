@@ -213,6 +213,19 @@ func (w *watched) counted(t *testing.T, name string) (n float64) {
 	return n
 }
 
+// watching waits until the observer knows of a migration.
+func (w *watched) watching(t *testing.T) {
+	t.Helper()
+	eventually(t, "watch", func() error {
+		w.observer.mu.Lock()
+		defer w.observer.mu.Unlock()
+		if len(w.observer.watches) == 0 {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+}
+
 func (w *watched) idle(t *testing.T) {
 	t.Helper()
 	eventually(t, "the end of all watches", func() error {
@@ -371,6 +384,7 @@ func TestWatchEnds(t *testing.T) {
 	t.Run("with the migration", func(t *testing.T) {
 		w := newWatched(t)
 		w.records.add(w.pm)
+		w.watching(t)
 		c := w.links.capture(t, w.target(t))
 		w.records.remove(w.pm)
 		w.idle(t)
@@ -431,10 +445,35 @@ func TestRestartKeepsWhatWasReported(t *testing.T) {
 	}
 }
 
+// An agent that ends in the middle of a migration leaves what it saw to the next.
+func TestRestartGoesOn(t *testing.T) {
+	w := newWatched(t)
+	link := w.source(t)
+	w.records.add(w.pm)
+	start := time.Now()
+	c := w.links.capture(t, link)
+	c.frames <- frame.Seen{At: at(start, 0)}
+	eventually(t, "frame", func() error {
+		if len(c.frames) > 0 {
+			return errors.New("not read")
+		}
+		return nil
+	})
+	w.stop()
+	wantTime(t, "last frame of the first agent", w.records.reported(t, w.pm, sideSource).LastFrame, at(start, 0))
+	delete(w.links.open, link)
+	w.observe(t)
+	w.links.capture(t, link).frames <- frame.Seen{At: at(start, time.Second)}
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+	wantTime(t, "last frame of the second", w.records.reported(t, w.pm, sideSource).LastFrame, at(start, time.Second))
+}
+
 // Between the VM's readiness and its announcement there may be no agent.
 func TestRestartAnnounces(t *testing.T) {
 	w := newWatched(t)
 	w.records.add(w.pm)
+	w.watching(t)
 	link := w.target(t)
 	w.links.capture(t, link)
 	w.stop()
@@ -442,9 +481,15 @@ func TestRestartAnnounces(t *testing.T) {
 	w.pods.Modify(readyPod())
 	w.observe(t)
 	w.links.capture(t, link).frames <- frame.Seen{At: time.Now()} // it may have sent others before
-	got := w.records.reported(t, w.pm, sideTarget)
-	if got.Announced == nil || !got.AnnouncedByAgent || got.FirstFrame != nil || got.FramesBeforeAnnouncement != 0 {
-		t.Errorf("reported %+v, want the agent's announcement and no first frame", got)
+	var got v1alpha1.Observation
+	eventually(t, "announcement", func() error {
+		if got = w.records.reported(t, w.pm, sideTarget); got.Announced == nil {
+			return errors.New("none is reported")
+		}
+		return nil
+	})
+	if got.Attached == nil || !got.AnnouncedByAgent || got.FirstFrame != nil || got.FramesBeforeAnnouncement != 0 {
+		t.Errorf("reported %+v, want when it was attached, the agent's announcement and no first frame", got)
 	}
 }
 

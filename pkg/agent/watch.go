@@ -3,14 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -19,14 +17,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
-const (
-	// unknownTimeout is for how long a migration is watched that the API server does not show.
-	unknownTimeout = 10 * time.Minute
-	// reportTimeout bounds one write, reportRetry is the time to the next after a failure, and after reportGiveUp there is none: what was seen is in the log.
-	reportTimeout = 10 * time.Second
-	reportRetry   = 5 * time.Second
-	reportGiveUp  = 10 * time.Minute
-)
+// unknownTimeout is for how long a migration is watched that the API server does not show.
+const unknownTimeout = 10 * time.Minute
 
 // launcher is the pod that carries the VM on this side.
 type launcher struct {
@@ -85,6 +77,7 @@ func (w *watch) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			w.leave(ctx)
 			return
 		case <-w.changed:
 		case <-timer.C:
@@ -216,77 +209,6 @@ func (w *watch) send(t *tap) {
 	if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.RARP(t.mac)); err != nil {
 		w.log.Warn("VM could not be announced: until OVN hears of it, its port is closed here", "port", t.port.ID, "error", err)
 	}
-}
-
-// reportDue writes what was seen when it is time to. done: there will be no more to write.
-func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (again time.Duration, done bool) {
-	if pm == nil {
-		return 0, false
-	}
-	c := course{side: w.key.side, reported: w.written != nil, ended: w.ended}
-	c.heard = reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
-	for _, t := range w.list() {
-		c.ports = append(c.ports, t.sighting())
-	}
-	now := time.Now()
-	yes, again := c.due(now)
-	if !yes {
-		return again, false
-	}
-	if now.Before(w.retry) {
-		return w.retry.Sub(now), false
-	}
-	before := w.written
-	if before == nil {
-		before = observation(pm, w.key.side)
-	}
-	o := merge(before, observe(c.side, c.ports))
-	if same(o, v1alpha1.Observation{}) || before != nil && same(o, *before) {
-		return 0, !w.ended.IsZero()
-	}
-	gone, err := w.write(ctx, pm, o)
-	if err != nil {
-		w.log.Warn("observation of a migration could not be written", "error", err, "retry_in", reportRetry)
-		w.retry = now.Add(reportRetry)
-		return reportRetry, !w.ended.IsZero() && now.Sub(w.ended) > reportGiveUp
-	}
-	w.written = &o
-	return 0, gone || !w.ended.IsZero()
-}
-
-func observation(pm *v1alpha1.PortMigration, s side) *v1alpha1.Observation {
-	if s == sideSource {
-		return pm.Status.Source
-	}
-	return pm.Status.Target
-}
-
-// write reports. gone: there is no such migration any more.
-func (w *watch) write(ctx context.Context, pm *v1alpha1.PortMigration, o v1alpha1.Observation) (gone bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	clock, err := frame.ReadClock()
-	if err != nil {
-		return false, err
-	}
-	o.Clock = v1alpha1.Clock{BootID: clock.BootID, Synchronized: clock.Synchronized}
-	if clock.Synchronized {
-		o.Clock.MaxErrorMicroseconds = clock.MaxError.Microseconds()
-	}
-	part := v1alpha1.PortMigrationStatus{Target: &o}
-	if w.key.side == sideSource {
-		part = v1alpha1.PortMigrationStatus{Source: &o}
-	}
-	err = w.o.report(ctx, types.NamespacedName{Namespace: pm.Namespace, Name: pm.Name}, part)
-	if apierrors.IsNotFound(err) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("PortMigration %s/%s: write status.%s: %w", pm.Namespace, pm.Name, w.key.side, err)
-	}
-	w.log.Info("migration reported", "portmigration", pm.Namespace+"/"+pm.Name, "attached", o.Attached, "last_frame", o.LastFrame, "announced", o.Announced,
-		"by_agent", o.AnnouncedByAgent, "first_frame", o.FirstFrame, "frames_before", o.FramesBeforeAnnouncement)
-	return false, nil
 }
 
 // list is the taps in order of their ports.
