@@ -78,14 +78,14 @@ func (s *scene) play(ctx context.Context) error {
 		return err
 	}
 	s.Log.Info("opening TCP connections to the VM and from it")
-	held, err := s.begin(ctx, holding())
+	held, err := newExchange(ctx, s.guest, s.peer, holding())
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	var passages []*passage
-	for _, to := range []string{s.target, s.source} {
-		p, err := s.pass(ctx, to)
+	for i, to := range []string{s.target, s.source} {
+		p, err := s.pass(ctx, to, i)
 		if err != nil {
 			return err
 		}

@@ -16,11 +16,13 @@ import (
 // perDirection is how many connections each side opens.
 const perDirection = 10
 
-// holding are connections without probes: they are held through all migrations.
+// holding are connections without probes: they are held through all migrations. They are no faster than an emulated processor serves with time to spare: one
+// that is busy anyway takes seconds to work off what has piled up while it was stopped, and the network looks guilty.
 func holding() traffic.Spec {
 	s := traffic.Usual()
 	s.Probe, s.Length = traffic.Probing{}, traffic.Duration{Duration: timeout}
-	s.Echo.Connections = perDirection - s.Upload.Connections - s.Download.Connections
+	s.Echo.Connections, s.Echo.Interval.Duration = perDirection-s.Upload.Connections-s.Download.Connections, 200*time.Millisecond
+	s.Upload.Rate, s.Download.Rate = 100_000, 100_000
 	return s
 }
 
@@ -33,6 +35,12 @@ func probing() traffic.Spec {
 type end struct {
 	ask *traffic.Client
 	ips []netip.Addr
+}
+
+// only is the end with one of its addresses, whichever there is.
+func (e end) only(i int) end {
+	e.ips = e.ips[i%len(e.ips):][:1]
+	return e
 }
 
 // run is traffic that one end makes towards the other.
@@ -67,14 +75,14 @@ func (r run) stop(ctx context.Context) (s seen, err error) {
 // exchange is the same traffic to the VM and from it.
 type exchange struct{ to, from run }
 
-func (s *scene) begin(ctx context.Context, spec traffic.Spec) (*exchange, error) {
+func newExchange(ctx context.Context, guest, peer end, spec traffic.Spec) (*exchange, error) {
 	var x exchange
 	var err error
-	if x.to, err = begin(ctx, s.peer, s.guest, spec); err != nil {
-		return nil, fmt.Errorf("traffic to VM %s: %w", s.vm, err)
+	if x.to, err = begin(ctx, peer, guest, spec); err != nil {
+		return nil, fmt.Errorf("traffic to the VM: %w", err)
 	}
-	if x.from, err = begin(ctx, s.guest, s.peer, spec); err != nil {
-		return nil, fmt.Errorf("traffic from VM %s: %w", s.vm, err)
+	if x.from, err = begin(ctx, guest, peer, spec); err != nil {
+		return nil, fmt.Errorf("traffic from the VM: %w", err)
 	}
 	return &x, nil
 }

@@ -33,14 +33,15 @@ type passage struct {
 	to, from seen
 }
 
-// pass migrates the VM under probes, and waits until it is over.
-func (s *scene) pass(ctx context.Context, target string) (*passage, error) {
+// pass migrates the VM under probes to the i-th of its addresses and from there, and waits until it is over. One address family at a time is probed, which is
+// as much as the guest's emulated processor takes; the connections are of both.
+func (s *scene) pass(ctx context.Context, target string, i int) (*passage, error) {
 	vmi, err := s.vm.VMI(ctx)
 	if err != nil {
 		return nil, err
 	}
 	p := &passage{source: vmi.Status.NodeName, target: target}
-	probes, err := s.begin(ctx, probing())
+	probes, err := newExchange(ctx, s.guest.only(i), s.peer.only(i), probing())
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ const Container = "compute"
 const (
 	volume    = "launcher"
 	directory = "/run/launcher"
+	// milliCPU is what KubeVirt asks for a VM with one processor. A pod that asks for none has so little weight that a busy agent beside it stops the guest.
+	milliCPU = 100
 	// overheadMiB is QEMU's own memory, the translated code of the guest above all, and the launcher's.
 	overheadMiB = 160
 )
@@ -37,6 +39,7 @@ func Add(spec *corev1.PodSpec, memoryMiB int) {
 		SecurityContext: &corev1.SecurityContext{Privileged: &privileged},
 		VolumeMounts:    []corev1.VolumeMount{{Name: volume, MountPath: directory}},
 		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
+			corev1.ResourceCPU:    *resource.NewMilliQuantity(milliCPU, resource.DecimalSI),
 			corev1.ResourceMemory: *resource.NewQuantity(int64(memoryMiB+overheadMiB)<<20, resource.BinarySI),
 		}},
 	})
