@@ -1,8 +1,10 @@
 // Package agent is what runs on every node: it makes the node a chassis, keeps its gateway ovn0, attaches pods for godwit-cni, and installs
 // godwit-cni with its configuration.
 //
-// Inputs: its own Node, the Pods of the node, Subnets; links and addresses of the node; the local Open_vSwitch database.
-// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, two files. It never writes NB or SB.
+// Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; links and addresses of the node, frames of VMs that migrate; the
+// local Open_vSwitch database.
+// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, status.source and status.target of PortMigrations, two files. It never
+// writes NB or SB.
 package agent
 
 import (
