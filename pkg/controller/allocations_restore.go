@@ -38,7 +38,7 @@ func (a *allocations) existing(ctx context.Context, subnet string) ([]claim, err
 	if err != nil {
 		return nil, err
 	}
-	claims := append(ports, pods...)
+	claims := slices.Concat(ports, pods)
 	slices.SortStableFunc(claims, func(x, y claim) int {
 		if x.proven != y.proven {
 			if x.proven {

@@ -18,7 +18,9 @@ var routerKind = kind[nbdb.LogicalRouter]{
 
 var routerPortKind = kind[nbdb.LogicalRouterPort]{
 	table: nbdb.LogicalRouterPortTable,
-	owned: func(p *nbdb.LogicalRouterPort) []any { return []any{&p.MAC, &p.Networks, &p.Ipv6RaConfigs, &p.ExternalIDs} },
+	owned: func(p *nbdb.LogicalRouterPort) []any {
+		return []any{&p.MAC, &p.Networks, &p.Ipv6RaConfigs, &p.ExternalIDs}
+	},
 	uuid:  func(p *nbdb.LogicalRouterPort) *string { return &p.UUID },
 	ids:   func(p *nbdb.LogicalRouterPort) map[string]string { return p.ExternalIDs },
 	label: func(p *nbdb.LogicalRouterPort) string { return p.Name },

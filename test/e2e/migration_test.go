@@ -72,17 +72,19 @@ func TestMigrationMasquerade(t *testing.T) {
 	from := peer(t, "node2")
 	var g *lab.Migration
 	vm.watch(t, from, func() { g = vm.migrate(t, lab.MigrateOptions{To: "node3"}) })
-	eventually(t, 10*time.Second, func(context.Context) error {
-		if pm := record(t, g); pm.Status.Result != v1alpha1.MigrationSucceeded || pm.Status.Target == nil || !pm.Status.Target.AnnouncedByAgent {
-			return fmt.Errorf("PortMigration %s: %+v, target %+v: want the agent to have announced the VM", pm.Name, pm.Status, pm.Status.Target)
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
+		pm, err := findRecord(ctx, g)
+		if err == nil && (pm.Status.Result != v1alpha1.MigrationSucceeded || pm.Status.Target == nil || !pm.Status.Target.AnnouncedByAgent) {
+			err = fmt.Errorf("PortMigration %s: %+v, target %+v: want the agent to have announced the VM", pm.Name, pm.Status, pm.Status.Target)
 		}
-		return nil
+		return err
 	})
-	eventually(t, 2*time.Second, func(context.Context) error {
-		if o := vm.portRow(t).Options; o["requested-chassis"] != "node3" || o["activation-strategy"] != "" {
-			return fmt.Errorf("the row has %v", o)
+	eventually(t, 2*time.Second, func(ctx context.Context) error {
+		row, err := vm.portRow(ctx)
+		if err == nil && (row.Options["requested-chassis"] != "node3" || row.Options["activation-strategy"] != "") {
+			err = fmt.Errorf("the row has %v", row.Options)
 		}
-		return nil
+		return err
 	})
 }
 

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -60,18 +59,21 @@ func bootVM(t *testing.T, o lab.VMOptions) *machine {
 	} else if err := vm.AwaitAnswer(ctx); err != nil {
 		t.Fatal(err)
 	}
-	m.row = m.portRow(t).UUID
+	row, err := m.portRow(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.row = row.UUID
 	return m
 }
 
 // portRow is the VM's LogicalSwitchPort.
-func (m *machine) portRow(t *testing.T) *nbdb.LogicalSwitchPort {
-	t.Helper()
-	row, err := cluster.nb.Port(t.Context(), ident.VMPort(m.Namespace, m.Name, ident.DefaultNetwork))
-	if err != nil || row == nil {
-		t.Fatalf("row of VM %s: %v, %v", m, row, err)
+func (m *machine) portRow(ctx context.Context) (*nbdb.LogicalSwitchPort, error) {
+	row, err := cluster.nb.Port(ctx, ident.VMPort(m.Namespace, m.Name, ident.DefaultNetwork))
+	if err == nil && row == nil {
+		err = fmt.Errorf("VM %s has no row", m)
 	}
-	return row
+	return row, err
 }
 
 // node is where the VM runs.
@@ -101,8 +103,11 @@ func (m *machine) another(t *testing.T, others ...string) string {
 func (m *machine) untouched(t *testing.T) {
 	t.Helper()
 	node := m.node(t)
-	eventually(t, 2*time.Second, func(context.Context) error {
-		row := m.portRow(t)
+	eventually(t, 2*time.Second, func(ctx context.Context) error {
+		row, err := m.portRow(ctx)
+		if err != nil {
+			return err
+		}
 		if row.UUID != m.row {
 			return fmt.Errorf("the row of VM %s was %s, is %s", m, m.row, row.UUID)
 		}
@@ -205,26 +210,30 @@ func (m *machine) succeeded(t *testing.T, g *lab.Migration) {
 }
 
 // record waits until the PortMigration of a migration is over, and returns it.
-func record(t *testing.T, g *lab.Migration) *v1alpha1.PortMigration {
+func record(t *testing.T, g *lab.Migration) (pm *v1alpha1.PortMigration) {
 	t.Helper()
-	var found *v1alpha1.PortMigration
-	eventually(t, 10*time.Second, func(ctx context.Context) error {
-		var list v1alpha1.PortMigrationList
-		if err := cluster.api.List(ctx, &list, client.InNamespace(g.VM.Namespace)); err != nil {
+	eventually(t, 10*time.Second, func(ctx context.Context) (err error) {
+		if pm, err = findRecord(ctx, g); err != nil {
 			return err
 		}
-		for i := range list.Items {
-			pm := &list.Items[i]
-			if pm.Spec.Migration.UID != types.UID(g.UID) {
-				continue
-			}
-			if r := pm.Status.Result; r != v1alpha1.MigrationSucceeded && r != v1alpha1.MigrationFailed {
-				return fmt.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
-			}
-			found = pm
-			return nil
+		if r := pm.Status.Result; r != v1alpha1.MigrationSucceeded && r != v1alpha1.MigrationFailed {
+			return fmt.Errorf("PortMigration %s: %+v", pm.Name, pm.Status)
 		}
-		return fmt.Errorf("migration %s has no PortMigration", g)
+		return nil
 	})
-	return found
+	return pm
+}
+
+// findRecord is the PortMigration of a migration as it is now.
+func findRecord(ctx context.Context, g *lab.Migration) (*v1alpha1.PortMigration, error) {
+	var list v1alpha1.PortMigrationList
+	if err := cluster.api.List(ctx, &list, client.InNamespace(g.VM.Namespace)); err != nil {
+		return nil, err
+	}
+	for i := range list.Items {
+		if list.Items[i].Spec.Migration.UID == g.UID {
+			return &list.Items[i], nil
+		}
+	}
+	return nil, fmt.Errorf("migration %s has no PortMigration", g)
 }

@@ -221,12 +221,13 @@ func stoppedAndStarted(t *testing.T, e *env) {
 	}
 	eventually(t, func() error {
 		if err := e.api.Get(t.Context(), vm, port); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("Port still there: %v", err)
+			return fmt.Errorf("Port still there: %+v (%w)", port.Status, err)
 		}
-		if lsp, err := e.nb.Port(t.Context(), ident.VMPort("stop", "vm", "default")); lsp != nil || err != nil {
-			return fmt.Errorf("row still there: %v %v", lsp, err)
+		lsp, err := e.nb.Port(t.Context(), ident.VMPort("stop", "vm", "default"))
+		if err == nil && lsp != nil {
+			err = fmt.Errorf("row still there: %v", lsp)
 		}
-		return nil
+		return err
 	})
 }
 
