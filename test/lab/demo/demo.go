@@ -25,7 +25,7 @@ const (
 	cleanupTimeout = 20 * time.Second
 	// warmUp is for how long nothing is looked at after traffic has begun, quiet for how long the network is then measured while nothing is done: what an
 	// interruption is to be compared with.
-	warmUp, quiet = time.Second, 2 * time.Second
+	warmUp, quiet = 2 * time.Second, 2 * time.Second
 	// aftermath is for how long a migration that is over is still watched.
 	aftermath = time.Second
 	poll      = 50 * time.Millisecond

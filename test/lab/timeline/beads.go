@@ -23,8 +23,13 @@ const (
 func (p *panel) beads(d *Direction, i int, top float64) float64 {
 	base := top + beadLine
 	p.ground.rect("lane", box{p.left, top, p.right - p.left, beadRow - 3})
-	p.text(point{p.left - 12, base - 14}, end, [2]string{"name", d.Name})
-	p.text(point{p.left - 12, base + 2}, end, [2]string{"ms", fmt.Sprintf("%s lost, %s dup.", thousands(d.Lost), thousands(d.Duplicated))})
+	label := base - 14
+	if d.Quiet > 0 {
+		label -= 16
+		p.text(point{p.left - 12, base + 2}, end, [2]string{"ms", "undisturbed: " + millis(d.Quiet) + " ms"})
+	}
+	p.text(point{p.left - 12, label}, end, [2]string{"name", d.Name})
+	p.text(point{p.left - 12, label + 16}, end, [2]string{"ms", fmt.Sprintf("%s lost, %s dup.", thousands(d.Lost), thousands(d.Duplicated))})
 	p.silence(d, i, top)
 	spacing := p.perInterval(d.Interval)
 	r := min(max(spacing*0.4, minBead), maxBead)

@@ -67,6 +67,12 @@ func (m *Migration) summary() [][]string {
 		}
 		says = append(says, fmt.Sprintf("a probe every %s", d.Interval))
 		rows = append(rows, []string{"interruption " + d.Name, millis(d.Silence()) + " ms", strings.Join(append(says, d.notes()...), ", ")})
+		if d.Quiet > 0 {
+			rows = append(rows, []string{"  undisturbed, at worst", millis(d.Quiet) + " ms", "while nothing was done"})
+		}
+		if d.Elsewhere > d.Silence() {
+			rows = append(rows, []string{"  elsewhere in the migration", millis(d.Elsewhere) + " ms", ""})
+		}
 	}
 	for i := range m.Directions {
 		d := &m.Directions[i]

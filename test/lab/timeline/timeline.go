@@ -90,12 +90,6 @@ func (d *Direction) notes() []string {
 	if d.Paused > 2*d.Interval {
 		all = append(all, "the sender itself paused for "+millis(d.Paused)+" ms")
 	}
-	if d.Quiet > 0 {
-		all = append(all, millis(d.Quiet)+" ms at worst while nothing was done")
-	}
-	if d.Elsewhere > d.Silence() {
-		all = append(all, millis(d.Elsewhere)+" ms elsewhere in the migration")
-	}
 	if d.Open {
 		all = append(all, "and none since")
 	}

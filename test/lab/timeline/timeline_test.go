@@ -68,6 +68,7 @@ func sample() *Migration {
 		}
 		back.Arrivals = append(back.Arrivals, at(sent+0.4+random.Float64()*0.4))
 	}
+	there.Quiet, back.Elsewhere = 9_300*time.Microsecond, 93*time.Millisecond
 	m.Directions = []Direction{there, back}
 	for i := range m.Directions {
 		measure(&m.Directions[i])
