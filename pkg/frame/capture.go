@@ -32,7 +32,8 @@ type Capture struct {
 	oob  [64]byte
 }
 
-// Open begins to see frames on the link of that name, in the calling thread's network namespace. From its return on none is missed.
+// Open begins to see frames on the link of that name, in the calling thread's network namespace. From its return on none is missed. The kernel begins to time
+// frames a moment later (net_enable_timestamp defers it): those that come before have the time at which they are read.
 func Open(link string, mac net.HardwareAddr) (*Capture, error) {
 	iface, err := net.InterfaceByName(link)
 	if err != nil {
