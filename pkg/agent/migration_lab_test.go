@@ -19,6 +19,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/frame"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 	"github.com/godwit-cni/godwit/pkg/topology"
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -224,7 +225,12 @@ func TestVMMoves(t *testing.T) {
 	if second == nil || t.Failed() {
 		return
 	}
-	t.Run("back", func(t *testing.T) { m.back(t, second) })
+	var third *testPod
+	t.Run("back", func(t *testing.T) { third = m.back(t, second) })
+	if third == nil || t.Failed() {
+		return
+	}
+	t.Run("started anew on the same node", func(t *testing.T) { m.anew(t, third) })
 }
 
 func (m *move) there(t *testing.T, source *testPod) *testPod {
@@ -305,7 +311,7 @@ func watchedLink(t *testing.T, n *testNode) {
 }
 
 // back is to a pod of the bridge binding whose VM does not announce itself.
-func (m *move) back(t *testing.T, source *testPod) {
+func (m *move) back(t *testing.T, source *testPod) *testPod {
 	m.ask("two", "one")
 	target := m.launcher(m.nodes[0], "back")
 	pm := m.record("back", source, target)
@@ -329,6 +335,29 @@ func (m *move) back(t *testing.T, source *testPod) {
 		t.Error("the agent does not say that it announced the VM")
 	}
 	m.commit(t, pm, source, target)
+	return target
+}
+
+// anew attaches a younger launcher before the DEL of the old one, which then removes nothing of it.
+func (m *move) anew(t *testing.T, old *testPod) {
+	n := m.nodes[0]
+	young := m.launcher(n, "")
+	attach(t, n, young)
+	ports, err := n.agent.state.db.PodPorts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports = slices.DeleteFunc(ports, func(p ovs.PortStatus) bool { return string(p.ID) != m.lsp.Name })
+	if len(ports) != 1 || ports[0].Owner.Pod != young.request(wire.Add).Pod.String() {
+		t.Errorf("the VM's port is that of %+v, want the younger launcher's alone", ports)
+	}
+	if _, err := n.call(t, old.request(wire.Del)); err != nil {
+		t.Errorf("DEL of the old launcher: %v", err)
+	}
+	if _, err := n.call(t, young.request(wire.Check)); err != nil {
+		t.Errorf("CHECK of the younger launcher: %v", err)
+	}
+	eventually(t, "VM to peer", func() error { return m.reaches(young) })
 }
 
 // bindBridge does to the pod's interface what KubeVirt's bridge binding does.
