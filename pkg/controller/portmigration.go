@@ -48,8 +48,8 @@ func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration
 		return 0, 0, false
 	}
 	first := st.Target.Announced
-	if st.Target.AnnouncedByAgent && st.Target.FirstFrame != nil {
-		first = st.Target.FirstFrame // the VM ran already, and was not heard
+	if st.Target.AnnouncedByAgent && first != nil && st.Target.FirstFrame != nil && first.Before(st.Target.FirstFrame) {
+		first = st.Target.FirstFrame // what it sent before the announcement was dropped
 	}
 	if first == nil {
 		return 0, 0, false

@@ -25,6 +25,7 @@ func TestInterruption(t *testing.T) {
 		"two machines":        {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: other, Announced: at(130)}, "", 30 * time.Millisecond, 1500 * time.Microsecond},
 		"a clock drifts":      {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Announced: at(130)}, "", 30 * time.Millisecond, -1},
 		"the agent announced": {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(230), AnnouncedByAgent: true, FirstFrame: at(240)}, "", 140 * time.Millisecond, 0},
+		"heard too early":     {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(230), AnnouncedByAgent: true, FirstFrame: at(120)}, "", 130 * time.Millisecond, 0},
 		"nothing said before": {v1alpha1.Observation{Clock: one}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
 		"nothing seen after":  {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one}, "", -1, 0},
 		"source after target": {v1alpha1.Observation{Clock: one, LastFrame: at(200)}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
