@@ -10,7 +10,7 @@ FAMILY ?= dual
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
-REAL := ./pkg/agent ./pkg/netdev ./pkg/ovs ./test/integration
+REAL := ./pkg/agent ./pkg/frame ./pkg/netdev ./pkg/ovs ./test/integration
 
 .PHONY: help
 help: ## this list
@@ -26,7 +26,7 @@ test: preflight lint unit integration e2e ## every test there is
 
 .PHONY: unit
 unit: ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... | grep -v -E '/pkg/(agent|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
