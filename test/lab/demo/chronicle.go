@@ -43,24 +43,31 @@ func (c *chronicle) take(object client.Object, at time.Time) {
 			kubevirtv1.MigrationPreparingTarget: "handed to the target", kubevirtv1.MigrationTargetReady: "target ready",
 			kubevirtv1.MigrationRunning: "migration runs", kubevirtv1.MigrationSucceeded: "migration succeeded", kubevirtv1.MigrationFailed: "migration failed",
 		}
-		name := phases[o.Status.Phase]
-		c.note(string(o.UID), timeline.Stage{At: at, Name: name, Detail: o.Name}, name != "")
-	case *kubevirtv1.VirtualMachineInstance:
-		if s := o.Status.MigrationState; s != nil {
-			c.note(string(s.MigrationUID), timeline.Stage{At: at, Name: "VM ready on the target", Detail: s.TargetPod}, s.TargetNodeDomainReadyTimestamp != nil)
+		if name, ok := phases[o.Status.Phase]; ok {
+			c.note(string(o.UID), timeline.Stage{At: at, Name: name, Detail: o.Name})
 		}
-		c.note("VMI", timeline.Stage{At: at, Name: "VMI says " + o.Status.NodeName}, o.Status.NodeName != "")
+	case *kubevirtv1.VirtualMachineInstance:
+		if s := o.Status.MigrationState; s != nil && s.TargetNodeDomainReadyTimestamp != nil {
+			c.note(string(s.MigrationUID), timeline.Stage{At: at, Name: "VM ready on the target", Detail: s.TargetPod})
+		}
+		if node := o.Status.NodeName; node != "" {
+			c.note(string(o.UID), timeline.Stage{At: at, Name: "VMI says " + node})
+		}
 	case *corev1.Pod:
-		c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod created", Detail: o.Name}, true)
-		c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod scheduled", Detail: o.Spec.NodeName}, o.Spec.NodeName != "")
-		c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod runs", Detail: o.Name}, o.Status.Phase == corev1.PodRunning)
+		c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod created", Detail: o.Name})
+		if o.Spec.NodeName != "" {
+			c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod scheduled", Detail: o.Spec.NodeName})
+		}
+		if o.Status.Phase == corev1.PodRunning {
+			c.note(string(o.UID), timeline.Stage{At: at, Name: "target pod runs", Detail: o.Name})
+		}
 	}
 }
 
-// note adds a stage of an object unless it has not come yet or is known. c.mu is held.
-func (c *chronicle) note(object string, s timeline.Stage, reached bool) {
+// note adds a stage of an object unless it is known. c.mu is held.
+func (c *chronicle) note(object string, s timeline.Stage) {
 	key := object + "/" + s.Name
-	if !reached || c.known[key] {
+	if c.known[key] {
 		return
 	}
 	if c.known == nil {

@@ -21,7 +21,7 @@ func (p *passage) stages() []timeline.Stage {
 func (p *passage) qemuStages() []timeline.Stage {
 	var all []timeline.Stage
 	for _, e := range p.journal {
-		name := ""
+		var name string
 		switch onTarget := e.Node == p.target; {
 		case e.Event == string(guest.QEMUStarted) && onTarget:
 			name = "QEMU waits on the target"

@@ -67,6 +67,9 @@ func (m *Migration) summary() [][]string {
 		}
 		says = append(says, fmt.Sprintf("a probe every %s", d.Interval))
 		rows = append(rows, []string{"interruption " + d.Name, millis(d.Silence()) + " ms", strings.Join(append(says, d.notes()...), ", ")})
+		if lost := d.Unanswered(); lost > 0 {
+			rows = append(rows, []string{"  without any answer", millis(lost) + " ms", "probes sent later were answered, if late"})
+		}
 		if d.Quiet > 0 {
 			rows = append(rows, []string{"  undisturbed, at worst", millis(d.Quiet) + " ms", "while nothing was done"})
 		}

@@ -84,6 +84,27 @@ type Connections struct {
 	Stall time.Duration
 }
 
+// Unanswered is the time in which those probes were sent that were lost in the silence, to an interval more than it was: what was sent later was answered, however
+// late. Zero if none was lost, or the sender's clock is not known.
+func (d *Direction) Unanswered() time.Duration {
+	var first, last time.Time
+	for _, t := range d.Missing {
+		if t.Before(d.From.Add(-d.Interval)) || t.After(d.To) {
+			continue
+		}
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+		if t.After(last) {
+			last = t
+		}
+	}
+	if first.IsZero() {
+		return 0
+	}
+	return last.Sub(first) + d.Interval
+}
+
 // notes say what else has to be known of the silence.
 func (d *Direction) notes() []string {
 	var all []string
