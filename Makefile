@@ -17,8 +17,8 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: preflight $(LAB) ## a cluster on this machine, pods on every node, who reaches whom; cleans up after itself
-	@$(LAB) demo --nodes $(NODES) --ip-family $(FAMILY)
+demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under traffic, a timeline, out/demo/migration.svg; cleans up after itself
+	@$(LAB) demo --nodes $(NODES) --ip-family $(FAMILY) --picture out/demo/migration.svg
 
 .PHONY: test
 test: preflight lint unit integration e2e ## every test there is

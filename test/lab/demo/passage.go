@@ -188,5 +188,8 @@ func (p *passage) recorded() string {
 	if i.UncertaintyMilliseconds != "" {
 		says += ", give or take " + i.UncertaintyMilliseconds + " ms"
 	}
+	if o := p.record.Status.Target; o != nil && o.FirstFrame != nil {
+		says += fmt.Sprintf(".\nThe guest sent its first frame %s ms after QEMU had let it run: its processor is emulated, and translates all code anew", millis(o.FirstFrame.Sub(p.stop.Resumed)))
+	}
 	return says + ".\n"
 }

@@ -81,7 +81,11 @@ func (p *panel) silence(d *Direction, i int, top float64) {
 	}
 	from, to := p.clamp(d.From), p.clamp(d.To)
 	p.ground.rect(fmt.Sprintf("gap%d", i), box{from, top, to - from, beadRow - 3})
-	says := strings.Join(append([]string{millis(d.Silence()) + " ms without an arrival"}, d.notes()...), ", ")
+	all := []string{millis(d.Silence()) + " ms without an arrival"}
+	if lost := d.Unanswered(); lost > 0 {
+		all = append(all, millis(lost)+" ms of it lost")
+	}
+	says := strings.Join(append(all, d.notes()...), ", ")
 	p.text(point{p.centre(from, to, says), top + silenceAt + 3}, middle, [2]string{fmt.Sprintf("strong d%d", i), says})
 	edge, y := fmt.Sprintf("edge%d", i), top+silenceAt+12
 	p.line(edge, point{from, y}, point{to, y})
