@@ -189,7 +189,7 @@ func (p *passage) recorded() string {
 		says += ", give or take " + i.UncertaintyMilliseconds + " ms"
 	}
 	if o := p.record.Status.Target; o != nil && o.FirstFrame != nil {
-		says += fmt.Sprintf(".\nThe guest sent its first frame %s ms after QEMU had let it run: its processor is emulated, and translates all code anew", millis(o.FirstFrame.Sub(p.stop.Resumed)))
+		says += fmt.Sprintf(".\nThe guest sent its first frame on %s %s ms after QEMU had let it run", p.target, millis(o.FirstFrame.Sub(p.stop.Resumed)))
 	}
 	return says + ".\n"
 }
