@@ -194,6 +194,10 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 	return result(at, hostMAC), nil
 }
 
+// blockTime is how long after ovn-installed a port on an additional chassis is taken to be blocked. ovn-controller blocks it when the southbound database has
+// told it of its own claim, which may be after ovn-installed (OVN 23.03, seen on a busy machine: some 10 ms); nothing in a database says that it has.
+const blockTime = 250 * time.Millisecond
+
 // bringUp configures the container's side while OVN binds the port. A migration's target is configured after that: until OVN has installed the flows that
 // block the port, what is meant for the VM on the source reaches the target as well, and the pod's own kernel, which has the VM's address until KubeVirt
 // takes it away, would answer with resets.
@@ -201,6 +205,11 @@ func (a *attacher) bringUp(ctx context.Context, at *attachment) error {
 	if at.id.Attach != nil && at.id.Attach.Migration != "" {
 		if err := a.waitInstalled(ctx, at); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(blockTime):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for OVN to block port %s: %w", at.port.ID, ctx.Err())
 		}
 		return a.host.ConfigureContainer(at.req.Netns, at.pod)
 	}
