@@ -23,9 +23,9 @@ const (
 	timeout = 5 * time.Minute
 	// cleanupTimeout bounds the clean-up after it, which waits for nothing.
 	cleanupTimeout = 20 * time.Second
-	// warmUp is for how long nothing is looked at after traffic has begun, quiet for how long the network is then measured while nothing is done: what an
-	// interruption is to be compared with.
-	warmUp, quiet = 2 * time.Second, 2 * time.Second
+	// warmUp is for how long nothing is looked at after traffic has begun: an emulated processor translates that code first. quiet is for how long the network is
+	// then measured while nothing is done: what an interruption is to be compared with.
+	warmUp, quiet = 4 * time.Second, 2 * time.Second
 	// aftermath is for how long a migration that is over is still watched.
 	aftermath = time.Second
 	poll      = 50 * time.Millisecond

@@ -189,7 +189,11 @@ func (p *passage) recorded() string {
 		says += ", give or take " + i.UncertaintyMilliseconds + " ms"
 	}
 	if o := p.record.Status.Target; o != nil && o.FirstFrame != nil {
-		says += fmt.Sprintf(".\nThe guest sent its first frame on %s %s ms after QEMU had let it run", p.target, millis(o.FirstFrame.Sub(p.stop.Resumed)))
+		if after := o.FirstFrame.Sub(p.stop.Resumed); after >= 0 {
+			says += fmt.Sprintf(".\nThe guest sent its first frame on %s %s ms after QEMU had let it run", p.target, millis(after))
+		} else {
+			says += fmt.Sprintf(".\nThe frame that the agent on %s took for the guest's first was there %s ms before QEMU let it run: somebody else sent it", p.target, millis(-after))
+		}
 	}
 	return says + ".\n"
 }
