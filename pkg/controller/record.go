@@ -147,6 +147,9 @@ func progressed(st v1alpha1.PortMigrationStatus, s migration.Snapshot, m moment)
 	case migration.Activated, migration.PostCopy:
 		note(&st, v1alpha1.StageActivated, m.seen)
 	case migration.Committed:
+		if slices.ContainsFunc(s.Ports, func(p migration.Port) bool { return slices.Contains(p.Activated, d.Target.Chassis) }) {
+			note(&st, v1alpha1.StageActivated, m.seen) // seen together with readiness
+		}
 		note(&st, v1alpha1.StageReady, m.seen)
 		note(&st, v1alpha1.StageCommitted, at)
 	case migration.RolledBack:
