@@ -135,7 +135,8 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 
 // observePorts reads the rows that the VM has, whether or not it has an instance now.
 func (r *vmReconciler) observePorts(ctx context.Context, vm types.NamespacedName, o *observed) error {
-	if o.vmi != nil && hasPodNetwork(o.vmi) {
+	onPodNetwork := o.vmi != nil && hasPodNetwork(o.vmi)
+	if onPodNetwork {
 		port, err := r.ensurePort(ctx, o.vmi, network)
 		if err != nil {
 			return err
@@ -149,7 +150,7 @@ func (r *vmReconciler) observePorts(ctx context.Context, vm types.NamespacedName
 	if err != nil || row == nil {
 		return err
 	}
-	if port := o.ports[network]; o.vmi != nil && (port == nil || row.ExternalIDs[ident.KeyUID] != string(port.UID)) {
+	if port := o.ports[network]; onPodNetwork && (port == nil || row.ExternalIDs[ident.KeyUID] != string(port.UID)) {
 		return nil // an earlier VM's, about to be replaced
 	}
 	o.rows[network] = row

@@ -324,6 +324,18 @@ func withoutPodNetwork(t *testing.T, e *env) {
 	if _, err := e.row(t, key("none", "vm")); err == nil {
 		t.Error("the VM has a row")
 	}
+	// A VM that had such a NIC, and is started without it, asks for nobody any more.
+	vm := key("none", "later")
+	had := e.vmi(t, vm)
+	e.launcher(t, had, "first", "n1", nil)
+	e.asks(t, vm, "n1", "")
+	if err := e.api.Delete(t.Context(), had); err != nil {
+		t.Fatal(err)
+	}
+	e.vmi(t, vm, func(v *kubevirtv1.VirtualMachineInstance) {
+		v.Spec.Networks, v.Spec.Domain.Devices.Interfaces, v.Spec.Domain.Devices.AutoattachPodInterface = nil, nil, &no
+	})
+	e.asks(t, vm, "godwit-none", "")
 }
 
 func portSecurity(t *testing.T, e *env) {
@@ -367,6 +379,13 @@ func restartInMigration(t *testing.T, e *env) {
 	vmim := e.migration(t, vmi)
 	e.launcher(t, vmi, "target", "n3", vmim)
 	e.asks(t, vm, "n1,n3", "rarp")
+	eventually(t, func() error { // the record is made after the row is written
+		var list v1alpha1.PortMigrationList
+		if err := e.api.List(t.Context(), &list, client.InNamespace("again")); err != nil || len(list.Items) != 1 {
+			return fmt.Errorf("%d PortMigrations (%w), want 1", len(list.Items), err)
+		}
+		return nil
+	})
 	e.stop()
 	e.migrationPhase(t, vmim, kubevirtv1.MigrationSucceeded)
 	e.podPhase(t, source, corev1.PodSucceeded)
