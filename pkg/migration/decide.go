@@ -198,12 +198,7 @@ func (s Snapshot) order(older, younger Launcher) (source, target Launcher, ok bo
 		return older, younger, younger.Job != ""
 	}
 	oldRuns, youngRuns := older.Job != "" && s.migration(older.Job).runs(), younger.Job != "" && s.migration(younger.Job).runs()
-	stamp, _ := s.pairStamp()
 	switch {
-	case stamp.Migration != "" && stamp.Migration == younger.Job:
-		return older, younger, true // the ports were prepared for it
-	case stamp.Migration != "" && stamp.Migration == older.Job:
-		return younger, older, true
 	case older.Job == "" || younger.Job != "" && youngRuns && !oldRuns:
 		return older, younger, true
 	case younger.Job == "" || oldRuns && !youngRuns:

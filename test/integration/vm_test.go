@@ -61,6 +61,8 @@ func thereAndBack(t *testing.T, e *env) {
 	uuid, source, node := row.UUID, first, "n1"
 	for i, to := range []string{"n2", "n1"} {
 		vmim := e.migration(t, vmi)
+		// A target is younger than its source, and creation times have whole seconds.
+		time.Sleep(time.Until(source.CreationTimestamp.Add(time.Second)))
 		target := e.launcher(t, vmi, fmt.Sprintf("virt-launcher-vm-%d", i+2), to, vmim)
 		// The migration is still Pending: what counts is the target's node.
 		row := e.asks(t, vm, node+","+to, "rarp")
