@@ -64,25 +64,17 @@ func (m migrations) get(s side, migration types.UID) *v1alpha1.PortMigration {
 func (m migrations) running(s side) []*v1alpha1.PortMigration {
 	var out []*v1alpha1.PortMigration
 	for _, obj := range m[s].GetStore().List() {
-		if pm, ok := obj.(*v1alpha1.PortMigration); ok && !over(pm) {
+		if pm, ok := obj.(*v1alpha1.PortMigration); ok && !pm.Status.Over() {
 			out = append(out, pm)
 		}
 	}
 	return out
 }
 
-func over(pm *v1alpha1.PortMigration) bool {
-	return pm.Status.Result == v1alpha1.MigrationSucceeded || pm.Status.Result == v1alpha1.MigrationFailed
-}
-
 // reached reports whether the controller noted a stage.
 func reached(pm *v1alpha1.PortMigration, stage v1alpha1.StageName) bool {
-	for _, s := range pm.Status.Stages {
-		if s.Name == stage {
-			return true
-		}
-	}
-	return false
+	_, ok := pm.Status.Stage(stage)
+	return ok
 }
 
 func trimMigration(obj any) (any, error) {

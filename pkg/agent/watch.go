@@ -96,7 +96,7 @@ func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 	switch {
 	case pm != nil:
 		w.known = true
-		if over(pm) && w.ended.IsZero() {
+		if pm.Status.Over() && w.ended.IsZero() {
 			w.ended = time.Now()
 		}
 	case w.known || time.Since(w.began) > unknownTimeout || w.detached():
@@ -192,7 +192,7 @@ func (w *watch) announce(pm *v1alpha1.PortMigration) (again time.Duration) {
 
 // announced: nobody needs to announce the VM any more.
 func announced(pm *v1alpha1.PortMigration) bool {
-	return over(pm) || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
+	return pm.Status.Over() || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
 }
 
 func (w *watch) send(t *tap) {

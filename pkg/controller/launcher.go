@@ -38,7 +38,7 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration}
 			}
 		}
-		errs = append(errs, r.annotate(ctx, pod, id))
+		errs = append(errs, writeIdentity(ctx, r.api, pod, id))
 	}
 	return errors.Join(errs...)
 }
@@ -102,16 +102,4 @@ func podNamed(pods []*corev1.Pod, name string) *corev1.Pod {
 		}
 	}
 	return &corev1.Pod{}
-}
-
-func (r *vmReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
-	text := id.Text()
-	if pod.Annotations[v1alpha1.IdentityAnnotation] == text {
-		return nil
-	}
-	err := annotate(ctx, r.api, pod, corev1.SchemeGroupVersion.WithKind("Pod"), v1alpha1.IdentityAnnotation, text)
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("annotate launcher pod %s/%s with its identity: %w", pod.Namespace, pod.Name, err)
-	}
-	return nil
 }

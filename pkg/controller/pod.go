@@ -66,7 +66,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 		return reconcile.Result{}, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.annotate(gctx, &pod, id) })
+	g.Go(func() error { return writeIdentity(gctx, r.api, &pod, id) })
 	g.Go(func() error { return r.ensurePort(gctx, &pod, id) })
 	return reconcile.Result{}, g.Wait()
 }
@@ -137,21 +137,6 @@ func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, sub
 		return v1alpha1.Identity{}, errWaiting // no node has an agent yet; the first that publishes its MTU enqueues every pod
 	}
 	return id, nil
-}
-
-// annotate writes the identity when the annotation says anything else.
-func (r *podReconciler) annotate(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
-	text := id.Text()
-	if pod.Annotations[v1alpha1.IdentityAnnotation] == text {
-		return nil
-	}
-	key := client.ObjectKeyFromObject(pod)
-	err := annotate(ctx, r.api, pod, corev1.SchemeGroupVersion.WithKind("Pod"), v1alpha1.IdentityAnnotation, text)
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("annotate pod %s with its identity: %w", key, err)
-	}
-	r.log.Debug("identity written", "pod", key, "uid", pod.UID, "ips", id.IPs)
-	return nil
 }
 
 // ensurePort writes the pod's row once its node is known. The row of an earlier pod of the same name is replaced whole: it may be on another switch.

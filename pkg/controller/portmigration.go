@@ -100,7 +100,7 @@ func (r *recordReconciler) prune(ctx context.Context, pm *v1alpha1.PortMigration
 	if err != nil {
 		return fmt.Errorf("list the PortMigrations of VM %s/%s: %w", pm.Namespace, pm.Spec.VMI.Name, err)
 	}
-	ended := slices.DeleteFunc(list.Items, func(m v1alpha1.PortMigration) bool { return !over(m.Status.Result) })
+	ended := slices.DeleteFunc(list.Items, func(m v1alpha1.PortMigration) bool { return !m.Status.Over() })
 	slices.SortFunc(ended, func(a, b v1alpha1.PortMigration) int { return began(b).Compare(began(a)) })
 	for i := r.keep; i < len(ended); i++ {
 		if err := r.api.Delete(ctx, &ended[i]); client.IgnoreNotFound(err) != nil {
@@ -112,7 +112,7 @@ func (r *recordReconciler) prune(ctx context.Context, pm *v1alpha1.PortMigration
 
 // began is when a migration began, to the microsecond where that is known: creation times have whole seconds.
 func began(m v1alpha1.PortMigration) time.Time {
-	if at, ok := stageTime(m.Status.Stages, v1alpha1.StageScheduled); ok {
+	if at, ok := m.Status.Stage(v1alpha1.StageScheduled); ok {
 		return at
 	}
 	return m.CreationTimestamp.Time

@@ -39,7 +39,7 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 		switch {
 		case m.decision.Migration != "" && string(pm.Spec.Migration.UID) == m.decision.Migration:
 			current = pm
-		case pm.Status.Result == "" || pm.Status.Result == v1alpha1.MigrationRunning:
+		case !pm.Status.Over():
 			errs = append(errs, r.writeRecord(ctx, pm, concluded(pm.Status, s, string(pm.Spec.Migration.UID), m)))
 		}
 	}
@@ -108,27 +108,23 @@ func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigrati
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write the status of PortMigration %s: %w", pm.Name, err)
 	}
-	if over(next.Result) && !over(pm.Status.Result) {
+	if next.Over() && !pm.Status.Over() {
 		r.metrics.migrations.WithLabelValues(string(next.Result)).Inc()
 		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
 	}
-	_, was := stageTime(pm.Status.Stages, v1alpha1.StagePrepared)
-	at, is := stageTime(next.Stages, v1alpha1.StagePrepared)
-	if from, ok := stageTime(next.Stages, v1alpha1.StageScheduled); is && ok && !was {
+	_, was := pm.Status.Stage(v1alpha1.StagePrepared)
+	at, is := next.Stage(v1alpha1.StagePrepared)
+	if from, ok := next.Stage(v1alpha1.StageScheduled); is && ok && !was {
 		r.metrics.prepared.Observe(at.Sub(from).Seconds())
 	}
 	return nil
-}
-
-func over(r v1alpha1.MigrationResult) bool {
-	return r == v1alpha1.MigrationSucceeded || r == v1alpha1.MigrationFailed
 }
 
 // progressed is the status of a migration that a decision is about. Stages that were noted stay as they are.
 func progressed(st v1alpha1.PortMigrationStatus, s migration.Snapshot, m moment) v1alpha1.PortMigrationStatus {
 	d := m.decision
 	st.Stages = slices.Clone(st.Stages)
-	if over(st.Result) && d.Phase != migration.Committed {
+	if st.Over() && d.Phase != migration.Committed {
 		return st // it was called over, and what is seen of it may be older than that
 	}
 	st.Phase, st.Reason, st.Message = string(d.Phase), string(d.Reason), d.Message
@@ -164,7 +160,7 @@ func progressed(st v1alpha1.PortMigrationStatus, s migration.Snapshot, m moment)
 	if d.Phase == migration.Prepared && d.Reason == migration.ReasonNotActivated {
 		note(&st, v1alpha1.StageReady, m.seen)
 	}
-	if over(st.Result) {
+	if st.Over() {
 		note(&st, v1alpha1.StageCompleted, at)
 	}
 	return st
@@ -213,16 +209,7 @@ func outcome(s migration.Snapshot, uid string) migration.Migration {
 
 // note adds a stage that has not been noted yet.
 func note(st *v1alpha1.PortMigrationStatus, name v1alpha1.StageName, at time.Time) {
-	if _, ok := stageTime(st.Stages, name); !ok {
+	if _, ok := st.Stage(name); !ok {
 		st.Stages = append(st.Stages, v1alpha1.Stage{Name: name, Time: metav1.NewMicroTime(at)})
 	}
-}
-
-func stageTime(stages []v1alpha1.Stage, name v1alpha1.StageName) (time.Time, bool) {
-	for _, s := range stages {
-		if s.Name == name {
-			return s.Time.Time, true
-		}
-	}
-	return time.Time{}, false
 }

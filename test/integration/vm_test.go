@@ -45,7 +45,7 @@ func TestVM(t *testing.T) {
 	t.Run("restart in the middle", func(t *testing.T) { restartInMigration(t, e) })
 }
 
-// thereAndBack follows one VM over two migrations: one row, one identity, two writes each.
+// thereAndBack follows one VM over two migrations: one row and one identity.
 func thereAndBack(t *testing.T, e *env) {
 	e.namespace(t, "move", nil)
 	vm := key("move", "vm")

@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -160,6 +162,21 @@ type PortMigrationStatus struct {
 	Target *Observation `json:"target,omitempty"`
 	// +optional
 	Interruption *Interruption `json:"interruption,omitempty"`
+}
+
+// Over says whether the migration has ended, one way or the other.
+func (s *PortMigrationStatus) Over() bool {
+	return s.Result == MigrationSucceeded || s.Result == MigrationFailed
+}
+
+// Stage is when a stage was reached; ok is false if it was not, as far as is known.
+func (s *PortMigrationStatus) Stage(name StageName) (at time.Time, ok bool) {
+	for _, stage := range s.Stages {
+		if stage.Name == name {
+			return stage.Time.Time, true
+		}
+	}
+	return time.Time{}, false
 }
 
 // PortMigration is the record of one live migration: what was asked of the network and when, and what it saw. The last of each VM are kept.
