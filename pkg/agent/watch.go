@@ -77,6 +77,7 @@ func (w *watch) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			w.close() // so that what the readers have in hand is told too
 			w.leave(ctx)
 			return
 		case <-w.changed:
