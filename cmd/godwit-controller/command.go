@@ -59,6 +59,8 @@ northbound database. Run any number of it: one leads, the others take over withi
 	f.IntVar(&c.KeepMigrations, "keep-migrations", c.KeepMigrations, "PortMigrations that are over to keep of each VM")
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file; the pod's service account if empty")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	f.BoolVar(&c.Baselines, "migration-baselines", false, "obey the annotation lab.godwit.dev/baseline of VMIs: for make bench-migration alone")
+	f.Lookup("migration-baselines").Hidden = true
 	return cmd
 }
 

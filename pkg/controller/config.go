@@ -37,6 +37,8 @@ type Config struct {
 	PodWorkers int
 	// KeepMigrations is how many PortMigrations that are over are kept of each VM.
 	KeepMigrations int
+	// Baselines obeys the annotation migration.AnnotationBaseline of VMIs. Only make bench-migration wants that: such VMs are moved worse than they could be.
+	Baselines bool
 	// Registerer receives the controller's own metrics.
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger

@@ -44,6 +44,8 @@ type vmReconciler struct {
 	metrics *metrics
 	log     *slog.Logger
 	now     func() time.Time
+	// baselines is Config.Baselines.
+	baselines bool
 
 	mu sync.Mutex
 	// last is what was decided last, for logs and events alone.
@@ -130,6 +132,9 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 		return o, err
 	}
 	o.env, err = r.environment(ctx)
+	if r.baselines && o.vmi != nil {
+		o.env.Baseline = migration.Baseline(o.vmi.Annotations[migration.AnnotationBaseline])
+	}
 	return o, err
 }
 

@@ -12,6 +12,7 @@ import (
 // idempotent: when Decision.Ports are applied, deciding again changes no port.
 func Decide(s Snapshot, env Env) Decision {
 	v := judge(s, env)
+	v.baseline = env.Baseline
 	d := Decision{
 		Phase: v.phase, Reason: v.reason, Message: v.message, Migration: v.migration, Source: v.source, Target: v.target,
 		Ports: make([]PortDecision, len(s.Ports)), RequeueAfter: v.requeue,
@@ -53,8 +54,9 @@ type verdict struct {
 	migration      string
 	source, target Launcher
 	// holder is the launcher that carries the VM.
-	holder  Launcher
-	requeue time.Duration
+	holder   Launcher
+	requeue  time.Duration
+	baseline Baseline
 }
 
 // aim is what a verdict does with the ports.
@@ -66,6 +68,7 @@ const (
 	single            // the holder's chassis
 	pair              // source and target
 	await             // those that are the wanted pair stay so, the others are the holder's until they all can be paired
+	later             // the holder's chassis, though the target attaches: BaselineFlip
 )
 
 // judge finds the phase from what the API says, in order of how final the evidence is.
@@ -254,6 +257,10 @@ func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict
 	if s.committedTo(source, target) {
 		return committed(target, ReasonTargetReady, fmt.Sprintf("migration %s: the VM runs in pod %s on %s", m.label(), target.Name, target.Chassis))
 	}
+	if env.Baseline == BaselineFlip {
+		return verdict{phase: Settled, reason: ReasonBaseline, aim: later, holder: source,
+			message: fmt.Sprintf("migration %s: a benchmark keeps the ports on %s until it has succeeded", m.label(), source.Chassis)}
+	}
 	if m.Ready || target.Ready {
 		return s.ready(m, source, target, env)
 	}
@@ -289,6 +296,7 @@ func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict
 // ready judges a migration whose VM runs on the target, while KubeVirt has not called it over.
 func (s Snapshot) ready(m Migration, source, target Launcher, env Env) verdict {
 	prepared, activated := s.prepared(source, target)
+	activated = activated || env.Baseline == BaselineClone // it was never blocked
 	at := m.ReadyAt
 	if at.IsZero() {
 		at = target.ReadyAt

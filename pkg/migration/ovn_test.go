@@ -17,6 +17,8 @@ type fakeOVN struct {
 	sb      map[string]*sbdb.PortBinding // by network
 	chassis map[ident.ChassisName]bool
 	writes  int
+	// baseline is whose pairs are right: their activation strategy differs.
+	baseline Baseline
 }
 
 func newFakeOVN(chassis ...ident.ChassisName) *fakeOVN {
@@ -97,7 +99,7 @@ func (o *fakeOVN) checkPort(p PortDecision) error {
 		return nil
 	case len(names) > 2 || len(names) == 2 && names[0] == names[1]:
 		return fmt.Errorf("want one chassis, or two")
-	case (len(names) == 2) != (p.Want.Strategy == StrategyRARP) || len(names) == 1 && p.Want.Strategy != "":
+	case len(names) == 2 && p.Want.Strategy != o.baseline.strategy() || len(names) == 1 && p.Want.Strategy != "":
 		return fmt.Errorf("activation-strategy is %q", p.Want.Strategy)
 	case len(names) == 1 || p.Want.Requested == p.Observed.Requested:
 		return nil

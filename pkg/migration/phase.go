@@ -111,6 +111,8 @@ type Env struct {
 	Chassis map[ident.ChassisName]bool
 	// RARPActivation says that every chassis obeys activation-strategy=rarp (OVN 22.09; Godwit's floor is 23.03). Without it nothing is prepared.
 	RARPActivation bool
+	// Baseline is set by benchmarks alone.
+	Baseline Baseline
 }
 
 // Stamp names a migration in a row. The zero value is none.
@@ -149,6 +151,8 @@ type Attach struct {
 	Chassis     ident.ChassisName
 	// Migration is the UID of the migration that made the pod, empty for a VM's first launcher.
 	Migration string
+	// Strategy is the activation strategy by which the chassis is asked for, empty for a main chassis; StrategyLater with BaselineFlip.
+	Strategy string
 }
 
 // Decision is what Decide found. Equal snapshots and environments make equal decisions.

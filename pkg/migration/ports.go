@@ -176,7 +176,7 @@ func (v verdict) paired(p Port) PortState {
 	stamp := stampOf(v.source, v.target)
 	switch onSource, onTarget := v.source.carries(p.Network), v.target.carries(p.Network); {
 	case onSource && onTarget:
-		return PortState{Requested: pairOf(v.source, v.target), Strategy: StrategyRARP, Stamp: stamp}
+		return PortState{Requested: pairOf(v.source, v.target), Strategy: v.baseline.strategy(), Stamp: stamp}
 	case onSource:
 		return PortState{Requested: string(v.source.Chassis), Stamp: stamp}
 	case onTarget:
@@ -208,10 +208,24 @@ func attach(v verdict, ports []PortDecision) []Attach {
 	var out []Attach
 	for _, l := range candidates {
 		if v.aim != keep && v.aim != none && mayAttach(l, ports) {
-			out = append(out, Attach{Pod: l.Name, PodUID: l.UID, Chassis: l.Chassis, Migration: l.Job})
+			out = append(out, Attach{Pod: l.Name, PodUID: l.UID, Chassis: l.Chassis, Migration: l.Job, Strategy: strategyFor(l, ports)})
 		}
 	}
+	if v.aim == later {
+		t := v.target
+		out = append(out, Attach{Pod: t.Name, PodUID: t.UID, Chassis: t.Chassis, Migration: t.Job, Strategy: StrategyLater})
+	}
 	return out
+}
+
+// strategyFor is how the launcher's chassis begins: as an additional one by the rows' strategy, as the main one by none.
+func strategyFor(l Launcher, ports []PortDecision) string {
+	for _, p := range ports {
+		if main, _, _ := strings.Cut(p.Want.Requested, ","); l.carries(p.Network) && main != string(l.Chassis) {
+			return p.Want.Strategy
+		}
+	}
+	return ""
 }
 
 func mayAttach(l Launcher, ports []PortDecision) bool {
