@@ -11,14 +11,13 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/timeline"
-	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
 const (
+	demoName = "godwit-demo"
 	// timeout bounds a demo; it takes about half a minute.
 	timeout = 5 * time.Minute
 	// cleanupTimeout bounds the clean-up after it, which waits for nothing.
@@ -46,95 +45,86 @@ type Config struct {
 func Run(ctx context.Context, c Config) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	s, err := newScene(ctx, c)
+	s, err := passage.New(ctx, passage.Config{Lab: c.Lab, Log: c.Log, Name: demoName})
 	if err != nil {
 		return err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		err = errors.Join(err, s.remove(ctx))
+		err = errors.Join(err, s.Remove(ctx))
 	}()
-	if err := s.set(ctx); err != nil {
+	if err := s.Set(ctx); err != nil {
 		return err
 	}
-	server, err := traffic.Listen(ctx, traffic.ServerConfig{Place: s.place, Log: c.Log})
-	if err != nil {
-		return fmt.Errorf("serve the VM's traffic in pod %s: %w", peerName, err)
-	}
-	serving, stop := context.WithCancel(ctx)
-	defer stop()
-	g, gctx := errgroup.WithContext(serving)
-	g.Go(func() error { return server.Serve(gctx) })
-	err = s.play(gctx)
-	stop()
-	return errors.Join(err, g.Wait())
+	return s.Serve(ctx, func(ctx context.Context) error { return play(ctx, c, s) })
 }
 
 // play is the demo itself.
-func (s *scene) play(ctx context.Context) error {
-	before, err := s.state(ctx)
+func play(ctx context.Context, c Config, s *passage.Scene) error {
+	before, err := s.State(ctx)
 	if err != nil {
 		return err
 	}
-	s.Log.Info("opening TCP connections to the VM and from it")
-	held, err := newExchange(ctx, s.guest, s.peer, holding())
+	c.Log.Info("opening TCP connections to the VM and from it")
+	held, err := s.Exchange(ctx, passage.Holding(timeout))
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	var passages []*passage
-	for i, to := range []string{s.target, s.source} {
-		p, err := s.pass(ctx, to, i)
+	var passages []*passage.Passage
+	for i, to := range []string{s.Target, s.Source} {
+		p, err := s.Pass(ctx, passage.Plan{Target: to, Address: i, WarmUp: warmUp, Quiet: quiet, Aftermath: aftermath})
 		if err != nil {
 			return err
 		}
 		passages = append(passages, p)
 	}
-	to, from, err := held.stop(ctx)
+	to, from, err := held.Stop(ctx)
 	if err != nil {
 		return err
 	}
-	s.Log.Debug("connections were held", "since", to.result.Start, "first", passages[0].stop, "second", passages[1].stop)
-	c := connections{length: time.Since(began), to: to, from: from}
-	after, err := s.settled(ctx, before)
+	c.Log.Debug("connections were held", "since", to.Result.Start, "first", passages[0].Stop, "second", passages[1].Stop)
+	after, err := s.Settled(ctx, before)
 	if err != nil {
 		return err
 	}
-	if err := s.tell(passages, c); err != nil {
+	all := connections{length: time.Since(began), to: to, from: from}
+	if err := c.tell(s, passages, all); err != nil {
 		return err
 	}
-	return s.judge(verdict{before: before, after: after, connections: c.all(), passages: passages})
+	return c.judge(verdict{before: before, after: after, connections: all.all(), passages: passages})
 }
 
 // tell writes the timelines and draws the picture.
-func (s *scene) tell(passages []*passage, c connections) error {
+func (c Config) tell(s *passage.Scene, passages []*passage.Passage, held connections) error {
 	for i, p := range passages {
-		m := p.timeline(s, c)
-		if err := m.WriteText(s.Out); err != nil {
+		m := s.Timeline(p)
+		m.Throughput, m.Connections = held.throughput(), held.counted()
+		if err := m.WriteText(c.Out); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintln(s.Out, p.recorded()); err != nil {
+		if _, err := fmt.Fprintln(c.Out, p.Recorded()); err != nil {
 			return err
 		}
-		if i == 0 && s.Picture != "" {
-			if err := draw(m, s.Picture); err != nil {
+		if i == 0 && c.Picture != "" {
+			if err := draw(m, c.Picture); err != nil {
 				return err
 			}
 		}
 	}
-	_, err := fmt.Fprintln(s.Out, c)
+	_, err := fmt.Fprintln(c.Out, held)
 	return err
 }
 
 // judge says what the demo comes to.
-func (s *scene) judge(v verdict) error {
+func (c Config) judge(v verdict) error {
 	if problems := v.problems(); len(problems) > 0 {
 		return fmt.Errorf("the demo has failed: %w", errors.Join(problems...))
 	}
-	_, err := fmt.Fprintf(s.Out, "The VM has the addresses and the port that it had before: %s\n", v.after)
-	if s.Picture != "" {
-		s.Log.Info("there is a picture of the first migration", "file", s.Picture)
+	_, err := fmt.Fprintf(c.Out, "The VM has the addresses and the port that it had before: %s\n", v.after)
+	if c.Picture != "" {
+		c.Log.Info("there is a picture of the first migration", "file", c.Picture)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package demo
+package passage
 
 import (
 	"context"
@@ -80,8 +80,8 @@ func (c *chronicle) note(object string, s timeline.Stage) {
 	}
 }
 
-// follow lets a chronicle take what changes in the demo's namespace, until the function that it returns is called, which returns the stages.
-func (s *scene) follow(ctx context.Context, c *chronicle) func() ([]timeline.Stage, error) {
+// follow lets a chronicle take what changes in the scene's namespace, until the function that it returns is called, which returns the stages.
+func (s *Scene) follow(ctx context.Context, c *chronicle) func() ([]timeline.Stage, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	g, gctx := errgroup.WithContext(ctx)
 	for _, list := range []client.ObjectList{&kubevirtv1.VirtualMachineInstanceMigrationList{}, &kubevirtv1.VirtualMachineInstanceList{}} {
@@ -97,8 +97,8 @@ func (s *scene) follow(ctx context.Context, c *chronicle) func() ([]timeline.Sta
 	}
 }
 
-func (s *scene) watch(ctx context.Context, c *chronicle, list client.ObjectList, opts ...client.ListOption) error {
-	w, err := s.api.Watch(ctx, list, append(opts, client.InNamespace(s.namespace))...)
+func (s *Scene) watch(ctx context.Context, c *chronicle, list client.ObjectList, opts ...client.ListOption) error {
+	w, err := s.API.Watch(ctx, list, append(opts, client.InNamespace(s.Namespace))...)
 	if ctx.Err() != nil {
 		return nil
 	}
