@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -194,29 +195,32 @@ func (a *attacher) plug(ctx context.Context, at *attachment) (*wire.Result, erro
 	return result(at, hostMAC), nil
 }
 
-// blockTime is how long after ovn-installed a port on an additional chassis is taken to be blocked. ovn-controller blocks it when the southbound database has
-// told it of its own claim, which may be after ovn-installed (OVN 23.03, seen on a busy machine: some 10 ms); nothing in a database says that it has.
-const blockTime = 250 * time.Millisecond
-
-// bringUp configures the container's side while OVN binds the port. A migration's target is configured after that: until OVN has installed the flows that
-// block the port, what is meant for the VM on the source reaches the target as well, and the pod's own kernel, which has the VM's address until KubeVirt
-// takes it away, would answer with resets.
+// bringUp configures the container's side while OVN binds the port. A migration's target is configured after OVN has blocked it: until then what is meant for
+// the VM on the source may reach the target as well, and the pod's own kernel, which has the VM's address until KubeVirt takes it away, would answer with resets.
 func (a *attacher) bringUp(ctx context.Context, at *attachment) error {
-	if at.id.Attach != nil && at.id.Attach.Migration != "" {
+	switch at.activation() {
+	case v1alpha1.ActivationRARP:
 		if err := a.waitInstalled(ctx, at); err != nil {
 			return err
 		}
-		select {
-		case <-time.After(blockTime):
-		case <-ctx.Done():
-			return fmt.Errorf("wait for OVN to block port %s: %w", at.port.ID, ctx.Err())
+		if err := a.waitBlocked(ctx, at); err != nil {
+			return err
 		}
+		return a.host.ConfigureContainer(at.req.Netns, at.pod)
+	case v1alpha1.ActivationLater:
 		return a.host.ConfigureContainer(at.req.Netns, at.pod)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.host.ConfigureContainer(at.req.Netns, at.pod) })
 	g.Go(func() error { return a.waitInstalled(ctx, at) })
 	return g.Wait()
+}
+
+func (at *attachment) activation() v1alpha1.Activation {
+	if at.id.Attach == nil {
+		return v1alpha1.ActivationNone
+	}
+	return at.id.Attach.Activation
 }
 
 // checkNewest keeps a late ADD of an old launcher from taking the VM's port away from the one that has it.
@@ -259,6 +263,16 @@ func (a *attacher) waitInstalled(ctx context.Context, at *attachment) error {
 	}
 	return fmt.Errorf("%w: OVN did not bind port %s here: is ovn-controller running and connected to %s, and does the port exist in NB with "+
 		"requested-chassis=%s and iface-id-ver=%s (godwit-controller writes both)?", err, at.port.ID, a.cfg.SBRemote, a.cfg.NodeName, at.port.UID)
+}
+
+func (a *attacher) waitBlocked(ctx context.Context, at *attachment) error {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.InstalledTimeout)
+	defer cancel()
+	if err := at.db.WaitBlocked(ctx, at.port.Name); err != nil {
+		return fmt.Errorf("%w: OVN did not block port %s here, which migration %s needs: does the port in NB have activation-strategy=%s (godwit-controller writes it), "+
+			"and is this chassis the second of its requested-chassis?", err, at.port.ID, at.id.Attach.Migration, v1alpha1.ActivationRARP)
+	}
+	return nil
 }
 
 // undo removes what plug made, whether or not the caller still waits.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -169,6 +170,21 @@ func TestAddIsUndone(t *testing.T) {
 	})
 }
 
+// A migration's target has the VM's address in its own kernel until KubeVirt takes it away: it may say nothing before OVN has blocked it.
+func TestTargetIsConfiguredWhenItIsBlocked(t *testing.T) {
+	b := newBench(t)
+	b.pods.Add(targetPod())
+	if _, err := b.handle(t.Context(), addRequest()); err != nil {
+		t.Fatal(err)
+	}
+	calls := slices.DeleteFunc(slices.Clone(b.node.calls), func(c string) bool {
+		return !slices.Contains([]string{"WaitInstalled", "WaitBlocked", "ConfigureContainer"}, c)
+	})
+	if want := []string{"WaitInstalled", "WaitBlocked", "ConfigureContainer"}; !slices.Equal(calls, want) {
+		t.Errorf("done in the order %v, want %v", calls, want)
+	}
+}
+
 // TestAddSaysWhatIsMissing checks the words: each names what was missing, on which object, and who should have provided it.
 func TestAddSaysWhatIsMissing(t *testing.T) {
 	other := identityOf("00000000-0000-4000-8000-000000000008", 8)
@@ -208,6 +224,13 @@ func TestAddSaysWhatIsMissing(t *testing.T) {
 				b.node.bind = func(p *ovs.PortStatus) { p.Installed, p.Ofport = false, 0 }
 			}, nil,
 			[]string{"ovs-vswitchd has not taken the port up: is it running?"},
+		},
+		{
+			"OVN does not block", func(b *bench) {
+				b.pods.Add(targetPod())
+				b.node.open = true
+			}, nil,
+			[]string{"OVN did not block port vm/ns/vm/default here, which migration m-uid needs", "activation-strategy=rarp", "context deadline exceeded"},
 		},
 		{
 			"node not ready", func(b *bench) { b.ready.set(compGateway, "no annotation godwit.dev/join") }, nil,

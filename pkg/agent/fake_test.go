@@ -23,6 +23,8 @@ type fakeNode struct {
 	addrs  []netdev.HostAddr
 	// bind is what OVN does with a new port; nil binds it.
 	bind func(p *ovs.PortStatus)
+	// open: OVN does not block ports.
+	open bool
 }
 
 func newFakeNode() *fakeNode {
@@ -161,6 +163,18 @@ func (n *fakeNode) WaitInstalled(ctx context.Context, name string) error {
 	}
 	<-ctx.Done()
 	return fmt.Errorf("interface %s: wait for external_ids:ovn-installed: %w", name, ctx.Err())
+}
+
+func (n *fakeNode) WaitBlocked(ctx context.Context, name string) error {
+	blocked := false
+	if err := n.op("WaitBlocked", func() { blocked = !n.open }); err != nil {
+		return err
+	}
+	if blocked {
+		return nil
+	}
+	<-ctx.Done()
+	return fmt.Errorf("interface %s: wait for OVN's flow that blocks the port: %w", name, ctx.Err())
 }
 
 func (*fakeNode) ForwardDrops(string) ([]string, error) { return nil, nil }

@@ -144,6 +144,9 @@ func (m *move) launcher(n *testNode, migration string) *testPod {
 	podUID := string(p.pod.UID)
 	p.id = identityOf(podUID, 9)
 	p.id.VMI, p.id.Attach = &v1alpha1.Instance{Name: testVMI, UID: vmiUID}, &v1alpha1.Attach{Chassis: n.Name, Migration: migration}
+	if migration != "" {
+		p.id.Attach.Activation = v1alpha1.ActivationRARP
+	}
 	p.pod.Annotations[v1alpha1.IdentityAnnotation] = p.id.Text()
 	yes := true
 	p.pod.OwnerReferences = []metav1.OwnerReference{{Kind: v1alpha1.KindVirtualMachineInstance, Name: testVMI, UID: vmiUID, Controller: &yes}}

@@ -40,6 +40,7 @@ type switchDB interface {
 	Port(ctx context.Context, name string) (ovs.PortStatus, error)
 	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
 	WaitInstalled(ctx context.Context, name string) error
+	WaitBlocked(ctx context.Context, name string) error
 }
 
 var (

@@ -34,8 +34,8 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 		id.PodUID = l.UID
 		id.Attach = permission(pod)
 		for _, a := range d.Attach {
-			if a.PodUID == l.UID && o.versioned() {
-				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration}
+			if a.PodUID == l.UID && o.versioned() && !permits(id.Attach, a) {
+				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration, Activation: v1alpha1.Activation(a.Strategy)}
 			}
 		}
 		errs = append(errs, writeIdentity(ctx, r.api, pod, id))
@@ -93,6 +93,11 @@ func permission(pod *corev1.Pod) *v1alpha1.Attach {
 		return nil
 	}
 	return id.Attach
+}
+
+// permits: the pod has the permission already, and how its port began there stays as it was.
+func permits(have *v1alpha1.Attach, a migration.Attach) bool {
+	return have != nil && have.Chassis == string(a.Chassis) && have.Migration == a.Migration
 }
 
 func podNamed(pods []*corev1.Pod, name string) *corev1.Pod {

@@ -1,4 +1,4 @@
-// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB.
+// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB, and one look at the integration bridge's flows, by OpenFlow.
 //
 // Columns and map keys that it writes; nothing else changes them:
 //

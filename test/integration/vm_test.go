@@ -69,7 +69,7 @@ func thereAndBack(t *testing.T, e *env) {
 		if row.ExternalIDs["godwit.dev/migration"] != string(vmim.UID) {
 			t.Errorf("row is stamped %v, want migration %s", row.ExternalIDs, vmim.UID)
 		}
-		got := e.mayAttach(t, target, v1alpha1.Attach{Chassis: to, Migration: string(vmim.UID)})
+		got := e.mayAttach(t, target, v1alpha1.Attach{Chassis: to, Migration: string(vmim.UID), Activation: v1alpha1.ActivationRARP})
 		if !slices.Equal(got.IPs, id.IPs) || got.MAC.String() != id.MAC.String() || got.MTU != id.MTU {
 			t.Errorf("target is %+v, source %+v", got, id)
 		}

@@ -63,7 +63,23 @@ type Attach struct {
 	Chassis string `json:"chassis"`
 	// Migration is the UID of the migration for which the pod was made, empty for a VM's first launcher.
 	Migration string `json:"migration,omitempty"`
+	// Activation says what OVN makes of the port on this chassis before the VM runs there.
+	Activation Activation `json:"activation,omitempty"`
 }
+
+// Activation is how a port begins on a chassis.
+//
+// +kubebuilder:object:generate=false
+type Activation string
+
+const (
+	// ActivationNone: the port works as soon as OVN has installed it. So it is with a VM's first launcher.
+	ActivationNone Activation = ""
+	// ActivationRARP: OVN installs the port and blocks it, until a RARP comes from it (activation-strategy=rarp). So it is with a migration's target.
+	ActivationRARP Activation = "rarp"
+	// ActivationLater: OVN installs the port when the source has given it up. Only the benchmark asks for that, to compare with.
+	ActivationLater Activation = "later"
+)
 
 // Join is a node's place on the join switch, between its host network and the overlay.
 //

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godwit-cni/godwit/test/lab/netns"
+	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
 // Underlay is the bridge that carries a host's underlay addresses: a userspace datapath tunnels over a bridge's own port.
@@ -30,6 +31,8 @@ type OVSHost struct {
 	RunDir string
 
 	ns *netns.Namespace
+	// root has the programs.
+	root *packages.Root
 }
 
 // NetnsPath is the host's network namespace.
@@ -51,7 +54,7 @@ func Host(t testing.TB, c *OVNCentral, name string) *OVSHost {
 		t.Fatal(err)
 	}
 	h := &OVSHost{
-		Name: name, RunDir: dir, ns: namespace(t), Endpoint: "unix:" + filepath.Join(dir, "db.sock"),
+		Name: name, root: c.root, RunDir: dir, ns: namespace(t), Endpoint: "unix:" + filepath.Join(dir, "db.sock"),
 		UnderlayIPs: []netip.Prefix{
 			netip.MustParsePrefix(fmt.Sprintf("172.30.1.%d/24", 10+n)), netip.MustParsePrefix(fmt.Sprintf("fd00:172:30:1::%x/64", 0x10+n)),
 		},
@@ -95,6 +98,24 @@ func (h *OVSHost) environ() []string {
 		env = append(env, v+"="+h.RunDir)
 	}
 	return env
+}
+
+// AddFlow adds a flow to a bridge, in the words of ovs-ofctl(8).
+func (h *OVSHost) AddFlow(t testing.TB, bridge, flow string) {
+	t.Helper()
+	h.ofctl(t, "add-flow", bridge, flow)
+}
+
+// DeleteFlows deletes all flows of a bridge.
+func (h *OVSHost) DeleteFlows(t testing.TB, bridge string) {
+	t.Helper()
+	h.ofctl(t, "del-flows", bridge)
+}
+
+func (h *OVSHost) ofctl(t testing.TB, command, bridge string, args ...string) {
+	t.Helper()
+	target := "unix:" + filepath.Join(h.RunDir, bridge+".mgmt")
+	run(t, h.root.Command(t.Context(), "ovs-ofctl", append([]string{"-O", "OpenFlow15", command, target}, args...)...))
 }
 
 func (h *OVSHost) vsctl(t testing.TB, c *OVNCentral, args ...string) {
