@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -89,7 +90,7 @@ func FuzzFlowUpdates(f *testing.F) {
 	binary.BigEndian.PutUint16(flow[26:], 12)
 	binary.BigEndian.PutUint32(flow[28:], oxmInPort)
 	binary.BigEndian.PutUint32(flow[32:], 7)
-	whole := append(reply, flow...)
+	whole := slices.Concat(reply, flow)
 	f.Add(whole)
 	f.Add(whole[:47])
 	f.Add(whole[:8])
