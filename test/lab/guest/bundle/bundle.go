@@ -27,18 +27,6 @@ const (
 	dhcp6    = "./test/lab/guest/dhcp6"
 )
 
-// qemu is the emulator; accelerator the module of it that does the emulation. Debian and its kin have it where the machine's libraries are.
-const (
-	qemu        = "qemu-system-x86_64"
-	accelerator = "accel-tcg-x86_64.so"
-)
-
-// firmware are the files that QEMU loads, wherever distributions have them.
-var (
-	firmware     = []string{"bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"}
-	firmwareDirs = []string{"usr/share/qemu", "usr/share/seabios"}
-)
-
 // Bundle is all that a launcher needs, as files of this machine.
 type Bundle struct {
 	// Launcher is its program.
@@ -60,27 +48,13 @@ func New(ctx context.Context, log *slog.Logger, base *packages.Root, programs st
 	if err != nil {
 		return nil, err
 	}
-	b := &Bundle{Launcher: filepath.Join(programs, filepath.Base(launcher)), root: root}
-	if b.QEMU, err = root.Program(qemu); err != nil {
-		return nil, err
-	}
-	for _, f := range firmware {
-		path, err := find(root, f, firmwareDirs)
-		if err != nil {
-			return nil, err
-		}
-		b.Firmware = append(b.Firmware, path)
-	}
-	module, err := find(root, accelerator, []string{"usr/lib/x86_64-linux-gnu/qemu", "usr/lib/qemu"})
+	e, err := FindEmulator(root)
 	if err != nil {
 		return nil, err
 	}
-	b.Modules = filepath.Dir(module)
-	kernel, err := root.Kernel()
-	if err != nil {
-		return nil, err
+	b := &Bundle{
+		Launcher: filepath.Join(programs, filepath.Base(launcher)), QEMU: e.QEMU, Firmware: e.Firmware, Modules: e.Modules, Kernel: e.Kernel.Image, root: root,
 	}
-	b.Kernel = kernel.Image
 	busybox, err := base.Program("busybox")
 	if err != nil {
 		return nil, err
@@ -90,19 +64,10 @@ func New(ctx context.Context, log *slog.Logger, base *packages.Root, programs st
 		return nil, fmt.Errorf("list busybox's applets: %w", err)
 	}
 	b.Initramfs, err = initramfs.Build(initramfs.Parts{
-		Kernel: kernel, Busybox: busybox, Applets: strings.Fields(string(applets)),
+		Kernel: e.Kernel, Busybox: busybox, Applets: strings.Fields(string(applets)),
 		Programs: []string{filepath.Join(programs, filepath.Base(traffic)), filepath.Join(programs, filepath.Base(dhcp6))},
 	})
 	return b, err
-}
-
-func find(root *packages.Root, name string, dirs []string) (path string, err error) {
-	for _, d := range dirs {
-		if path, err = root.Path(filepath.Join(d, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("find %s in %v: %w", name, dirs, err)
 }
 
 // Command is a launcher as a plain process of this machine. dir is the directory of its sockets, and gets the guest's disk. It needs root and a network namespace of
@@ -112,11 +77,7 @@ func (b *Bundle) Command(ctx context.Context, dir, resolvConf string) (*exec.Cmd
 	if err := os.WriteFile(disk, b.Initramfs, 0o600); err != nil {
 		return nil, fmt.Errorf("write the guest's disk: %w", err)
 	}
-	var dirs []string
-	for _, f := range b.Firmware {
-		dirs = append(dirs, filepath.Dir(f))
-	}
-	cmd := exec.CommandContext(ctx, b.Launcher, "--dir", dir, "--qemu", b.QEMU, "--firmware", strings.Join(dirs, ","),
+	cmd := exec.CommandContext(ctx, b.Launcher, "--dir", dir, "--qemu", b.QEMU, "--firmware", strings.Join(firmwareOf(b.Firmware), ","),
 		"--kernel", b.Kernel, "--initramfs", disk, "--resolv-conf", resolvConf)
 	cmd.Env = append(append(os.Environ(), b.root.Environ()...), "QEMU_MODULE_DIR="+b.Modules)
 	return cmd, nil

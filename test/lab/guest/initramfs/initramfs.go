@@ -59,7 +59,7 @@ func Build(p Parts) ([]byte, error) {
 			a.link("bin/"+name, "busybox")
 		}
 	}
-	order, err := addModules(&a, p.Kernel.Modules)
+	order, err := addModules(&a, p.Kernel.Modules, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func Build(p Parts) ([]byte, error) {
 }
 
 // addModules adds the modules and what they depend on, and returns their files in the order of loading.
-func addModules(a *archive, dir string) ([]string, error) {
+func addModules(a *archive, dir string, modules []string) ([]string, error) {
 	all, err := findModules(dir)
 	if err != nil {
 		return nil, err
