@@ -16,6 +16,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/test/bench/node"
+	"github.com/godwit-cni/godwit/test/bench/scrape"
 	"github.com/godwit-cni/godwit/test/bench/table"
 	"github.com/godwit-cni/godwit/test/lab"
 )
@@ -157,7 +158,7 @@ func (b *bench) held(ctx context.Context, n int) ([]string, error) {
 
 // pods are real ones, from their creation to Running.
 func (b *bench) pods(ctx context.Context, r *table.Report) error {
-	before, err := b.transactions(ctx)
+	before, err := scrape.Transactions(ctx, b.api)
 	if err != nil {
 		return err
 	}
@@ -170,14 +171,14 @@ func (b *bench) pods(ctx context.Context, r *table.Report) error {
 		each = append(each, took...)
 	}
 	r.Rows = append(r.Rows, table.Quantiles("pod from creation to Running, one at a time", each))
-	middle, err := b.transactions(ctx)
+	middle, err := scrape.Transactions(ctx, b.api)
 	if err != nil {
 		return err
 	}
 	if err := b.clear(ctx); err != nil {
 		return err
 	}
-	cleared, err := b.transactions(ctx)
+	cleared, err := scrape.Transactions(ctx, b.api)
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (b *bench) pods(ctx context.Context, r *table.Report) error {
 	row := table.Quantiles(fmt.Sprintf("pod from creation to Running, %d at once on %d nodes", burst, len(nodes)), took)
 	row.Values["all"] = float64(time.Since(start).Milliseconds())
 	r.Rows = append(r.Rows, row)
-	after, err := b.transactions(ctx)
+	after, err := scrape.Transactions(ctx, b.api)
 	if err != nil {
 		return err
 	}

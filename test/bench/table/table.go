@@ -75,12 +75,15 @@ func (r Row) cell(column string) string {
 }
 
 // Save writes the report to out/bench/NAME.json.
-func (r Report) Save(name string) error {
+func (r Report) Save(name string) error { return Save(name, r) }
+
+// Save writes a report, or whatever has one in it, to out/bench/NAME.json.
+func Save(name string, report any) error {
 	dir := filepath.Join("out", "bench")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("save the report: %w", err)
 	}
-	b, err := json.MarshalIndent(r, "", "  ")
+	b, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return fmt.Errorf("save the report: %w", err)
 	}

@@ -145,10 +145,9 @@ func (s *Scene) Timeline(p *Passage) *timeline.Migration {
 	}
 }
 
-// Directions are the probes there and back by the peer's clock, and those from the VM by the peer's arrivals, in each address family. The worst of each
-// direction come first: these are drawn.
-func (p *Passage) Directions() []timeline.Direction {
-	var to, from []timeline.Direction
+// ToVM are the probes to the VM and their answers, in each address family.
+func (p *Passage) ToVM() []timeline.Direction {
+	var to []timeline.Direction
 	for i := range p.To.Result.Probes {
 		r := &p.To.Result.Probes[i]
 		d := p.direction("to VM and back", r)
@@ -160,10 +159,22 @@ func (p *Passage) Directions() []timeline.Direction {
 		}
 		to = append(to, d)
 	}
+	return to
+}
+
+// FromVM are the VM's own probes by the peer's arrivals, in each address family.
+func (p *Passage) FromVM() []timeline.Direction {
+	var from []timeline.Direction
 	for i := range p.From.Result.Probes {
 		oneWay := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals)
 		from = append(from, p.direction("from VM", &oneWay))
 	}
+	return from
+}
+
+// Directions are both, the worst of each first: these are drawn.
+func (p *Passage) Directions() []timeline.Direction {
+	to, from := p.ToVM(), p.FromVM()
 	worst := func(a, b timeline.Direction) int { return int(b.Silence() - a.Silence()) }
 	slices.SortStableFunc(to, worst)
 	slices.SortStableFunc(from, worst)

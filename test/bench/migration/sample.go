@@ -1,0 +1,201 @@
+package main
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/test/lab/passage"
+	"github.com/godwit-cni/godwit/test/lab/timeline"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// sample is what was measured of one migration. Times are in milliseconds; a nil one is not known.
+type sample struct {
+	Kind   migration.Baseline `json:"kind"`
+	Source string             `json:"source"`
+	Target string             `json:"target"`
+	// Stop is QEMU's own, from STOP on the source to RESUME on the target.
+	Stop float64 `json:"stop"`
+	// Unanswered is for how long those probes to the VM were sent that nobody answered; SilenceTo and SilenceFrom are the longest times without an arrival, of answers
+	// and of what the VM sends. Undisturbed is the longest while nothing was done.
+	Unanswered  float64 `json:"unanswered"`
+	SilenceTo   float64 `json:"silenceTo"`
+	SilenceFrom float64 `json:"silenceFrom"`
+	Undisturbed float64 `json:"undisturbed"`
+	// Recorded is the PortMigration's interruption.
+	Recorded *float64 `json:"recorded,omitempty"`
+	// LostTo are probes to the VM without an answer, LostFrom probes of the VM that did not arrive.
+	LostTo   int `json:"lostTo"`
+	LostFrom int `json:"lostFrom"`
+	// ToGuest are duplicates that were delivered to the guest, ToPeer those that its peer got.
+	ToGuest int `json:"duplicatesToGuest"`
+	ToPeer  int `json:"duplicatesToPeer"`
+	// Connections were held, Broken did not last.
+	Connections int `json:"connections"`
+	Broken      int `json:"broken"`
+	// Writes are changes of the VM's row, Transactions all that the controllers sent meanwhile.
+	Writes       int `json:"writes"`
+	Transactions int `json:"transactions"`
+	// ToOptions is from when this program was told that the target pod has a node until it was told that the row asks for both; ToPrepared is the same as the
+	// controller says it.
+	ToOptions  *float64 `json:"toOptions,omitempty"`
+	ToPrepared *float64 `json:"toPrepared,omitempty"`
+	// FramesBefore were sent on the target before the announcement.
+	FramesBefore int64 `json:"framesBeforeAnnouncement"`
+	// Steps are when what happened, since QEMU's STOP.
+	Steps map[step]float64 `json:"steps"`
+}
+
+// step is a moment of the switch-over.
+type step string
+
+// The steps, in the order in which they usually come.
+const (
+	stepLastFrame step = "last frame on the source"
+	stepResumed   step = "QEMU lets the guest run"
+	stepAnnounced step = "its RARP leaves the pod"
+	stepActivated step = "southbound: activated, as told to this program"
+	stepOpen      step = "first probe was sent that got an answer"
+	stepFirst     step = "the guest's first frame"
+	stepHeard     step = "its first probe arrives at the peer"
+	stepAnswered  step = "its first answer arrives at the peer"
+	stepReady     step = "the controller knows that it is ready"
+	stepCommitted step = "northbound: one chassis again"
+	stepSucceeded step = "KubeVirt calls it a success"
+)
+
+func steps() []step {
+	return []step{stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
+}
+
+// measured is what a passage and the databases say.
+func measured(p *passage.Passage, n noted) sample {
+	got := sample{Source: p.Source, Target: p.Target, Stop: millis(p.Stop.Duration()), Steps: map[step]float64{}, Writes: len(n.writes)}
+	got.probes(p)
+	got.record(&p.Record.Status)
+	got.steps(p, n)
+	for _, s := range p.Watched {
+		if at, _ := n.paired(); s.Name == "target pod scheduled" && !at.IsZero() {
+			got.ToOptions = pointer(millis(at.Sub(s.At)))
+		}
+	}
+	return got
+}
+
+// probes counts what became of them.
+func (s *sample) probes(p *passage.Passage) {
+	for i := range p.To.Result.Probes {
+		c := p.To.Result.Probes[i].Counts
+		s.LostTo, s.ToPeer = s.LostTo+c.Lost, s.ToPeer+c.Duplicated
+	}
+	for i := range p.From.Result.Probes {
+		c := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals).Counts
+		s.LostFrom, s.ToPeer = s.LostFrom+c.Lost, s.ToPeer+c.Duplicated
+		s.ToGuest += p.From.Result.Probes[i].Counts.Duplicated
+	}
+	s.ToGuest += p.To.Arrivals.Duplicated()
+	for _, d := range p.ToVM() {
+		s.Unanswered, s.SilenceTo = max(s.Unanswered, millis(d.Unanswered())), max(s.SilenceTo, millis(d.Silence()))
+		s.Undisturbed = max(s.Undisturbed, millis(d.Quiet))
+	}
+	for _, d := range p.FromVM() {
+		s.SilenceFrom, s.Undisturbed = max(s.SilenceFrom, millis(d.Silence())), max(s.Undisturbed, millis(d.Quiet))
+	}
+}
+
+// connections counts those that were held.
+func (s *sample) connections(to, from passage.Seen) {
+	held := timeline.Held(to.Result, from.Result)
+	s.Connections, s.Broken = held.Total, held.Total-held.Kept
+}
+
+// record takes over what the PortMigration says.
+func (s *sample) record(st *v1alpha1.PortMigrationStatus) {
+	if i := st.Interruption; i != nil {
+		if v, err := strconv.ParseFloat(i.Milliseconds, 64); err == nil {
+			s.Recorded = &v
+		}
+	}
+	if st.Target != nil {
+		s.FramesBefore = st.Target.FramesBeforeAnnouncement
+	}
+	scheduled, known := st.Stage(v1alpha1.StageScheduled)
+	if prepared, ok := st.Stage(v1alpha1.StagePrepared); ok && known {
+		s.ToPrepared = pointer(millis(prepared.Sub(scheduled)))
+	}
+}
+
+// steps notes what happened when, since QEMU's STOP.
+func (s *sample) steps(p *passage.Passage, n noted) {
+	note := func(name step, at time.Time) {
+		if !at.IsZero() {
+			s.Steps[name] = millis(at.Sub(p.Stop.Stopped))
+		}
+	}
+	note(stepResumed, p.Stop.Resumed)
+	note(stepActivated, n.activated(p.Target))
+	if o := p.Record.Status.Source; o != nil && o.LastFrame != nil {
+		note(stepLastFrame, o.LastFrame.Time)
+	}
+	if o := p.Record.Status.Target; o != nil {
+		if o.Announced != nil {
+			note(stepAnnounced, o.Announced.Time)
+		}
+		if o.FirstFrame != nil {
+			note(stepFirst, o.FirstFrame.Time)
+		}
+	}
+	if at, ok := p.Record.Status.Stage(v1alpha1.StageReady); ok {
+		note(stepReady, at)
+	}
+	for _, w := range n.writes {
+		if w.requested == p.Target {
+			note(stepCommitted, w.at)
+			break
+		}
+	}
+	for _, stage := range p.Watched {
+		if stage.Name == "migration succeeded" {
+			note(stepSucceeded, stage.At)
+		}
+	}
+	for i := range p.To.Result.Probes {
+		sent, answered := opened(&p.To.Result.Probes[i], p)
+		note(stepOpen, sent)
+		note(stepAnswered, answered)
+	}
+	for i := range p.From.Result.Probes {
+		way := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals)
+		note(stepHeard, first(&way, p.Stop.Resumed))
+	}
+}
+
+// opened is when the first probe after QEMU's stop was sent that got an answer, and when the first answer came after its end.
+func opened(r *traffic.Probes, p *passage.Passage) (sent, answered time.Time) {
+	for seq, at := range r.Arrived {
+		if at != traffic.Never && r.Start.Add(r.Sent[seq]).After(p.Stop.Stopped) {
+			sent = r.Start.Add(r.Sent[seq])
+			break
+		}
+	}
+	return sent, first(r, p.Stop.Resumed)
+}
+
+// first is the first arrival after a time.
+func first(r *traffic.Probes, after time.Time) (best time.Time) {
+	for _, at := range r.Arrived {
+		t := r.Start.Add(at)
+		if at != traffic.Never && t.After(after) && (best.IsZero() || t.Before(best)) {
+			best = t
+		}
+	}
+	return best
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func pointer(v float64) *float64 { return &v }
+
+func ms(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
