@@ -18,11 +18,11 @@ import (
 // firstProcess is the package of the machine's /init.
 const firstProcess = "./test/kernel/pid1"
 
-// programs are those of packages.Ensure that a machine has, with the libraries that they need.
+// programs are those of packages.Ensure, or of this machine, that the virtual one has, with the libraries that they need. The shell is not busybox's, which prefers its own ip.
 var programs = []string{
 	"ovsdb-server", "ovsdb-tool", "ovsdb-client", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ovs-dpctl",
 	"ovn-northd", "ovn-controller", "ovn-nbctl", "ovn-sbctl", "ovn-appctl",
-	"ip", "bridge", "ethtool", "conntrack", "nft", "tcpdump", "busybox",
+	"ip", "bridge", "ethtool", "conntrack", "nft", "tcpdump", "bash", "busybox",
 }
 
 // schemas are those of the databases.
@@ -91,7 +91,7 @@ func systemFiles(ctx context.Context, base *packages.Root) ([]image.File, error)
 		files = append(files, image.File{Path: "/usr/bin/" + a, Link: "busybox"}) // what is there already stays
 	}
 	return append(files,
-		image.File{Path: "/bin/sh", Link: "/usr/bin/busybox"},
+		image.File{Path: "/bin/sh", Link: "/usr/bin/bash"},
 		image.File{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/root:/bin/sh\n"), Mode: 0o644},
 		image.File{Path: "/etc/protocols", Content: []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n"), Mode: 0o644},
 	), nil

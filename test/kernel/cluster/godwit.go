@@ -1,0 +1,121 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/test/kernel/vm"
+)
+
+const (
+	namespace = "godwit-system"
+	// podCIDRs and joinCIDRs are the cluster's, both families.
+	podCIDRs    = "10.244.0.0/16,fd00:10:244::/64"
+	joinCIDRs   = "100.64.0.0/16,fd98::/64"
+	metricsPort = 9476
+	healthPort  = 9478
+)
+
+// startGodwit starts the controller and an agent on every node, as their manifests do, and returns when all are ready.
+func (c *Cluster) startGodwit(ctx context.Context) error {
+	for _, n := range c.Nodes {
+		if err := n.register(ctx); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.startController(ctx) })
+	for _, n := range c.Nodes {
+		g.Go(func() error { return n.startAgent(ctx) })
+	}
+	return g.Wait()
+}
+
+// register creates the Node object, as a kubelet does.
+func (n *Node) register(ctx context.Context) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name}}
+	if err := n.cluster.API.Create(ctx, node); err != nil {
+		return fmt.Errorf("create Node %s: %w", n.Name, err)
+	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: n.Name}, {Type: corev1.NodeInternalIP, Address: n.address.String()}}
+	if err := n.cluster.API.Status().Update(ctx, node); err != nil {
+		return fmt.Errorf("set the addresses of Node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// credentials puts a kubeconfig into the machine and returns its path.
+func (c *Cluster) credentials(ctx context.Context, account, node string) (string, error) {
+	b, err := c.api.kubeconfig(types.NamespacedName{Namespace: namespace, Name: account}, node)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join("/etc/godwit", account+node)
+	return path, c.WriteFile(ctx, path, b, 0o600)
+}
+
+func (c *Cluster) startController(ctx context.Context) error {
+	config, err := c.credentials(ctx, "godwit-controller", "")
+	if err != nil {
+		return err
+	}
+	at := host(vm.Network, hubHost)
+	if err := c.daemon(ctx, hub, "godwit-controller", nil, "godwit-controller", "--kubeconfig="+config, fmt.Sprintf("--nb-remote=tcp:%s:%d", at, nbPort),
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", at, sbPort), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace); err != nil {
+		return err
+	}
+	return c.awaitReady(ctx, "the controller", netip.AddrPortFrom(at, healthPort))
+}
+
+func (n *Node) startAgent(ctx context.Context) error {
+	c := n.cluster
+	config, err := c.credentials(ctx, "godwit-agent", n.Name)
+	if err != nil {
+		return err
+	}
+	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+config, "--ovs-db=unix:"+n.socket(),
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", host(vm.Network, hubHost), sbPort), "--underlay="+underlayNet.String(), "--join-cidrs="+joinCIDRs,
+		"--cni-socket="+n.dir()+"/cni.sock", "--cni-bin-dir="+n.binDir(), "--cni-conf-dir="+n.confDir(),
+		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String()); err != nil {
+		return err
+	}
+	return c.awaitReady(ctx, "the agent of "+n.Name, netip.AddrPortFrom(n.address, metricsPort))
+}
+
+func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }
+func (n *Node) confDir() string { return filepath.Join(n.dir(), "net.d") }
+
+// awaitReady asks for /readyz until it is. The programs say there what they lack.
+func (c *Cluster) awaitReady(ctx context.Context, who string, at netip.AddrPort) error {
+	client := &http.Client{Transport: &http.Transport{DialContext: c.Dial, DisableKeepAlives: true}}
+	err := Await(ctx, "start "+who, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		if err == nil && resp.StatusCode != http.StatusOK {
+			err = fmt.Errorf("it is not ready: %s", body)
+		}
+		return err
+	})
+	if err != nil {
+		err = errors.Join(err, fmt.Errorf("logs:\n%s", c.Logs(context.WithoutCancel(ctx), 15)))
+	}
+	return err
+}

@@ -1,0 +1,190 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/test/kernel/control"
+	"github.com/godwit-cni/godwit/test/kernel/vm"
+)
+
+// hub is the namespace of OVN's databases, northd and the controller.
+const hub = "hub"
+
+// Addresses. Every namespace has one in vm.Network, on eth0, at a bridge that reaches the API server; nodes one more for their tunnels, on eth1.
+const (
+	hubHost   = 10
+	underlay  = "underlay"
+	nbPort    = 6641
+	sbPort    = 6642
+	hubDir    = "/run/hub"
+	nbSocket  = hubDir + "/nb.sock"
+	sbSocket  = hubDir + "/sb.sock"
+	logDir    = "/var/log"
+	schemaDir = "/usr/share"
+)
+
+// underlayNet is the network of the tunnels.
+var underlayNet = netip.MustParsePrefix("172.31.1.0/24")
+
+// host is an address of a network.
+func host(network netip.Prefix, n int) netip.Addr {
+	b := network.Addr().As4()
+	b[3] = byte(n)
+	return netip.AddrFrom4(b)
+}
+
+// Node is a node of the cluster: a network namespace of that name with Open vSwitch in the kernel, ovn-controller and an agent.
+type Node struct {
+	// Name is that of the Node object, of the chassis, and of the namespace.
+	Name string
+	// Underlay is where its tunnels end.
+	Underlay netip.Addr
+
+	address netip.Addr
+	cluster *Cluster
+}
+
+// dir is where the node's daemons have their sockets, its database and what its agent installs.
+func (n *Node) dir() string { return "/run/" + n.Name }
+
+func (n *Node) socket() string { return filepath.Join(n.dir(), "db.sock") }
+
+// startOVN makes the hub and the nodes. ovn-controllers wait for their agents.
+func (c *Cluster) startOVN(ctx context.Context, nodes int) error {
+	if _, err := c.In(ctx, "", "ip", "link", "add", underlay, "up", "type", "bridge"); err != nil {
+		return err
+	}
+	for i := range nodes {
+		c.Nodes = append(c.Nodes, &Node{
+			Name: fmt.Sprintf("node%d", i+1), Underlay: host(underlayNet, hubHost+1+i), address: host(vm.Network, hubHost+1+i), cluster: c,
+		})
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.startHub(ctx) })
+	for _, n := range c.Nodes {
+		g.Go(func() error { return n.start(ctx) })
+	}
+	return g.Wait()
+}
+
+// shell runs a script in the machine; its first failing command is its error.
+func (c *Cluster) shell(ctx context.Context, script string) error {
+	_, err := c.In(ctx, "", "bash", "-ec", script)
+	return err
+}
+
+// link is a script that connects a namespace to a bridge of the machine.
+func link(ns, name, bridge string, address netip.Prefix) string {
+	return strings.NewReplacer("NS", ns, "LINK", name, "BRIDGE", bridge, "ADDRESS", address.String()).Replace(`
+		ip link add NS-LINK type veth peer name LINK netns NS
+		ip link set NS-LINK up master BRIDGE
+		ip -n NS link set LINK up
+		ip -n NS address add ADDRESS dev LINK
+	`)
+}
+
+func (c *Cluster) startHub(ctx context.Context) error {
+	script := "ip netns add hub\nip -n hub link set lo up\nmkdir -p " + hubDir + link(hub, "eth0", vm.Bridge, netip.PrefixFrom(host(vm.Network, hubHost), vm.Network.Bits()))
+	for _, db := range []string{"nb", "sb"} {
+		script += fmt.Sprintf("\novsdb-tool create %s/%s.db %s/ovn/ovn-%s.ovsschema", hubDir, db, schemaDir, db)
+	}
+	if err := c.shell(ctx, script); err != nil {
+		return err
+	}
+	for _, db := range []struct {
+		name, socket string
+		port         int
+	}{{"nb", nbSocket, nbPort}, {"sb", sbSocket, sbPort}} {
+		if err := c.daemon(ctx, hub, "ovn-"+db.name, nil, "ovsdb-server", "--remote=punix:"+db.socket, fmt.Sprintf("--remote=ptcp:%d", db.port),
+			"--unixctl="+hubDir+"/"+db.name+".ctl", "-vconsole:info", hubDir+"/"+db.name+".db"); err != nil {
+			return err
+		}
+		if err := c.awaitFile(ctx, db.socket); err != nil {
+			return err
+		}
+	}
+	return c.daemon(ctx, hub, "ovn-northd", nil, "ovn-northd", "--ovnnb-db=unix:"+nbSocket, "--ovnsb-db=unix:"+sbSocket, "--unixctl="+hubDir+"/northd.ctl", "-vconsole:info")
+}
+
+// start makes the node's namespace and starts what a node's packages start.
+func (n *Node) start(ctx context.Context) error {
+	c := n.cluster
+	script := "ip netns add NODE\nip -n NODE link set lo up\nmkdir -p DIR" + link(n.Name, "eth0", vm.Bridge, netip.PrefixFrom(n.address, vm.Network.Bits())) +
+		link(n.Name, "eth1", underlay, netip.PrefixFrom(n.Underlay, underlayNet.Bits())) + "ovsdb-tool create DIR/conf.db SCHEMAS/openvswitch/vswitch.ovsschema"
+	if err := c.shell(ctx, strings.NewReplacer("NODE", n.Name, "DIR", n.dir(), "SCHEMAS", schemaDir).Replace(script)); err != nil {
+		return err
+	}
+	if err := c.daemon(ctx, n.Name, n.Name+"-ovsdb-server", n.environ(), "ovsdb-server", "--remote=punix:"+n.socket(),
+		"--unixctl="+n.dir()+"/ovsdb-server.ctl", "-vconsole:info", n.dir()+"/conf.db"); err != nil {
+		return err
+	}
+	if err := c.awaitFile(ctx, n.socket()); err != nil {
+		return err
+	}
+	if _, err := n.VSCtl(ctx, "--no-wait", "init"); err != nil {
+		return err
+	}
+	if err := c.daemon(ctx, n.Name, n.Name+"-ovs-vswitchd", n.environ(), "ovs-vswitchd", "--unixctl="+n.vswitchd(), "-vconsole:info", "unix:"+n.socket()); err != nil {
+		return err
+	}
+	return c.daemon(ctx, n.Name, n.Name+"-ovn-controller", n.environ(), "ovn-controller", "-vconsole:info", "unix:"+n.socket())
+}
+
+func (n *Node) vswitchd() string { return filepath.Join(n.dir(), "ovs-vswitchd.ctl") }
+
+// environ makes the daemons keep to the node's directory; ovn-controller 23.03 has no option for it.
+func (n *Node) environ() []string {
+	var env []string
+	for _, v := range []string{"OVS_RUNDIR", "OVS_LOGDIR", "OVN_RUNDIR", "OVN_LOGDIR", "OVS_SYSCONFDIR", "OVN_SYSCONFDIR"} {
+		env = append(env, v+"="+n.dir())
+	}
+	return env
+}
+
+// VSCtl runs ovs-vsctl on the node.
+func (n *Node) VSCtl(ctx context.Context, args ...string) (string, error) {
+	return n.In(ctx, append([]string{"ovs-vsctl", "--db=unix:" + n.socket(), "--timeout=30"}, args...)...)
+}
+
+// AppCtl runs ovs-appctl on the node's ovs-vswitchd.
+func (n *Node) AppCtl(ctx context.Context, args ...string) (string, error) {
+	return n.In(ctx, append([]string{"ovs-appctl", "--timeout=30", "-t", n.vswitchd()}, args...)...)
+}
+
+// In runs a command in the node's network namespace, see Cluster.In.
+func (n *Node) In(ctx context.Context, args ...string) (string, error) {
+	return n.cluster.Run(ctx, control.Command{Netns: n.Name, Args: args, Env: n.environ()})
+}
+
+// Zone is the number of a port's connection tracking zone on the node, and 0 if it has none there.
+func (n *Node) Zone(ctx context.Context, port ident.PortName) (zone int, err error) {
+	out, err := n.VSCtl(ctx, "--if-exists", "get", "bridge", ident.IntegrationBridge, fmt.Sprintf("external_ids:%q", "ct-zone-"+string(port)))
+	if err != nil || strings.TrimSpace(out) == "" {
+		return 0, err
+	}
+	if _, err := fmt.Sscanf(strings.Trim(strings.TrimSpace(out), `"`), "%d", &zone); err != nil {
+		return 0, fmt.Errorf("zone of port %s on %s is %q: %w", port, n.Name, out, err)
+	}
+	return zone, nil
+}
+
+// daemon starts a program that logs to logDir/name.log.
+func (c *Cluster) daemon(ctx context.Context, ns, name string, env []string, args ...string) error {
+	_, err := c.Start(ctx, control.Command{Netns: ns, Args: args, Env: env, Log: filepath.Join(logDir, name+".log")})
+	return err
+}
+
+// awaitFile returns when the machine has a file: a daemon's socket.
+func (c *Cluster) awaitFile(ctx context.Context, path string) error {
+	return Await(ctx, "wait for "+path+" in the virtual machine", func(ctx context.Context) error {
+		_, err := c.In(ctx, "", "test", "-e", path)
+		return err
+	})
+}

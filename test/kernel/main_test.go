@@ -1,0 +1,60 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/go-logr/logr"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/godwit-cni/godwit/test/kernel/cluster"
+)
+
+// nodes of the cluster.
+const nodes = 3
+
+// kernelCluster is what all tests share.
+var kernelCluster *cluster.Cluster
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	c, err := cluster.Up(ctx, cluster.Config{Nodes: nodes, Programs: []string{"./test/lab/traffic/traffic"}, Log: log})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kernel datapath:", err)
+		return 1
+	}
+	down := func() int {
+		if err := c.Down(); err != nil {
+			fmt.Fprintln(os.Stderr, "kernel datapath:", err)
+			return 1
+		}
+		return 0
+	}
+	finished := make(chan struct{})
+	defer close(finished) // runs before stop ends ctx
+	go func() {           // the tests cannot be told to stop; their cluster can
+		select {
+		case <-finished:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-finished: // both at once: the tests have ended
+		default:
+			down()
+			os.Exit(130)
+		}
+	}()
+	kernelCluster = c
+	return max(m.Run(), down())
+}
