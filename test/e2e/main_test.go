@@ -82,6 +82,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
+	if err := chaos.close(context.WithoutCancel(ctx)); err != nil {
+		fmt.Fprintln(os.Stderr, "remove the VMs of TestChaos:", err)
+		code = max(code, 1)
+	}
 	return max(code, down())
 }
 

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,41 +31,52 @@ type machine struct {
 // bootVM creates a VM, waits until it answers on all of its addresses, and deletes it with the test.
 func bootVM(t *testing.T, o lab.VMOptions) *machine {
 	t.Helper()
+	m, err := boot(t.Context(), o)
+	if m != nil {
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+			defer cancel()
+			if err := m.Delete(ctx); err != nil {
+				t.Errorf("delete VM %s: %v", m, err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// boot creates a VM and waits until it answers on all of its addresses. The machine is nil if there is none to delete.
+func boot(ctx context.Context, o lab.VMOptions) (*machine, error) {
 	vms, err := cluster.VMs()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	vm, err := vms.Create(t.Context(), o)
+	vm, err := vms.Create(ctx, o)
 	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
-		defer cancel()
-		if err := vm.Delete(ctx); err != nil {
-			t.Errorf("delete VM %s: %v", vm, err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	if _, err := vm.AwaitRunning(ctx); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	m := &machine{VM: vm}
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	if _, err := vm.AwaitRunning(ctx); err != nil {
+		return m, err
+	}
 	if m.ips, err = vm.Addresses(ctx); err != nil {
-		t.Fatal(err)
+		return m, err
 	}
 	if o.Binding == guest.Masquerade { // stood in for by IPv4 alone; watch finds out when it answers
 		m.ips = m.ips[:1]
 	} else if err := vm.AwaitAnswer(ctx); err != nil {
-		t.Fatal(err)
+		return m, err
 	}
 	row, err := m.portRow(ctx)
 	if err != nil {
-		t.Fatal(err)
+		return m, err
 	}
 	m.row = row.UUID
-	return m
+	return m, nil
 }
 
 // portRow is the VM's LogicalSwitchPort.
@@ -224,6 +236,8 @@ func record(t *testing.T, g *lab.Migration) (pm *v1alpha1.PortMigration) {
 	return pm
 }
 
+var errNoRecord = errors.New("there is no PortMigration of it")
+
 // findRecord is the PortMigration of a migration as it is now.
 func findRecord(ctx context.Context, g *lab.Migration) (*v1alpha1.PortMigration, error) {
 	var list v1alpha1.PortMigrationList
@@ -235,5 +249,5 @@ func findRecord(ctx context.Context, g *lab.Migration) (*v1alpha1.PortMigration,
 			return &list.Items[i], nil
 		}
 	}
-	return nil, fmt.Errorf("migration %s has no PortMigration", g)
+	return nil, fmt.Errorf("migration %s: %w", g, errNoRecord)
 }

@@ -61,6 +61,8 @@ type engine struct {
 	mu  sync.Mutex
 	// due is since when a stage could have been entered.
 	due map[stageKey]time.Time
+	// held are the stages that are being held, as the journal has it.
+	held map[stageKey]bool
 }
 
 type stageKey struct {
@@ -88,7 +90,7 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("start the stand-in for KubeVirt: %w", err)
 	}
 	news := make(chan event.TypedGenericEvent[types.NamespacedName], backlog)
-	e := &engine{api: api, cache: mgr.GetCache(), events: mgr.GetEventRecorder("virt-controller"), log: c.Log, ctx: ctx, due: map[stageKey]time.Time{}}
+	e := &engine{api: api, cache: mgr.GetCache(), events: mgr.GetEventRecorder("virt-controller"), log: c.Log, ctx: ctx, due: map[stageKey]time.Time{}, held: map[stageKey]bool{}}
 	e.domains = newDomains(c.Launchers, &journal{w: c.Journal}, c.Log, func(vmi types.NamespacedName) {
 		select {
 		case news <- event.TypedGenericEvent[types.NamespacedName]{Object: vmi}:
@@ -186,6 +188,7 @@ func (e *engine) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.
 		if s == nil {
 			return reconcile.Result{}, nil
 		}
+		e.noteHold(w.key, s)
 		if wait, ok := e.mayTake(s, w.now); !ok {
 			return reconcile.Result{RequeueAfter: wait}, nil
 		}
@@ -244,6 +247,26 @@ func (e *engine) mayTake(s *step, now time.Time) (wait time.Duration, ok bool) {
 	}
 	delete(e.due, k)
 	return 0, true
+}
+
+// noteHold tells the journal when a stage begins to be held: a test that waits for it needs to ask nobody.
+func (e *engine) noteHold(vmi types.NamespacedName, s *step) {
+	if s.stage == "" || s.do == nil {
+		return
+	}
+	k := stageKey{of: s.of, stage: s.stage}
+	held := s.knobs.held(s.stage)
+	e.mu.Lock()
+	was := e.held[k]
+	if held {
+		e.held[k] = true
+	} else {
+		delete(e.held, k)
+	}
+	e.mu.Unlock()
+	if held && !was {
+		e.domains.journal.held(vmi, s.stage)
+	}
 }
 
 // connect follows the launchers that run and forgets those that do not.

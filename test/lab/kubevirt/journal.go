@@ -15,10 +15,10 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/guest"
 )
 
-// Entry is a line of the stand-in's journal: what QEMU did, by the clock of its machine.
+// Entry is a line of the stand-in's journal: what QEMU did, by the clock of its machine, and what the stand-in itself waits for.
 type Entry struct {
 	Time time.Time `json:"time"`
-	// Event is the type of a guest.Event, with its Status and Detail, or EventRequest.
+	// Event is the type of a guest.Event, with its Status and Detail, or EventRequest or EventHeld.
 	Event  string `json:"event"`
 	Status string `json:"status,omitempty"`
 	Detail string `json:"detail,omitempty"`
@@ -29,6 +29,9 @@ type Entry struct {
 	PodUID    types.UID `json:"podUID"`
 	Node      string    `json:"node"`
 }
+
+// EventHeld is the event of a step that is not taken because somebody holds its stage: Detail names the stage. Pod and node are empty.
+const EventHeld = "HELD"
 
 // EventRequest is the event of a request that the stand-in made of a launcher; Detail has the request and why it failed, if it did.
 const EventRequest = "REQUEST"
@@ -44,6 +47,17 @@ func (j *journal) write(dom *domain, e Entry) {
 		return
 	}
 	e.Namespace, e.VMI, e.Pod, e.PodUID, e.Node = dom.vmi.Namespace, dom.vmi.Name, dom.pod.Name, dom.pod.UID, dom.pod.Spec.NodeName
+	j.append(e)
+}
+
+// held writes that a VM's next step waits for somebody to release its stage.
+func (j *journal) held(vmi types.NamespacedName, s Stage) {
+	if j.w != nil {
+		j.append(Entry{Time: time.Now(), Event: EventHeld, Detail: string(s), Namespace: vmi.Namespace, VMI: vmi.Name})
+	}
+}
+
+func (j *journal) append(e Entry) {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return
