@@ -46,6 +46,9 @@ func lookIdentity(pod *corev1.Pod, ref wire.Pod, on here) (id identity, done boo
 			ref, ref.UID, pod.UID)
 	}
 	text, ok := pod.Annotations[v1alpha1.IdentityAnnotation]
+	if owner := metav1.GetControllerOfNoCopy(pod); !ok && owner != nil && owner.Kind == v1alpha1.KindVirtualMachineInstance {
+		return identity{}, false, fmt.Errorf("launcher pod %s: no annotation %s: %w", ref, v1alpha1.IdentityAnnotation, notAllowed(owner.Name, ref.Namespace))
+	}
 	if !ok {
 		return identity{}, false, fmt.Errorf("pod %s: no annotation %s: is godwit-controller running, and does it report an event on the pod "+
 			"(kubectl -n %s describe pod %s)?", ref, v1alpha1.IdentityAnnotation, ref.Namespace, ref.Name)
@@ -79,14 +82,19 @@ func lookLauncher(pod *corev1.Pod, id v1alpha1.Identity, node string) (done bool
 			v1alpha1.IdentityAnnotation, id.VMI.Name, id.VMI.UID)
 	}
 	if id.Attach == nil {
-		return false, fmt.Errorf("VMI %s: godwit-controller has not allowed this launcher to attach: does the VM run elsewhere, or does a migration wait? "+
-			"The events of the VMI and `kubectl -n %s get portmigrations -o wide` say why", id.VMI.Name, pod.Namespace)
+		return false, notAllowed(id.VMI.Name, pod.Namespace)
 	}
 	if id.Attach.Chassis != node {
 		return false, fmt.Errorf("VMI %s: this launcher may attach on chassis %s, and this is %s: is the node's name that of the chassis?",
 			id.VMI.Name, id.Attach.Chassis, node)
 	}
 	return true, nil
+}
+
+// notAllowed: a launcher gets its identity when it may attach.
+func notAllowed(vmi, namespace string) error {
+	return fmt.Errorf("VMI %s: godwit-controller has not allowed this launcher to attach: is it running, does the VM run elsewhere, or does a migration wait? "+
+		"The events of the VMI and `kubectl -n %s get portmigrations -o wide` say why", vmi, namespace)
 }
 
 // waitIdentity returns the identity of the pod, or what was missing when ctx ended. A pod that was there and is deleted ends the wait.

@@ -28,6 +28,7 @@ func TestLookLauncher(t *testing.T) {
 		done   bool
 		says   string // empty: it may attach
 	}{
+		"no identity yet":   {nil, nil, false, "no annotation godwit.dev/identity: VMI a.vm: godwit-controller has not allowed"},
 		"not allowed yet":   {nil, nil, false, "has not allowed this launcher to attach"},
 		"allowed elsewhere": {&v1alpha1.Attach{Chassis: "n2", Migration: "m"}, nil, false, "may attach on chassis n2, and this is n1"},
 		"allowed here":      {&v1alpha1.Attach{Chassis: "n1", Migration: "m"}, nil, true, ""},
@@ -44,6 +45,9 @@ func TestLookLauncher(t *testing.T) {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 				Namespace: "ns", Name: ref.Name, UID: "pod", Annotations: map[string]string{v1alpha1.IdentityAnnotation: id.Text()}, OwnerReferences: []metav1.OwnerReference{own},
 			}}
+			if name == "no identity yet" {
+				pod.Annotations = nil
+			}
 			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500})
 			if done != c.done {
 				t.Errorf("done is %v, want %v", done, c.done)

@@ -17,7 +17,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/migration"
 )
 
-// identify writes into each live launcher's annotation who its VM is in the network, and into those of a decision that they may attach.
+// identify writes into the annotation of each live launcher that may attach who its VM is in the network. One that may not gets nothing: an answer of the API
+// server to wait for is in the way of the next decision, which for a migration's target comes as soon as it has a node.
 func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Snapshot, d migration.Decision) error {
 	port := o.ports[network]
 	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 {
@@ -38,7 +39,9 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration, Activation: v1alpha1.Activation(a.Strategy)}
 			}
 		}
-		errs = append(errs, writeIdentity(ctx, r.api, pod, id))
+		if id.Attach != nil {
+			errs = append(errs, writeIdentity(ctx, r.api, pod, id))
+		}
 	}
 	return errors.Join(errs...)
 }
