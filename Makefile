@@ -26,7 +26,7 @@ test: preflight lint unit integration e2e ## every test there is
 
 .PHONY: unit
 unit: ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... ./test/bench/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
@@ -53,7 +53,7 @@ lab-down: $(LAB) ## remove the cluster and all that belongs to it
 images: preflight $(LAB) ## build the container images into out/images
 	@$(LAB) images --output out/images
 
-bench-%: preflight ## a benchmark: bench-cni, bench-scale; a table, and out/bench/NAME.json
+bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-scale; a table, and out/bench/NAME.json
 	@test -d test/bench/$* || { echo "no benchmark $*: there are $$(cd test/bench && ls -d */main.go | xargs -n1 dirname | tr '\n' ' ')"; exit 2; }
 	go run ./test/bench/$*
 

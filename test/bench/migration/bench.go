@@ -20,7 +20,7 @@ const (
 	runTimeout, passTimeout = 40 * time.Minute, 2 * time.Minute
 	// cleanupTimeout bounds the clean-up, which waits for nothing.
 	cleanupTimeout = 20 * time.Second
-	warmUp, quiet  = time.Second, 500 * time.Millisecond
+	warmUp, quiet  = 3 * time.Second, time.Second
 	aftermath      = 500 * time.Millisecond
 )
 

@@ -81,5 +81,5 @@ func measure(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	err = b.run(ctx, want)
-	return errors.Join(err, b.report(os.Stdout, err == nil))
+	return errors.Join(err, b.report(os.Stdout, err))
 }

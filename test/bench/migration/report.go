@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 
+	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
@@ -16,105 +18,108 @@ type results struct {
 	Migrations []sample `json:"migrations"`
 }
 
-// figure is a line of the table for each means.
+// figure is a line of the table.
 type figure struct {
 	name string
 	of   func(sample) *float64
+	// sums says that the sum of all tells something.
+	sums bool
 }
 
-func whole(f func(sample) int) func(sample) *float64 {
-	return func(s sample) *float64 { return pointer(float64(f(s))) }
+func number(name string, f func(sample) int) figure {
+	return figure{name: name, of: func(s sample) *float64 { return pointer(float64(f(s))) }, sums: true}
+}
+
+func moment(s step) figure {
+	return figure{name: "  " + string(s), of: func(x sample) *float64 {
+		if v, ok := x.Steps[s]; ok {
+			return &v
+		}
+		return nil
+	}}
 }
 
 func figures() []figure {
-	return []figure{
-		{"QEMU's own stop", func(s sample) *float64 { return &s.Stop }},
-		{"probes without an answer", func(s sample) *float64 { return &s.Unanswered }},
-		{"… beyond QEMU's stop", beyond},
-		{"PortMigration's interruption beyond QEMU's stop", beyondRecorded},
-		{"silence of answers beyond QEMU's stop", func(s sample) *float64 { return pointer(s.SilenceTo - s.Stop) }},
-		{"silence of the VM beyond QEMU's stop", func(s sample) *float64 { return pointer(s.SilenceFrom - s.Stop) }},
-		{"longest silence while nothing was done", func(s sample) *float64 { return &s.Undisturbed }},
-		{"probes lost to the VM", whole(func(s sample) int { return s.LostTo })},
-		{"probes lost from the VM", whole(func(s sample) int { return s.LostFrom })},
-		{"duplicates delivered to the guest", whole(func(s sample) int { return s.ToGuest })},
-		{"duplicates delivered to its peer", whole(func(s sample) int { return s.ToPeer })},
-		{"connections held", whole(func(s sample) int { return s.Connections })},
-		{"connections broken", whole(func(s sample) int { return s.Broken })},
-		{"frames from the target before its announcement", whole(func(s sample) int { return int(s.FramesBefore) })},
-		{"changes of the VM's northbound row", whole(func(s sample) int { return s.Writes })},
-		{"northbound transactions of the controllers", whole(func(s sample) int { return s.Transactions })},
-		{"target pod has a node → options written", func(s sample) *float64 { return s.ToOptions }},
-		{"… as the controller says it", func(s sample) *float64 { return s.ToPrepared }},
+	all := []figure{
+		{name: "QEMU's own stop", of: func(s sample) *float64 { return &s.Stop }},
+		{name: "probes without an answer", of: func(s sample) *float64 { return &s.Unanswered }},
+		{name: "  beyond QEMU's stop", of: beyond},
+		{name: "PortMigration's interruption beyond QEMU's stop", of: beyondRecorded},
+		{name: "silence of answers beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceTo - s.Stop) }},
+		{name: "silence of the VM beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceFrom - s.Stop) }},
+		{name: "longest silence while nothing was done", of: func(s sample) *float64 { return &s.Undisturbed }},
+		number("probes lost to the VM", func(s sample) int { return s.LostTo }),
+		number("probes lost from the VM", func(s sample) int { return s.LostFrom }),
+		number("duplicates delivered to the guest", func(s sample) int { return s.ToGuest }),
+		number("duplicates delivered to its peer", func(s sample) int { return s.ToPeer }),
+		number("connections held", func(s sample) int { return s.Connections }),
+		number("connections broken", func(s sample) int { return s.Broken }),
+		number("frames from the target before its announcement", func(s sample) int { return int(s.FramesBefore) }),
+		number("changes of the VM's northbound row", func(s sample) int { return s.Writes }),
+		number("northbound transactions of the controllers", func(s sample) int { return s.Transactions }),
+		{name: "target pod has a node → options written", of: func(s sample) *float64 { return s.ToOptions }},
 	}
+	all = append(all, figure{name: "since QEMU's STOP:", of: func(sample) *float64 { return nil }})
+	for _, s := range steps() {
+		all = append(all, moment(s))
+	}
+	return all
 }
 
-// counts are the figures whose sum says something.
-func (f figure) row(kind string, all []sample) (table.Row, bool) {
-	v := values(all, f.of)
-	if len(v) == 0 {
-		return table.Row{}, false
+// row is a figure's line: Godwit's own quantiles, and beside them the baselines' median and maximum.
+func (f figure) row(all []sample) table.Row {
+	row := table.Row{Name: f.name, Values: map[string]float64{}}
+	if v := values(of(all, ""), f.of); len(v) > 0 {
+		row = table.Quantiles(f.name, v)
+		if f.sums {
+			row.Values[total] = 0
+			for _, x := range v {
+				row.Values[total] += x
+			}
+		}
 	}
-	row := table.Quantiles(f.name+": "+kind, v)
-	var sum float64
-	whole := true
-	for _, x := range v {
-		sum += x
-		whole = whole && x == float64(int(x))
+	for _, kind := range []migration.Baseline{migration.BaselineFlip, migration.BaselineClone} {
+		if v := values(of(all, kind), f.of); len(v) > 0 {
+			row.Values[beside(kind, p50)], row.Values[beside(kind, most)] = quantile(v, p50), quantile(v, most)
+		}
 	}
-	if whole {
-		row.Values[total] = sum
+	for column, v := range row.Values {
+		row.Values[column] = math.Round(v*10) / 10
 	}
-	return row, true
+	return row
 }
 
-// report prints and saves what was measured.
-func (b *bench) report(w io.Writer, complete bool) error {
+// beside is a column of a baseline.
+func beside(kind migration.Baseline, column string) string { return string(kind) + " " + column }
+
+// report prints and saves what was measured; failed says why something is missing.
+func (b *bench) report(w io.Writer, failed error) error {
 	if len(b.samples) == 0 {
 		return nil
 	}
 	r := summary(b.samples)
-	r.Complete = complete
-	if !complete {
+	r.Complete = failed == nil
+	if failed != nil {
 		r.Notes = append(r.Notes, "This run is not complete.")
 	}
 	if err := r.Print(w); err != nil {
-		return err
+		return fmt.Errorf("print the table: %w", err)
 	}
 	return table.Save("migration", r)
 }
 
 // summary makes the table and the verdicts.
 func summary(all []sample) results {
-	r := results{
-		Report: table.Report{Title: "Live migration", Unit: "ms, and numbers", Columns: []string{"n", p50, p90, most, total}},
-		Goals:  goals(all), Migrations: all,
-	}
-	add := func(f figure, kind string, of []sample) {
-		if row, ok := f.row(kind, of); ok {
-			r.Rows = append(r.Rows, row)
-		}
+	ours, flip, clone := of(all, ""), of(all, migration.BaselineFlip), of(all, migration.BaselineClone)
+	r := results{Goals: goals(all), Migrations: all}
+	r.Title = fmt.Sprintf("Live migration: %d by Godwit; %d that flip the port at success; %d on two chassis without an activation strategy", len(ours), len(flip), len(clone))
+	r.Unit = "ms, and numbers"
+	r.Columns = []string{
+		p50, p90, most, total, beside(migration.BaselineFlip, p50), beside(migration.BaselineFlip, most), beside(migration.BaselineClone, p50), beside(migration.BaselineClone, most),
 	}
 	for _, f := range figures() {
-		for _, kind := range kinds() {
-			add(f, title(kind), of(all, kind))
-		}
+		r.Rows = append(r.Rows, f.row(all))
 	}
-	if ours := of(all, ""); len(ours) > 0 {
-		add(figure{"probes without an answer beyond QEMU's stop", beyond}, "Godwit's first", ours[:1])
-		add(figure{"probes without an answer beyond QEMU's stop", beyond}, "Godwit's others", ours[1:])
-	}
-	for _, kind := range kinds() {
-		for _, s := range steps() {
-			add(figure{"since QEMU's STOP, " + string(s), func(x sample) *float64 {
-				if v, ok := x.Steps[s]; ok {
-					return &v
-				}
-				return nil
-			}}, title(kind), of(all, kind))
-		}
-	}
-	r.Notes = append(r.Notes, fmt.Sprintf("Goals, of %d migrations:", len(of(all, ""))))
 	for _, g := range r.Goals {
 		r.Notes = append(r.Notes, g.String())
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/timeline"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -18,7 +19,7 @@ type sample struct {
 	Target string             `json:"target"`
 	// Stop is QEMU's own, from STOP on the source to RESUME on the target.
 	Stop float64 `json:"stop"`
-	// Unanswered is for how long those probes to the VM were sent that nobody answered; SilenceTo and SilenceFrom are the longest times without an arrival, of answers
+	// Unanswered is the longest time over which no probe to the VM was sent that got an answer, however late; SilenceTo and SilenceFrom are the longest times without an arrival, of answers
 	// and of what the VM sends. Undisturbed is the longest while nothing was done.
 	Unanswered  float64 `json:"unanswered"`
 	SilenceTo   float64 `json:"silenceTo"`
@@ -38,10 +39,9 @@ type sample struct {
 	// Writes are changes of the VM's row, Transactions all that the controllers sent meanwhile.
 	Writes       int `json:"writes"`
 	Transactions int `json:"transactions"`
-	// ToOptions is from when this program was told that the target pod has a node until it was told that the row asks for both; ToPrepared is the same as the
-	// controller says it.
-	ToOptions  *float64 `json:"toOptions,omitempty"`
-	ToPrepared *float64 `json:"toPrepared,omitempty"`
+	// ToOptions is from when anybody knew that the target pod has a node until anybody knew that the row asks for both: this program, which is told of both, or the
+	// controller by its own record.
+	ToOptions *float64 `json:"toOptions,omitempty"`
 	// FramesBefore were sent on the target before the announcement.
 	FramesBefore int64 `json:"framesBeforeAnnouncement"`
 	// Steps are when what happened, since QEMU's STOP.
@@ -76,12 +76,32 @@ func measured(p *passage.Passage, n noted) sample {
 	got.probes(p)
 	got.record(&p.Record.Status)
 	got.steps(p, n)
+	got.ToOptions = toOptions(p, n)
+	return got
+}
+
+func toOptions(p *passage.Passage, n noted) *float64 {
+	scheduled, _ := p.Record.Status.Stage(v1alpha1.StageScheduled)
 	for _, s := range p.Watched {
-		if at, _ := n.paired(); s.Name == "target pod scheduled" && !at.IsZero() {
-			got.ToOptions = pointer(millis(at.Sub(s.At)))
+		if s.Name == "target pod scheduled" {
+			scheduled = earlier(scheduled, s.At)
 		}
 	}
-	return got
+	written, _ := p.Record.Status.Stage(v1alpha1.StagePrepared)
+	paired, _ := n.paired()
+	written = earlier(written, paired)
+	if scheduled.IsZero() || written.IsZero() {
+		return nil
+	}
+	return pointer(millis(written.Sub(scheduled)))
+}
+
+// earlier of two times, of which a zero one is not known.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // probes counts what became of them.
@@ -89,6 +109,7 @@ func (s *sample) probes(p *passage.Passage) {
 	for i := range p.To.Result.Probes {
 		c := p.To.Result.Probes[i].Counts
 		s.LostTo, s.ToPeer = s.LostTo+c.Lost, s.ToPeer+c.Duplicated
+		s.Unanswered = max(s.Unanswered, millis(unanswered(&p.To.Result.Probes[i], p.Stop)))
 	}
 	for i := range p.From.Result.Probes {
 		c := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals).Counts
@@ -97,12 +118,33 @@ func (s *sample) probes(p *passage.Passage) {
 	}
 	s.ToGuest += p.To.Arrivals.Duplicated()
 	for _, d := range p.ToVM() {
-		s.Unanswered, s.SilenceTo = max(s.Unanswered, millis(d.Unanswered())), max(s.SilenceTo, millis(d.Silence()))
-		s.Undisturbed = max(s.Undisturbed, millis(d.Quiet))
+		s.SilenceTo, s.Undisturbed = max(s.SilenceTo, millis(d.Silence())), max(s.Undisturbed, millis(d.Quiet))
 	}
 	for _, d := range p.FromVM() {
 		s.SilenceFrom, s.Undisturbed = max(s.SilenceFrom, millis(d.Silence())), max(s.Undisturbed, millis(d.Quiet))
 	}
+}
+
+// lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the migration's.
+const lateLoss = 500 * time.Millisecond
+
+// unanswered is the longest time over which only probes were sent that got no answer, of those times that have to do with QEMU's stop.
+func unanswered(r *traffic.Probes, stop lab.Stop) (worst time.Duration) {
+	first := -1
+	for seq, at := range r.Arrived {
+		if at != traffic.Never {
+			first = -1
+			continue
+		}
+		if first < 0 {
+			first = seq
+		}
+		from, to := r.Start.Add(r.Sent[first]), r.Start.Add(r.Sent[seq]+r.Interval)
+		if to.After(stop.Stopped) && from.Before(stop.Resumed.Add(lateLoss)) {
+			worst = max(worst, to.Sub(from))
+		}
+	}
+	return worst
 }
 
 // connections counts those that were held.
@@ -120,10 +162,6 @@ func (s *sample) record(st *v1alpha1.PortMigrationStatus) {
 	}
 	if st.Target != nil {
 		s.FramesBefore = st.Target.FramesBeforeAnnouncement
-	}
-	scheduled, known := st.Stage(v1alpha1.StageScheduled)
-	if prepared, ok := st.Stage(v1alpha1.StagePrepared); ok && known {
-		s.ToPrepared = pointer(millis(prepared.Sub(scheduled)))
 	}
 }
 
@@ -162,7 +200,7 @@ func (s *sample) steps(p *passage.Passage, n noted) {
 		}
 	}
 	for i := range p.To.Result.Probes {
-		sent, answered := opened(&p.To.Result.Probes[i], p)
+		sent, answered := opened(&p.To.Result.Probes[i], p.Stop.Stopped)
 		note(stepOpen, sent)
 		note(stepAnswered, answered)
 	}
@@ -172,23 +210,21 @@ func (s *sample) steps(p *passage.Passage, n noted) {
 	}
 }
 
-// opened is when the first probe after QEMU's stop was sent that got an answer, and when the first answer came after its end.
-func opened(r *traffic.Probes, p *passage.Passage) (sent, answered time.Time) {
+// opened is when the first probe after QEMU's stop was sent that got an answer, and when the first such answer came.
+func opened(r *traffic.Probes, stopped time.Time) (sent, answered time.Time) {
 	for seq, at := range r.Arrived {
-		if at != traffic.Never && r.Start.Add(r.Sent[seq]).After(p.Stop.Stopped) {
-			sent = r.Start.Add(r.Sent[seq])
-			break
+		if at != traffic.Never && r.Start.Add(r.Sent[seq]).After(stopped) {
+			sent, answered = earlier(sent, r.Start.Add(r.Sent[seq])), earlier(answered, r.Start.Add(at))
 		}
 	}
-	return sent, first(r, p.Stop.Resumed)
+	return sent, answered
 }
 
 // first is the first arrival after a time.
 func first(r *traffic.Probes, after time.Time) (best time.Time) {
 	for _, at := range r.Arrived {
-		t := r.Start.Add(at)
-		if at != traffic.Never && t.After(after) && (best.IsZero() || t.Before(best)) {
-			best = t
+		if t := r.Start.Add(at); at != traffic.Never && t.After(after) {
+			best = earlier(best, t)
 		}
 	}
 	return best

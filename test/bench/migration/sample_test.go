@@ -1,0 +1,132 @@
+package main
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/passage"
+	"github.com/godwit-cni/godwit/test/lab/timeline"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// probes are sent every 5 ms for a second and answered after 1 ms; those that are sent from one time to another are lost.
+func probes(from, to int) traffic.Probes {
+	p := traffic.Probes{Peer: netip.MustParseAddr("10.244.0.2"), Start: start, Interval: 5 * time.Millisecond}
+	for ms := 0; ms < 1000; ms += 5 {
+		sent := time.Duration(ms) * time.Millisecond
+		p.Sent, p.Arrived = append(p.Sent, sent), append(p.Arrived, sent+time.Millisecond)
+		p.Counts.Sent++
+		if ms >= from && ms < to {
+			p.Arrived[len(p.Arrived)-1] = traffic.Never
+			p.Counts.Lost++
+		}
+	}
+	p.Counts.Received = p.Counts.Sent - p.Counts.Lost
+	return p
+}
+
+func arrivals(p traffic.Probes) *traffic.Arrivals {
+	a := &traffic.Arrivals{Start: start, Flows: []traffic.Flow{{}}}
+	for seq, at := range p.Arrived {
+		if at != traffic.Never {
+			a.Flows[0].Seq, a.Flows[0].At = append(a.Flows[0].Seq, uint32(seq)), append(a.Flows[0].At, at)
+		}
+	}
+	return a
+}
+
+func micro(ms int) *metav1.MicroTime {
+	t := metav1.NewMicroTime(at(ms))
+	return &t
+}
+
+// passed: QEMU stops the VM at 500 and lets it run at 520; probes to it are lost for 30 ms, those from it for 25.
+func passed() *passage.Passage {
+	to, from := probes(500, 530), probes(500, 525)
+	seen := passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{to}}, Arrivals: arrivals(to)}
+	seen.Arrivals.Flows[0].Seq = append(seen.Arrivals.Flows[0].Seq, 3, 4)
+	seen.Arrivals.Flows[0].At = append(seen.Arrivals.Flows[0].At, time.Second, time.Second)
+	p := &passage.Passage{
+		Source: "node1", Target: "node2", Calm: at(100), Created: at(200), Ended: at(900), Stop: lab.Stop{Stopped: at(500), Resumed: at(520)}, To: seen,
+		From:    passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{from}}, Arrivals: arrivals(from)},
+		Watched: []timeline.Stage{{At: at(302), Name: "target pod scheduled"}, {At: at(890), Name: "migration succeeded"}},
+	}
+	st := &p.Record.Status
+	st.Interruption = &v1alpha1.Interruption{Milliseconds: "24.5"}
+	st.Source = &v1alpha1.Observation{LastFrame: micro(499)}
+	st.Target = &v1alpha1.Observation{Announced: micro(521), FirstFrame: micro(523), FramesBeforeAnnouncement: 3}
+	st.Stages = []v1alpha1.Stage{{Name: v1alpha1.StageScheduled, Time: *micro(300)}, {Name: v1alpha1.StagePrepared, Time: *micro(312)}, {Name: v1alpha1.StageReady, Time: *micro(600)}}
+	return p
+}
+
+func TestMeasured(t *testing.T) {
+	n := noted{
+		writes: []write{{at: at(310), requested: "node1,node2", strategy: "rarp"}, {at: at(610), requested: "node2"}},
+		bounds: []bound{{at: at(311)}, {at: at(522), activated: "node2"}},
+	}
+	got := measured(passed(), n)
+	got.connections(
+		passage.Seen{Result: &traffic.Result{Connections: []traffic.Connection{{Opened: true}, {Opened: true, Broken: traffic.Reset}}}},
+		passage.Seen{Result: &traffic.Result{Connections: []traffic.Connection{{}, {Opened: true}}}},
+	)
+	want := sample{
+		Source: "node1", Target: "node2", Stop: 20, Unanswered: 30, SilenceTo: 35, SilenceFrom: 30, Undisturbed: 5, Recorded: pointer(24.5),
+		LostTo: 6, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
+		Steps: map[step]float64{
+			stepLastFrame: -1, stepResumed: 20, stepAnnounced: 21, stepActivated: 22, stepFirst: 23, stepHeard: 26, stepOpen: 30, stepAnswered: 31,
+			stepReady: 100, stepCommitted: 110, stepSucceeded: 390,
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("measured (-want +got):\n%s", diff)
+	}
+}
+
+// What nobody noted is missing, and no zero.
+func TestMeasuredWithoutRecord(t *testing.T) {
+	p := passed()
+	p.Record, p.Watched = v1alpha1.PortMigration{}, nil
+	got := measured(p, noted{})
+	if got.Recorded != nil || got.ToOptions != nil || beyondRecorded(got) != nil {
+		t.Errorf("recorded %v, to options %v: want neither", got.Recorded, got.ToOptions)
+	}
+	for _, s := range []step{stepLastFrame, stepAnnounced, stepActivated, stepFirst, stepReady, stepCommitted, stepSucceeded} {
+		if v, ok := got.Steps[s]; ok {
+			t.Errorf("step %q at %v ms: want none", s, v)
+		}
+	}
+}
+
+// A loss that has nothing to do with the switch-over does not count, one that begins soon after it does; an answer in between makes two of it.
+func TestUnanswered(t *testing.T) {
+	for name, c := range map[string]struct {
+		lost [][2]int
+		want int
+	}{
+		"none":                    {nil, 0},
+		"while it was stopped":    {[][2]int{{100, 120}}, 20},
+		"long after":              {[][2]int{{100, 120}, {200, 210}, {700, 800}}, 20},
+		"soon after":              {[][2]int{{100, 120}, {560, 600}}, 40},
+		"long before":             {[][2]int{{20, 90}}, 0},
+		"from before the stop on": {[][2]int{{20, 110}}, 90},
+		"to the very end":         {[][2]int{{500, 1000}}, 500},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := probes(0, 0)
+			for _, l := range c.lost {
+				for ms := l[0]; ms < l[1]; ms += 5 {
+					r.Arrived[ms/5] = traffic.Never
+				}
+			}
+			if got := unanswered(&r, lab.Stop{Stopped: at(100), Resumed: at(110)}); got != time.Duration(c.want)*time.Millisecond {
+				t.Errorf("unanswered for %s: want %d ms", got, c.want)
+			}
+		})
+	}
+}
