@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
@@ -45,6 +49,30 @@ func staleRecord(t *testing.T, c *cell) {
 	c.next(t, c.target, undisturbed, "")
 	c.next(t, c.source, cancelsEarly, kubevirt.StageHandOff)
 	c.next(t, c.source, undisturbed, "")
+}
+
+// paused: the VM moves while its user has it paused, and is unpaused on the target. QEMU announces it only then.
+func paused(t *testing.T, c *cell) {
+	t.Helper()
+	pause := func(change string, want bool) {
+		t.Helper()
+		if _, err := kubectl(t.Context(), "-n", c.vm.Namespace, "annotate", "vmi", c.vm.Name, kubevirt.PauseAnnotation+change); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		_, err := c.vm.Await(ctx, "paused or not, as it is to be", func(vmi *kubevirtv1.VirtualMachineInstance) bool {
+			return want == slices.ContainsFunc(vmi.Status.Conditions, func(k kubevirtv1.VirtualMachineInstanceCondition) bool {
+				return k.Type == kubevirtv1.VirtualMachineInstancePaused && k.Status == corev1.ConditionTrue
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.next(t, c.target, fault{
+		name: c.name, ends: moved, strike: func(*testing.T, *cell) { pause("=", true) }, back: func(*testing.T, *cell) { pause("-", false) },
+	}, c.moment)
 }
 
 // onAndOnAtOnce: three migrations are asked for at once, over all nodes and home again.

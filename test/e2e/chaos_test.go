@@ -103,6 +103,7 @@ func outageFaults() []fault {
 // courses are those of several migrations.
 func courses() []fault {
 	return []fault{
+		{name: "paused", at: []kubevirt.Stage{kubevirt.StageScheduling, kubevirt.StageIncoming}, run: paused, ends: moved},
 		{name: "on-and-on", run: onAndOnAtOnce, ends: moved},
 		{name: "after-failures", run: afterFailures, ends: moved, rewound: true},
 		{name: "stale-record", run: staleRecord, ends: moved},

@@ -242,6 +242,11 @@ func (l *fakeLauncher) StartPostCopy(context.Context) error {
 
 func (l *fakeLauncher) CancelMigration(context.Context) error { l.cancel <- struct{}{}; return nil }
 
+func (l *fakeLauncher) Pause(context.Context) error {
+	l.change(func() { l.status.State = guest.Paused }, guest.Event{Type: guest.Stopped})
+	return nil
+}
+
 func (l *fakeLauncher) Resume(context.Context) error {
 	l.change(func() { l.status.State = guest.Running }, guest.Event{Type: guest.Resumed})
 	return nil

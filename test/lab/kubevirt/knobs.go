@@ -30,6 +30,8 @@ const (
 	HotplugAnnotation = "lab.godwit.dev/hotplug"
 	// SidecarAnnotation, of a VM, gives its launcher pods a second container, which goes on when the VM has ended.
 	SidecarAnnotation = "lab.godwit.dev/sidecar"
+	// PauseAnnotation, of a VMI, pauses the guest as long as it is there, as virtctl pause does.
+	PauseAnnotation = "lab.godwit.dev/pause"
 	// NodeTimeoutAnnotation, of a VM, is how long its node's heartbeat may be missing: 5 minutes in KubeVirt.
 	NodeTimeoutAnnotation = "lab.godwit.dev/node-timeout"
 )

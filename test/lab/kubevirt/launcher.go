@@ -31,6 +31,7 @@ type Launcher interface {
 	ContinueMigration(ctx context.Context) error
 	StartPostCopy(ctx context.Context) error
 	CancelMigration(ctx context.Context) error
+	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 	Leave(ctx context.Context) error

@@ -1,6 +1,7 @@
 package kubevirt
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -49,6 +50,7 @@ func TestStandIn(t *testing.T) {
 		{"not migratable", notMigratable},
 		{"misspelt knob", misspelt},
 		{"limits", limits},
+		{"paused", paused},
 		{"forgotten", forgotten},
 		{"virtual machine", virtualMachine},
 		{"restart of the stand-in", restart},
@@ -300,6 +302,34 @@ func misspelt(t *testing.T, e *env) {
 	if err := (knobs{{DelayAnnotation: "Completed"}}).check(); err == nil {
 		t.Error("a delay without a duration was taken")
 	}
+}
+
+// paused: a VM that its user has paused moves, and stays paused until it is unpaused.
+func paused(t *testing.T, e *env) {
+	vmi := e.vmi(t, "vm1", nil)
+	pause := func(value string) {
+		t.Helper()
+		change := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, PauseAnnotation, value)
+		if err := e.api.Patch(t.Context(), vmi, client.RawPatch(types.MergePatchType, []byte(change))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	isPaused := func(v *kubevirtv1.VirtualMachineInstance) bool {
+		return conditionTrue(v, kubevirtv1.VirtualMachineInstancePaused)
+	}
+	pause(`""`)
+	e.awaitVMI(t, "vm1", "paused", isPaused)
+	e.migrate(t, "vm1", "m1", quick)
+	e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
+	e.settled(t, "vm1", "node2")
+	if v := e.awaitVMI(t, "vm1", "there", func(*kubevirtv1.VirtualMachineInstance) bool { return true }); !isPaused(v) {
+		t.Error("it is not paused any more")
+	}
+	pause("null")
+	e.awaitVMI(t, "vm1", "not paused", func(v *kubevirtv1.VirtualMachineInstance) bool { return !isPaused(v) })
+	e.migrate(t, "vm1", "m2", quick)
+	e.awaitPhase(t, "m2", kubevirtv1.MigrationSucceeded)
+	e.settled(t, "vm1", "node1")
 }
 
 // limits: two migrations leave a node at a time; the third waits for them.

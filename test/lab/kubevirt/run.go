@@ -56,7 +56,7 @@ func (m *vmim) prepareTarget() *step {
 func (m *vmim) incoming() *step {
 	fault := m.knobs().fault()
 	d, nics := m.w.domain(), nicsOf(m.w.vmi)
-	in := guest.Incoming{PostCopy: m.postCopy(), HoldResume: m.knobs().held(StageResume)}
+	in := guest.Incoming{PostCopy: m.postCopy(), HoldResume: m.knobs().held(StageResume) || conditionTrue(m.w.vmi, kubevirtv1.VirtualMachineInstancePaused)}
 	switch fault {
 	case FaultTargetLate, FaultTargetPod:
 		in.FailStatus = 1
@@ -120,7 +120,7 @@ func (m *vmim) send(source *corev1.Pod) *step {
 	}
 	v, target := m.w.view(source.UID), m.w.view(m.target.UID)
 	migrate := m.requestName("migrate")
-	if !v.wasAsked(migrate) && v.State == guest.Running {
+	if !v.wasAsked(migrate) && (v.State == guest.Running || v.State == guest.Paused && m.w.pauseWanted()) {
 		return m.at(StageMigrate, m.migrate(source))
 	}
 	if err := v.failure(migrate); err != nil {
@@ -147,7 +147,7 @@ func (m *vmim) send(source *corev1.Pod) *step {
 		return m.failed("Live migration failed: it was cancelled")
 	default:
 	}
-	if target.connected && target.State == guest.Paused && target.migration() == guest.Completed && !target.ran {
+	if target.connected && target.arrivedPaused() && !m.w.pauseWanted() {
 		// The target was told to hold the VM; it may run now.
 		return m.at(StageResume, m.w.request(m.target, m.requestName("resume"), func(ctx context.Context, l Launcher) error { return l.Resume(ctx) }))
 	}
@@ -217,10 +217,11 @@ func (m *vmim) duringPostCopy() *step {
 	})
 }
 
-// detect tells that the VM runs on the target, and moves it there when its memory has arrived.
+// detect tells that the VM runs on the target, or is there and is to be paused, and moves it there when its memory has arrived.
 func (m *vmim) detect() *step {
 	v := m.w.view(m.target.UID)
-	if !v.ran || m.knobs().fault() == FaultTargetResumed {
+	arrived := v.ran || v.arrivedPaused() && m.w.pauseWanted()
+	if !arrived || m.knobs().fault() == FaultTargetResumed {
 		return nil
 	}
 	if s := m.detected(); s != nil {

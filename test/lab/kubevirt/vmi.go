@@ -36,7 +36,7 @@ func vmiRules(w *world) *step {
 		return nil
 	}
 	return first(w, vmiAdmission, vmiDeletion, vmiObserved, vmiLauncher, vmiUnpausedCondition, vmiScheduling, vmiActivePods, vmiScheduled, vmiNodeLabel,
-		vmiDomain, vmiRunning, vmiReady, vmiEnded)
+		vmiDomain, vmiRunning, vmiReady, vmiPaused, vmiEnded)
 }
 
 // vmiAdmission does what KubeVirt's webhook does, where the policy of admission.yaml has not.
