@@ -6,7 +6,6 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
-	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/timeline"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -28,8 +27,10 @@ type sample struct {
 	// Recorded is the PortMigration's interruption.
 	Recorded *float64 `json:"recorded,omitempty"`
 	// LostTo are probes to the VM without an answer, LostFrom probes of the VM that did not arrive.
-	LostTo   int `json:"lostTo"`
-	LostFrom int `json:"lostFrom"`
+	// Losses are where LostTo was.
+	LostTo   int    `json:"lostTo"`
+	Losses   []loss `json:"losses,omitempty"`
+	LostFrom int    `json:"lostFrom"`
 	// ToGuest are duplicates that were delivered to the guest, ToPeer those that its peer got.
 	ToGuest int `json:"duplicatesToGuest"`
 	ToPeer  int `json:"duplicatesToPeer"`
@@ -109,7 +110,8 @@ func (s *sample) probes(p *passage.Passage) {
 	for i := range p.To.Result.Probes {
 		c := p.To.Result.Probes[i].Counts
 		s.LostTo, s.ToPeer = s.LostTo+c.Lost, s.ToPeer+c.Duplicated
-		s.Unanswered = max(s.Unanswered, millis(unanswered(&p.To.Result.Probes[i], p.Stop)))
+		found := losses(&p.To.Result.Probes[i], p.To.Arrivals, p.Stop.Stopped)
+		s.Losses, s.Unanswered = append(s.Losses, found...), max(s.Unanswered, unanswered(found, s.Stop))
 	}
 	for i := range p.From.Result.Probes {
 		c := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals).Counts
@@ -123,28 +125,6 @@ func (s *sample) probes(p *passage.Passage) {
 	for _, d := range p.FromVM() {
 		s.SilenceFrom, s.Undisturbed = max(s.SilenceFrom, millis(d.Silence())), max(s.Undisturbed, millis(d.Quiet))
 	}
-}
-
-// lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the migration's.
-const lateLoss = 500 * time.Millisecond
-
-// unanswered is the longest time over which only probes were sent that got no answer, of those times that have to do with QEMU's stop.
-func unanswered(r *traffic.Probes, stop lab.Stop) (worst time.Duration) {
-	first := -1
-	for seq, at := range r.Arrived {
-		if at != traffic.Never {
-			first = -1
-			continue
-		}
-		if first < 0 {
-			first = seq
-		}
-		from, to := r.Start.Add(r.Sent[first]), r.Start.Add(r.Sent[seq]+r.Interval)
-		if to.After(stop.Stopped) && from.Before(stop.Resumed.Add(lateLoss)) {
-			worst = max(worst, to.Sub(from))
-		}
-	}
-	return worst
 }
 
 // connections counts those that were held.

@@ -77,7 +77,7 @@ func TestMeasured(t *testing.T) {
 	)
 	want := sample{
 		Source: "node1", Target: "node2", Stop: 20, Unanswered: 30, SilenceTo: 35, SilenceFrom: 30, Undisturbed: 5, Recorded: pointer(24.5),
-		LostTo: 6, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
+		LostTo: 6, Losses: []loss{{From: 0, To: 30, Probes: 6}}, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
 		Steps: map[step]float64{
 			stepLastFrame: -1, stepResumed: 20, stepAnnounced: 21, stepActivated: 22, stepFirst: 23, stepHeard: 26, stepOpen: 30, stepAnswered: 31,
 			stepReady: 100, stepCommitted: 110, stepSucceeded: 390,
@@ -100,33 +100,5 @@ func TestMeasuredWithoutRecord(t *testing.T) {
 		if v, ok := got.Steps[s]; ok {
 			t.Errorf("step %q at %v ms: want none", s, v)
 		}
-	}
-}
-
-// A loss that has nothing to do with the switch-over does not count, one that begins soon after it does; an answer in between makes two of it.
-func TestUnanswered(t *testing.T) {
-	for name, c := range map[string]struct {
-		lost [][2]int
-		want int
-	}{
-		"none":                    {nil, 0},
-		"while it was stopped":    {[][2]int{{100, 120}}, 20},
-		"long after":              {[][2]int{{100, 120}, {200, 210}, {700, 800}}, 20},
-		"soon after":              {[][2]int{{100, 120}, {560, 600}}, 40},
-		"long before":             {[][2]int{{20, 90}}, 0},
-		"from before the stop on": {[][2]int{{20, 110}}, 90},
-		"to the very end":         {[][2]int{{500, 1000}}, 500},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := probes(0, 0)
-			for _, l := range c.lost {
-				for ms := l[0]; ms < l[1]; ms += 5 {
-					r.Arrived[ms/5] = traffic.Never
-				}
-			}
-			if got := unanswered(&r, lab.Stop{Stopped: at(100), Resumed: at(110)}); got != time.Duration(c.want)*time.Millisecond {
-				t.Errorf("unanswered for %s: want %d ms", got, c.want)
-			}
-		})
 	}
 }

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"time"
+
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// loss is a time over which no probe to the VM was sent that got an answer. Times are in milliseconds since QEMU's STOP.
+type loss struct {
+	From float64 `json:"from"`
+	To   float64 `json:"to"`
+	// Probes were sent in it, of which the guest got Arrived: their answers were lost.
+	Probes  int `json:"probes"`
+	Arrived int `json:"arrived"`
+}
+
+// losses finds them. arrivals are what the guest got.
+func losses(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []loss {
+	got := map[uint32]bool{}
+	for i := range arrivals.Flows {
+		if f := &arrivals.Flows[i]; f.Flow == r.Flow {
+			for _, seq := range f.Seq {
+				got[seq] = true
+			}
+		}
+	}
+	var all []loss
+	answered := true
+	for seq, at := range r.Arrived {
+		if at != traffic.Never {
+			answered = true
+			continue
+		}
+		since := r.Start.Add(r.Sent[seq]).Sub(stopped)
+		if answered {
+			all = append(all, loss{From: millis(since)})
+		}
+		answered = false
+		l := &all[len(all)-1]
+		l.To = millis(since + r.Interval)
+		l.Probes++
+		if got[uint32(seq)] {
+			l.Arrived++
+		}
+	}
+	return all
+}
+
+// lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the switch-over's, in milliseconds.
+const lateLoss = 500
+
+// unanswered is the longest of those losses that have to do with QEMU's stop, which took so long.
+func unanswered(all []loss, stop float64) (worst float64) {
+	for _, l := range all {
+		if l.To > 0 && l.From < stop+lateLoss {
+			worst = max(worst, l.To-l.From)
+		}
+	}
+	return worst
+}
