@@ -28,7 +28,7 @@ func run(m *testing.M) int {
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
-	c, err := cluster.Up(ctx, cluster.Config{Nodes: nodes, Programs: []string{"./test/lab/traffic/traffic"}, Log: log})
+	c, err := cluster.Up(ctx, cluster.Config{Nodes: nodes, Programs: []string{"./test/lab/traffic/traffic", "./test/kernel/tool"}, Log: log})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernel datapath:", err)
 		return 1

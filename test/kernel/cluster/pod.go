@@ -31,8 +31,9 @@ type Pod struct {
 	HostLink string
 	// IPs are its addresses, with their networks' lengths.
 	IPs []netip.Prefix
-	// MAC is its link's.
+	// MAC is its link's; MTU too, in bytes.
 	MAC string
+	MTU int
 }
 
 // Addr is the pod's address of the family.
@@ -92,7 +93,7 @@ func (p *Pod) read(out string) error {
 		if i.Sandbox == "" {
 			p.HostLink = i.Name
 		} else {
-			p.MAC = i.Mac
+			p.MAC, p.MTU = i.Mac, i.Mtu
 		}
 	}
 	for _, ip := range r.IPs {
@@ -103,8 +104,8 @@ func (p *Pod) read(out string) error {
 		bits, _ := ip.Address.Mask.Size()
 		p.IPs = append(p.IPs, netip.PrefixFrom(addr.Unmap(), bits))
 	}
-	if p.HostLink == "" || p.MAC == "" || len(p.IPs) == 0 {
-		return fmt.Errorf("read the CNI result %s: it lacks links or addresses", out)
+	if p.HostLink == "" || p.MAC == "" || p.MTU == 0 || len(p.IPs) == 0 {
+		return fmt.Errorf("read the CNI result %s: want links, an MTU and addresses", out)
 	}
 	return nil
 }

@@ -20,13 +20,14 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // Client asks a Server. Its methods are safe for concurrent use; each ends with its context.
 type Client struct {
-	base string
+	addr string
+	dial DialFunc
 	http *http.Client
 }
 
 // NewClient returns a client of the server at an address, HOST:PORT. Nothing is sent yet.
 func NewClient(addr string, dial DialFunc) *Client {
-	return &Client{base: "http://" + addr, http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 8}}}
+	return &Client{addr: addr, dial: dial, http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 8}}}
 }
 
 // Close gives up idle connections.
@@ -94,7 +95,7 @@ func (c *Client) post(ctx context.Context, path string, cmd Command) ([]byte, er
 }
 
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+query.Encode(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+c.addr+path+"?"+query.Encode(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

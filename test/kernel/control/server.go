@@ -47,6 +47,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST "+pathSignal, answer(s.signal))
 	mux.HandleFunc("GET "+pathFile, answer(s.read))
 	mux.HandleFunc("PUT "+pathFile, answer(s.write))
+	mux.HandleFunc("POST "+pathDial, s.dial)
 	return mux
 }
 

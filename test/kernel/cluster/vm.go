@@ -1,0 +1,169 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// VM is a virtual machine whose guest is a network namespace: its link's cable leads to one launcher or another, and moving it takes the guest's TCP along as a live
+// migration does. Its launchers are plumbed as KubeVirt's bridge binding does; the objects are KubeVirt's, and who uses a VM plays KubeVirt's part, step by step.
+type VM struct {
+	// Name of the VM.
+	Name types.NamespacedName
+	// Netns is the guest's network namespace.
+	Netns string
+	// VMI is the instance.
+	VMI *kubevirtv1.VirtualMachineInstance
+	// Launchers so far; the guest's cable leads to Live.
+	Launchers []*Pod
+	Live      *Pod
+
+	cluster *Cluster
+}
+
+// Port is the name of the VM's logical port.
+func (v *VM) Port() ident.PortName {
+	return ident.VMPort(v.Name.Namespace, v.Name.Name, ident.DefaultNetwork)
+}
+
+// In runs a command in the guest, see Cluster.In.
+func (v *VM) In(ctx context.Context, args ...string) (string, error) {
+	return v.cluster.In(ctx, v.Netns, args...)
+}
+
+// patch is the namespace of the cables: a bridge for each launcher, into one of which the guest's cable is plugged.
+func (v *VM) patch() string { return v.Netns + "-patch" }
+
+// VM starts one on a node.
+func (n *Node) VM(ctx context.Context, name types.NamespacedName) (*VM, error) {
+	c := n.cluster
+	vmi := &kubevirtv1.VirtualMachineInstance{
+		ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name},
+		Spec:       kubevirtv1.VirtualMachineInstanceSpec{Networks: []kubevirtv1.Network{*kubevirtv1.DefaultPodNetwork()}},
+		Status:     kubevirtv1.VirtualMachineInstanceStatus{Phase: kubevirtv1.Running},
+	}
+	vmi.Spec.Domain.Devices.Interfaces = []kubevirtv1.Interface{*kubevirtv1.DefaultBridgeNetworkInterface()}
+	if err := c.API.Create(ctx, vmi); err != nil {
+		return nil, fmt.Errorf("create VMI %s: %w", name, err)
+	}
+	v := &VM{Name: name, Netns: name.Namespace + "-" + name.Name, VMI: vmi, cluster: c}
+	p, err := v.launcher(ctx, n, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.makeGuest(ctx, p); err != nil {
+		return nil, err
+	}
+	return v, v.Plug(ctx, p)
+}
+
+// launcher is a pod of the VM, attached and plumbed; a migration's target if vmim is not nil.
+func (v *VM) launcher(ctx context.Context, n *Node, vmim *kubevirtv1.VirtualMachineInstanceMigration) (*Pod, error) {
+	name := types.NamespacedName{Namespace: v.Name.Namespace, Name: fmt.Sprintf("virt-launcher-%s-%d", v.Name.Name, len(v.Launchers)+1)}
+	controller := true
+	p, err := n.Pod(ctx, name, func(p *corev1.Pod) {
+		p.OwnerReferences = []metav1.OwnerReference{{
+			APIVersion: kubevirtv1.GroupVersion.String(), Kind: "VirtualMachineInstance", Name: v.VMI.Name, UID: v.VMI.UID, Controller: &controller,
+		}}
+		p.Labels = map[string]string{kubevirtv1.AppLabel: "virt-launcher"}
+		if vmim != nil {
+			p.Labels[kubevirtv1.MigrationJobLabel] = string(vmim.UID)
+		}
+		p.Spec.Containers[0].Name = "compute"
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.Launchers = append(v.Launchers, p)
+	return p, v.plumb(ctx, p, len(v.Launchers))
+}
+
+// plumb does to a launcher what KubeVirt's bridge binding does, with a veth in place of the tap.
+func (v *VM) plumb(ctx context.Context, p *Pod, number int) error {
+	script := ""
+	if number == 1 {
+		script = "ip netns add PATCH\nip netns exec PATCH sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1\n"
+	}
+	script += `
+		ip netns exec POD sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+		ip -n POD link set eth0 down
+		ip -n POD address flush dev eth0
+		ip -n POD link set eth0 name eth0-nic
+		ip -n POD link set eth0-nic address 02:00:00:00:00:0NUMBER
+		ip -n POD link add k6t-eth0 type bridge mcast_snooping 0
+		ip -n POD link add tap0 mtu MTU type veth peer name tapNUMBER netns PATCH
+		ip -n POD link set eth0-nic up master k6t-eth0
+		ip -n POD link set tap0 up master k6t-eth0
+		ip -n POD link set k6t-eth0 up
+		ip -n PATCH link add brNUMBER type bridge mcast_snooping 0
+		ip -n PATCH link set tapNUMBER up mtu MTU master brNUMBER
+		ip -n PATCH link set brNUMBER up`
+	return v.cluster.shell(ctx, strings.NewReplacer("PATCH", v.patch(), "POD", p.Netns, "NUMBER", fmt.Sprint(number), "MTU", fmt.Sprint(p.MTU)).Replace(script))
+}
+
+// makeGuest makes the guest's namespace with the identity that its first launcher was given.
+func (v *VM) makeGuest(ctx context.Context, p *Pod) error {
+	script := `
+		ip netns add GUEST
+		ip -n GUEST link set lo up
+		ip -n PATCH link add cable mtu MTU type veth peer name eth0 netns GUEST
+		ip -n GUEST link set eth0 address MAC mtu MTU
+		ip -n GUEST link set eth0 up
+		ip -n PATCH link set cable up
+	`
+	for _, ip := range p.IPs {
+		script += fmt.Sprintf("ip -n GUEST address add %s dev eth0 nodad\n", ip)
+	}
+	return v.cluster.shell(ctx, strings.NewReplacer("GUEST", v.Netns, "PATCH", v.patch(), "MAC", p.MAC, "MTU", fmt.Sprint(p.MTU)).Replace(script))
+}
+
+// Plug leads the guest's cable to a launcher, within microseconds. Nobody is told.
+func (v *VM) Plug(ctx context.Context, p *Pod) error {
+	for i, l := range v.Launchers {
+		if l == p {
+			v.Live = p
+			_, err := v.cluster.In(ctx, "", "ip", "-n", v.patch(), "link", "set", "cable", "master", fmt.Sprintf("br%d", i+1))
+			return err
+		}
+	}
+	return fmt.Errorf("plug VM %s: pod %s is none of its launchers", v.Name, p.Name)
+}
+
+// Migration creates one, and its target's pod on a node, which is attached when it returns.
+func (v *VM) Migration(ctx context.Context, to *Node) (*kubevirtv1.VirtualMachineInstanceMigration, *Pod, error) {
+	vmim := &kubevirtv1.VirtualMachineInstanceMigration{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.Name.Namespace, GenerateName: "kubevirt-migrate-vm-"},
+		Spec:       kubevirtv1.VirtualMachineInstanceMigrationSpec{VMIName: v.Name.Name},
+	}
+	if err := v.cluster.API.Create(ctx, vmim); err != nil {
+		return nil, nil, fmt.Errorf("migrate VM %s: %w", v.Name, err)
+	}
+	// A target is younger than its source, and creation times have whole seconds.
+	time.Sleep(time.Until(v.Live.CreationTimestamp.Add(time.Second)))
+	p, err := v.launcher(ctx, to, vmim)
+	return vmim, p, err
+}
+
+// End says of a migration that it has succeeded, and of its source's pod the same.
+func (v *VM) End(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, source *Pod) error {
+	was := vmim.DeepCopy()
+	vmim.Status.Phase = kubevirtv1.MigrationSucceeded
+	err := v.cluster.API.Status().Patch(ctx, vmim, client.MergeFrom(was))
+	before := source.DeepCopy()
+	source.Status.Phase = corev1.PodSucceeded
+	if err := errors.Join(err, v.cluster.API.Status().Patch(ctx, source.Pod, client.MergeFrom(before))); err != nil {
+		return fmt.Errorf("end migration %s: %w", vmim.Name, err)
+	}
+	return nil
+}
