@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -71,7 +72,7 @@ func (b *bench) awaitRollout(ctx context.Context) error {
 			}
 		}
 		if pauseErr := pause(ctx, poll); pauseErr != nil {
-			return fmt.Errorf("the controllers were not replaced: %w: see godwit-lab kubectl -n %s describe deployment,pods (last error: %v)", pauseErr, lab.Namespace, err)
+			return fmt.Errorf("the controllers were not replaced: see godwit-lab kubectl -n %s describe deployment,pods: %w", lab.Namespace, errors.Join(err, pauseErr))
 		}
 	}
 }

@@ -15,6 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
 	"github.com/godwit-cni/godwit/test/lab"
 )
 
@@ -26,6 +30,8 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	ctrl.SetLogger(logr.Discard()) // the benchmark has its own
+	klog.SetLogger(logr.Discard())
 	if err := measure(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-migration:", err)
 		return 1
