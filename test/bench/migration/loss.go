@@ -15,6 +15,8 @@ type loss struct {
 	Arrived int `json:"arrived"`
 }
 
+func (l loss) length() float64 { return l.To - l.From }
+
 // losses finds them. arrivals are what the guest got.
 func losses(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []loss {
 	got := map[uint32]bool{}
@@ -50,11 +52,11 @@ func losses(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []
 // lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the switch-over's, in milliseconds.
 const lateLoss = 500
 
-// unanswered is the longest of those losses that have to do with QEMU's stop, which took so long.
-func unanswered(all []loss, stop float64) (worst float64) {
+// interrupting is the longest of those losses that have to do with QEMU's stop, which took so long; zero if there is none.
+func interrupting(all []loss, stop float64) (worst loss) {
 	for _, l := range all {
-		if l.To > 0 && l.From < stop+lateLoss {
-			worst = max(worst, l.To-l.From)
+		if l.To > 0 && l.From < stop+lateLoss && l.length() > worst.length() {
+			worst = l
 		}
 	}
 	return worst

@@ -29,7 +29,7 @@ func TestUnanswered(t *testing.T) {
 					r.Arrived[ms/5] = traffic.Never
 				}
 			}
-			if got := unanswered(losses(&r, arrivals(r), at(100)), 10); got != c.want {
+			if got := interrupting(losses(&r, arrivals(r), at(100)), 10).length(); got != c.want {
 				t.Errorf("unanswered for %v ms: want %v", got, c.want)
 			}
 		})

@@ -54,6 +54,7 @@ type step string
 
 // The steps, in the order in which they usually come.
 const (
+	stepLost      step = "first probe was sent that got no answer"
 	stepLastFrame step = "last frame on the source"
 	stepResumed   step = "QEMU lets the guest run"
 	stepAnnounced step = "its RARP leaves the pod"
@@ -68,7 +69,7 @@ const (
 )
 
 func steps() []step {
-	return []step{stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
+	return []step{stepLost, stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
 }
 
 // measured is what a passage and the databases say.
@@ -111,7 +112,10 @@ func (s *sample) probes(p *passage.Passage) {
 		c := p.To.Result.Probes[i].Counts
 		s.LostTo, s.ToPeer = s.LostTo+c.Lost, s.ToPeer+c.Duplicated
 		found := losses(&p.To.Result.Probes[i], p.To.Arrivals, p.Stop.Stopped)
-		s.Losses, s.Unanswered = append(s.Losses, found...), max(s.Unanswered, unanswered(found, s.Stop))
+		s.Losses = append(s.Losses, found...)
+		if worst := interrupting(found, s.Stop); worst.length() > s.Unanswered {
+			s.Unanswered, s.Steps[stepLost] = worst.length(), worst.From
+		}
 	}
 	for i := range p.From.Result.Probes {
 		c := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals).Counts
