@@ -53,6 +53,8 @@ type fault struct {
 	// back waits until what was struck is there again.
 	back func(t *testing.T, c *cell)
 	ends ending
+	// detour: the target is taken back and asked for once more.
+	detour bool
 	// rewound: the VM ran on the target and goes on from before that on the source. What it told its peers meanwhile is not undone.
 	rewound bool
 	// unrecorded: there need not be a PortMigration.
@@ -343,6 +345,9 @@ func (c *cell) walked(t *testing.T) {
 	s, d := c.source, c.target
 	ways := map[ending][][]string{moved: {{s, s + "," + d, d}}, stayed: {{s, s + "," + d, s}, {s}}}[c.ends]
 	mains := map[ending][]string{moved: {s, d}, stayed: {s}}[c.ends]
+	if c.detour {
+		ways = append(ways, []string{s, s + "," + d, s, s + "," + d, d})
+	}
 	if c.ends == died {
 		ways, mains = c.deaths(t), nil
 	}

@@ -62,9 +62,10 @@ func migrationFaults() []fault {
 
 // podFaults are those of pods and nodes.
 func podFaults() []fault {
-	before := []kubevirt.Stage{kubevirt.StageScheduling, kubevirt.StageHandOff, kubevirt.StageMigrate, kubevirt.StageSwitchover, kubevirt.StageResume}
+	before := []kubevirt.Stage{kubevirt.StageHandOff, kubevirt.StageMigrate, kubevirt.StageSwitchover, kubevirt.StageResume}
 	return []fault{
 		{name: "target-deleted", at: before, strike: podDeleted(onTarget), ends: stayed},
+		{name: "target-replaced", at: []kubevirt.Stage{kubevirt.StageScheduling}, strike: podDeleted(onTarget), ends: moved, detour: true},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageHandOff, kubevirt.StageSwitchover, kubevirt.StageDetected, kubevirt.StageReady}, strike: podDeleted(onSource), ends: died},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageCompleted, kubevirt.StageSourceEnds}, strike: podDeleted(onSource), ends: moved},
 		{name: "target-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onTarget), podDeleted(onTarget)), ends: stayed},

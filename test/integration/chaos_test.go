@@ -55,7 +55,7 @@ func TestChaosPeerSchedulingFirst(t *testing.T) {
 				}
 			}
 			e.asks(t, vm, "n1,n2", "rarp")
-			e.mayAttach(t, target, v1alpha1.Attach{Chassis: "n2", Migration: string(vmim.UID)})
+			e.mayAttach(t, target, v1alpha1.Attach{Chassis: "n2", Migration: string(vmim.UID), Activation: "rarp"})
 			e.migrationPhase(t, vmim, kubevirtv1.MigrationSucceeded)
 			e.asks(t, vm, "n2", "")
 		})

@@ -24,7 +24,12 @@ const (
 	mebibyte     = 1 << 20
 	// noImage exists nowhere.
 	noImage = "registry.invalid/there-is-no-such-image:v1"
+	// idleImage is of containers that do nothing; every node of a lab has it.
+	idleImage = "docker.io/godwitcni/lab-busybox:1"
 )
+
+// idleCommand does nothing until it is asked to end.
+var idleCommand = []string{"/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"}
 
 // launcherPod renders the VMI's launcher pod. A migration's target is made by targetPod.
 func (w *world) launcherPod() *corev1.Pod {
@@ -52,7 +57,7 @@ func (w *world) launcherPod() *corev1.Pod {
 		kubevirtv1.VirtualMachineInstanceIDLabel: cut(vmi.Name, string(vmi.UID)),
 	})
 	maps.Copy(pod.Annotations, vmi.Annotations)
-	for _, a := range append(observedAnnotations, corev1.LastAppliedConfigAnnotation, HoldAnnotation, DelayAnnotation, FailAnnotation) {
+	for _, a := range append(observedAnnotations, corev1.LastAppliedConfigAnnotation, HoldAnnotation, DelayAnnotation, FailAnnotation, PauseAnnotation) {
 		delete(pod.Annotations, a)
 	}
 	maps.Copy(pod.Annotations, map[string]string{
@@ -61,10 +66,7 @@ func (w *world) launcherPod() *corev1.Pod {
 	})
 	w.engine.domains.launchers.Decorate(pod, w.domain().MemoryMiB)
 	if knobsOf(vmi).has(SidecarAnnotation) {
-		c := pod.Spec.Containers[0]
-		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{
-			Name: "sidecar", Image: c.Image, ImagePullPolicy: c.ImagePullPolicy, Command: []string{"/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"},
-		})
+		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "sidecar", Image: idleImage, ImagePullPolicy: corev1.PullNever, Command: idleCommand})
 	}
 	return pod
 }
@@ -103,7 +105,6 @@ func (w *world) targetPod(m *kubevirtv1.VirtualMachineInstanceMigration) *corev1
 
 // attachmentPod renders the pod that holds hotplugged volumes on the target's node. It is owned by the target, and no launcher.
 func (w *world) attachmentPod(m *kubevirtv1.VirtualMachineInstanceMigration, target *corev1.Pod) *corev1.Pod {
-	t := w.launcherPod() // for the image
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "hp-volume-", Namespace: m.Namespace,
@@ -119,8 +120,7 @@ func (w *world) attachmentPod(m *kubevirtv1.VirtualMachineInstanceMigration, tar
 				}}},
 			}}},
 			Containers: []corev1.Container{{
-				Name: hotplugLabel, Image: t.Spec.Containers[0].Image, ImagePullPolicy: corev1.PullNever,
-				Command: []string{"/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"},
+				Name: hotplugLabel, Image: idleImage, ImagePullPolicy: corev1.PullNever, Command: idleCommand,
 			}},
 		},
 	}
