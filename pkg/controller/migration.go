@@ -132,9 +132,7 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 		return o, err
 	}
 	o.env, err = r.environment(ctx)
-	if r.baselines && o.vmi != nil {
-		o.env.Baseline = migration.Baseline(o.vmi.Annotations[migration.AnnotationBaseline])
-	}
+	o.env.Baseline = r.baseline(o.vmi)
 	return o, err
 }
 
@@ -173,6 +171,14 @@ func (r *vmReconciler) environment(ctx context.Context) (migration.Env, error) {
 		env.Chassis[name] = true
 	}
 	return env, err
+}
+
+// baseline is what a benchmark wants instead of Godwit's own way to move a VM, if it may.
+func (r *vmReconciler) baseline(vmi *kubevirtv1.VirtualMachineInstance) migration.Baseline {
+	if !r.baselines || vmi == nil {
+		return ""
+	}
+	return migration.Baseline(vmi.Annotations[migration.AnnotationBaseline])
 }
 
 // changes are what a decision asks of the rows, all NICs in one transaction.
