@@ -26,8 +26,8 @@ import (
 	"github.com/godwit-cni/godwit/test/kernel/vm"
 )
 
-// patience bounds every wait for another program. It is for emulated processors on a busy machine; an idle one needs a tenth of it.
-const patience = 60 * time.Second
+// patience bounds every wait for another program. It is for emulated processors on a busy machine; an idle one needs seconds.
+const patience = 3 * time.Minute
 
 const pollEvery = 50 * time.Millisecond
 

@@ -28,6 +28,8 @@ const (
 	sbSocket  = hubDir + "/sb.sock"
 	logDir    = "/var/log"
 	schemaDir = "/usr/share"
+	// probeInterval of connections to the databases, in milliseconds.
+	probeInterval = "inactivity_probe=60000"
 )
 
 // underlayNet is the network of the tunnels.
@@ -99,18 +101,26 @@ func (c *Cluster) startHub(ctx context.Context) error {
 		return err
 	}
 	for _, db := range []struct {
-		name, socket string
-		port         int
-	}{{"nb", nbSocket, nbPort}, {"sb", sbSocket, sbPort}} {
-		if err := c.daemon(ctx, hub, "ovn-"+db.name, nil, "ovsdb-server", "--remote=punix:"+db.socket, fmt.Sprintf("--remote=ptcp:%d", db.port),
-			"--unixctl="+hubDir+"/"+db.name+".ctl", "-vconsole:info", hubDir+"/"+db.name+".db"); err != nil {
+		name, socket, connections string
+	}{{"nb", nbSocket, "db:OVN_Northbound,NB_Global,connections"}, {"sb", sbSocket, "db:OVN_Southbound,SB_Global,connections"}} {
+		if err := c.ovsDaemon(ctx, hub, "ovn-"+db.name, nil, "ovsdb-server", "--remote=punix:"+db.socket, "--remote="+db.connections,
+			"--unixctl="+hubDir+"/"+db.name+".ctl", hubDir+"/"+db.name+".db"); err != nil {
 			return err
 		}
 		if err := c.awaitFile(ctx, db.socket); err != nil {
 			return err
 		}
 	}
-	return c.daemon(ctx, hub, "ovn-northd", nil, "ovn-northd", "--ovnnb-db=unix:"+nbSocket, "--ovnsb-db=unix:"+sbSocket, "--unixctl="+hubDir+"/northd.ctl", "-vconsole:info")
+	// Who is slow because the machine is busy has not gone; the default is five seconds.
+	for _, set := range [][]string{
+		{"ovn-sbctl", "--db=unix:" + sbSocket, "set-connection", fmt.Sprintf("ptcp:%d", sbPort), "--", "set", "connection", ".", probeInterval},
+		{"ovn-nbctl", "--db=unix:" + nbSocket, "set-connection", fmt.Sprintf("ptcp:%d", nbPort), "--", "set", "connection", ".", probeInterval},
+	} {
+		if _, err := c.In(ctx, hub, set...); err != nil {
+			return err
+		}
+	}
+	return c.ovsDaemon(ctx, hub, "ovn-northd", nil, "ovn-northd", "--ovnnb-db=unix:"+nbSocket, "--ovnsb-db=unix:"+sbSocket, "--unixctl="+hubDir+"/northd.ctl")
 }
 
 // start makes the node's namespace and starts what a node's packages start.
@@ -121,20 +131,20 @@ func (n *Node) start(ctx context.Context) error {
 	if err := c.shell(ctx, strings.NewReplacer("NODE", n.Name, "DIR", n.dir(), "SCHEMAS", schemaDir).Replace(script)); err != nil {
 		return err
 	}
-	if err := c.daemon(ctx, n.Name, n.Name+"-ovsdb-server", n.environ(), "ovsdb-server", "--remote=punix:"+n.socket(),
-		"--unixctl="+n.dir()+"/ovsdb-server.ctl", "-vconsole:info", n.dir()+"/conf.db"); err != nil {
+	if err := c.ovsDaemon(ctx, n.Name, n.Name+"-ovsdb-server", n.environ(), "ovsdb-server", "--remote=punix:"+n.socket(),
+		"--unixctl="+n.dir()+"/ovsdb-server.ctl", n.dir()+"/conf.db"); err != nil {
 		return err
 	}
 	if err := c.awaitFile(ctx, n.socket()); err != nil {
 		return err
 	}
-	if _, err := n.VSCtl(ctx, "--no-wait", "init"); err != nil {
+	if _, err := n.VSCtl(ctx, "--no-wait", "init", "--", "set", "open_vswitch", ".", "external_ids:ovn-remote-probe-interval=60000", "external_ids:ovn-openflow-probe-interval=60"); err != nil {
 		return err
 	}
-	if err := c.daemon(ctx, n.Name, n.Name+"-ovs-vswitchd", n.environ(), "ovs-vswitchd", "--unixctl="+n.vswitchd(), "-vconsole:info", "unix:"+n.socket()); err != nil {
+	if err := c.ovsDaemon(ctx, n.Name, n.Name+"-ovs-vswitchd", n.environ(), "ovs-vswitchd", "--unixctl="+n.vswitchd(), "unix:"+n.socket()); err != nil {
 		return err
 	}
-	return c.daemon(ctx, n.Name, n.Name+"-ovn-controller", n.environ(), "ovn-controller", "-vconsole:info", "unix:"+n.socket())
+	return c.ovsDaemon(ctx, n.Name, n.Name+"-ovn-controller", n.environ(), "ovn-controller", "unix:"+n.socket())
 }
 
 func (n *Node) vswitchd() string { return filepath.Join(n.dir(), "ovs-vswitchd.ctl") }
@@ -173,6 +183,11 @@ func (n *Node) Zone(ctx context.Context, port ident.PortName) (zone int, err err
 		return 0, fmt.Errorf("zone of port %s on %s is %q: %w", port, n.Name, out, err)
 	}
 	return zone, nil
+}
+
+// ovsDaemon is daemon for programs of Open vSwitch and OVN, which are told not to complain of a busy machine.
+func (c *Cluster) ovsDaemon(ctx context.Context, ns, name string, env []string, args ...string) error {
+	return c.daemon(ctx, ns, name, env, append(args, "-vconsole:info", "-vtimeval:off", "-vcoverage:off")...)
 }
 
 // daemon starts a program that logs to logDir/name.log.

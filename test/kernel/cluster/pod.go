@@ -34,6 +34,8 @@ type Pod struct {
 	// MAC is its link's; MTU too, in bytes.
 	MAC string
 	MTU int
+
+	removed bool
 }
 
 // Addr is the pod's address of the family.
@@ -149,8 +151,12 @@ func (n *Node) cniConfiguration(ctx context.Context) ([]byte, error) {
 	return json.Marshal(conf)
 }
 
-// Remove detaches the pod and deletes it.
+// Remove detaches the pod and deletes it. It may be called again, but not at the same time.
 func (p *Pod) Remove(ctx context.Context) error {
+	if p.removed {
+		return nil
+	}
+	p.removed = true
 	c := p.Node.cluster
 	_, err := p.cni(ctx, "DEL")
 	_, nsErr := c.In(ctx, "", "ip", "netns", "delete", p.Netns)

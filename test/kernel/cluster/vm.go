@@ -167,3 +167,14 @@ func (v *VM) End(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMig
 	}
 	return nil
 }
+
+// Remove removes the VM with its launchers.
+func (v *VM) Remove(ctx context.Context) error {
+	var errs []error
+	for _, p := range v.Launchers {
+		errs = append(errs, p.Remove(ctx))
+	}
+	_, err := v.cluster.In(ctx, "", "ip", "netns", "delete", v.Netns)
+	_, perr := v.cluster.In(ctx, "", "ip", "netns", "delete", v.patch())
+	return errors.Join(append(errs, err, perr, client.IgnoreNotFound(v.cluster.API.Delete(ctx, v.VMI)))...)
+}

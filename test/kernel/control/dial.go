@@ -75,7 +75,10 @@ func (s *Server) dial(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	var d net.Dialer
 	var to net.Conn
-	open := func() (err error) { to, err = d.DialContext(ctx, r.FormValue("network"), r.FormValue("addr")); return err }
+	open := func() (err error) {
+		to, err = d.DialContext(ctx, r.FormValue("network"), r.FormValue("addr"))
+		return err
+	}
 	var err error
 	if ns := r.FormValue("netns"); ns != "" {
 		err = netns.Do(filepath.Join(NamespaceDir, ns), open)

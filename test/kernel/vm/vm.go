@@ -37,7 +37,7 @@ const Bridge = "mgmt"
 const (
 	tap = "vm0"
 	// bootTimeout bounds a boot, which takes 4 seconds on an idle machine without KVM.
-	bootTimeout = 90 * time.Second
+	bootTimeout = 3 * time.Minute
 	// helloEvery is how often a machine that boots is asked whether it is there.
 	helloEvery = 50 * time.Millisecond
 )
