@@ -119,6 +119,19 @@ func crashed(node func(*cell) string) strike {
 	}
 }
 
+// booted starts a node again, and with it what a VM has left there.
+func booted(node func(*cell) string) strike {
+	return func(t *testing.T, c *cell) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if err := cluster.Node(node(c)).Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		settled(t)
+	}
+}
+
 // onHub runs a script on the machine of the API server and the databases.
 func onHub(script string, args ...string) strike {
 	return func(t *testing.T, _ *cell) {

@@ -68,9 +68,11 @@ func podFaults() []fault {
 		{name: "target-replaced", at: []kubevirt.Stage{kubevirt.StageScheduling}, strike: podDeleted(onTarget), ends: moved, detour: true},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageHandOff, kubevirt.StageSwitchover, kubevirt.StageDetected, kubevirt.StageReady}, strike: podDeleted(onSource), ends: died},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageCompleted, kubevirt.StageSourceEnds}, strike: podDeleted(onSource), ends: moved},
-		{name: "target-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onTarget), podDeleted(onTarget)), ends: stayed},
-		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onSource), podDeleted(onSource)), ends: died},
-		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageEndTimestamp}, strike: crashed(onSource), ends: moved},
+		{name: "target-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onTarget), podDeleted(onTarget)),
+			restore: booted(onTarget), ends: stayed},
+		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onSource), podDeleted(onSource)),
+			restore: booted(onSource), ends: died},
+		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageEndTimestamp}, strike: crashed(onSource), restore: booted(onSource), ends: moved},
 	}
 }
 

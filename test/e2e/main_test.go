@@ -146,14 +146,18 @@ func eventually(t *testing.T, within time.Duration, check func(ctx context.Conte
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
+	var last error
 	for {
 		err := check(ctx)
 		if err == nil {
 			return
 		}
+		if last == nil || ctx.Err() == nil { // what the end of the time did to a check is not what was wrong
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("after %s: %v", within, err)
+			t.Fatalf("after %s: %v", within, last)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/godwit-cni/godwit/test/lab/guest"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+// watch begins traffic to the VM.
+func (c *cell) watch(t *testing.T) {
+	t.Helper()
+	spec := traffic.Usual(c.vm.ips...)
+	spec.Echo.Connections, spec.Silence = 6, traffic.Duration{Duration: time.Minute}
+	run, err := traffic.Begin(t.Context(), podPlace(t, c.from), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.traffic = run
+	eventually(t, 20*time.Second, func(context.Context) error {
+		if s := run.Status(); s.Open < s.Wanted || s.Replied == 0 {
+			return fmt.Errorf("traffic to VM %s has not begun: %+v", c.vm, s)
+		}
+		return nil
+	})
+}
+
+// stalled is for how long nothing could come from the VM, and when that began: QEMU had stopped it, or what was struck is needed for it to answer.
+func (c *cell) stalled(t *testing.T) (from time.Time, d time.Duration) {
+	t.Helper()
+	entries, err := c.journal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var resumed time.Time
+	for _, e := range entries {
+		switch {
+		case e.Event == string(guest.Stopped) && from.IsZero():
+			from = e.Time
+		case e.Event == string(guest.Resumed):
+			resumed = e.Time
+		}
+	}
+	if !from.IsZero() {
+		d = max(0, resumed.Sub(from))
+	}
+	if c.silent {
+		if from.IsZero() || c.struck.Before(from) {
+			from = c.struck
+		}
+		d = max(d, c.struck.Add(c.outage).Sub(from))
+	}
+	return from, d
+}
+
+// stop ends the traffic, and looks at what became of it.
+func (c *cell) stop(t *testing.T) {
+	t.Helper()
+	from, stall := c.stalled(t)
+	// A sender that got no answer for some time may wait as long again before it tries once more.
+	time.Sleep(max(500*time.Millisecond, time.Until(from.Add(2*stall+500*time.Millisecond))))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	result, err := c.traffic.Stop(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ends == died {
+		return
+	}
+	for _, k := range result.Connections {
+		if k.Broken != "" && !c.rewound {
+			t.Errorf("VM %s: a connection broke: %+v", c.vm, k)
+		}
+	}
+	for _, p := range result.Probes {
+		t.Logf("from %s to %s: %d probes, %d lost, %d duplicated, longest gap %s; the VM could not answer for %s", c.from.Name, p.Peer, p.Counts.Sent, p.Counts.Lost,
+			p.Counts.Duplicated, p.Gap.Length().Round(time.Millisecond), stall.Round(time.Millisecond))
+		if limit := stall + patience(promptly); p.Gap.Length() > limit && c.run == nil {
+			t.Errorf("nothing came from %s for %s, want at most %s", p.Peer, p.Gap.Length(), limit)
+		}
+	}
+	control := netip.AddrPortFrom(c.vm.ips[0], traffic.ControlPort)
+	arrivals, err := traffic.NewClient(podPlace(t, c.from), control).Arrivals(ctx, result.Run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := arrivals.Duplicated(); n > 0 {
+		t.Errorf("VM %s got %d probes twice", c.vm, n)
+	}
+}
