@@ -75,6 +75,8 @@ type cell struct {
 	begun, struck  time.Time
 	from           reach.Pod
 	traffic        *traffic.Run
+	// patient waits, when all is well again, until connections have got over it.
+	patient func()
 }
 
 func (c *cell) String() string {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,10 +83,10 @@ func TestChaosPeerOldLauncherDeleted(t *testing.T) {
 	}}
 	course := fault{name: "old-launcher-deleted", ends: moved, run: func(t *testing.T, c *cell) {
 		t.Helper()
-		third := c.vm.another(t, c.target)
-		c.next(t, c.target, undisturbed, "")
-		c.next(t, third, deletes, kubevirt.StageSwitchover)  // the old launcher is on the source's source
-		c.next(t, c.target, deletes, kubevirt.StageDetected) // and on the node that the VM has just come back to
+		c.hasMigrated(t)
+		source := c.vm.node(t)
+		c.next(t, c.vm.another(t), deletes, kubevirt.StageSwitchover)
+		c.next(t, source, deletes, kubevirt.StageDetected) // its old launcher is on the node that it comes back to
 	}}
 	(&cell{fault: course}).on(t, 0)
 }
@@ -100,14 +101,28 @@ func TestChaosPeerRestartWithFinishedMigration(t *testing.T) {
 	}}
 	course := fault{name: "restart-with-finished-migration", ends: moved, run: func(t *testing.T, c *cell) {
 		t.Helper()
-		c.next(t, c.target, undisturbed, "")
-		c.next(t, c.source, restart, kubevirt.StageSwitchover)
+		c.hasMigrated(t)
+		c.next(t, c.vm.another(t), restart, kubevirt.StageSwitchover)
 		all, err := c.vm.Migrations(t.Context())
 		if err != nil || len(all) < 2 {
 			t.Errorf("VM %s has %d migrations (%v), want the old one to be there still", c.vm, len(all), err)
 		}
 	}}
 	(&cell{fault: course}).on(t, 0)
+}
+
+// hasMigrated makes sure that a finished migration, and the launcher that it left, are there.
+func (c *cell) hasMigrated(t *testing.T) {
+	t.Helper()
+	all, err := c.vm.Migrations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(all, func(g kubevirtv1.VirtualMachineInstanceMigration) bool {
+		return g.Status.Phase == kubevirtv1.MigrationSucceeded
+	}) {
+		c.next(t, c.target, undisturbed, "")
+	}
 }
 
 // launcher is the VM's target pod of a migration.

@@ -129,8 +129,8 @@ func cells() []*cell {
 }
 
 // handful are the cells that every run of the tests has.
-const handful = `^(cancelled@HandOff|cancelled@Switchover|target-deleted@Resume|source-deleted@Detected|all-killed@Switchover|ovn-controller-killed-on-target@Resume|` +
-	`sb-frozen@Switchover|api-frozen@Copying|on-and-on|after-failures)$`
+const handful = `^(cancelled@HandOff|cancelled@Switchover|target-fails-late|target-deleted@Resume|source-deleted@Detected|all-killed@Switchover|` +
+	`ovn-controller-killed-on-target@Resume|sb-frozen@Switchover|on-and-on)$`
 
 // TestChaosMatrix does to a VM, one after another, what may go wrong in a migration. CELLS=all for the whole matrix, or a regular expression for some of it.
 func TestChaosMatrix(t *testing.T) {

@@ -21,6 +21,7 @@ func (c *cell) watch(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.traffic = run
+	c.patient = c.listen(t.Context())
 	eventually(t, 20*time.Second, func(context.Context) error {
 		if s := run.Status(); s.Open < s.Wanted || s.Replied == 0 {
 			return fmt.Errorf("traffic to VM %s has not begun: %+v", c.vm, s)
@@ -29,14 +30,15 @@ func (c *cell) watch(t *testing.T) {
 	})
 }
 
-// stalled is for how long nothing could come from the VM, and when that began: QEMU had stopped it, or what was struck is needed for it to answer.
-func (c *cell) stalled(t *testing.T) (from time.Time, d time.Duration) {
+// stalled is for how long nothing could come from the VM: QEMU had stopped it, or what was struck is needed for it to answer.
+func (c *cell) stalled(t *testing.T) time.Duration {
 	t.Helper()
 	entries, err := c.journal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var resumed time.Time
+	var from, resumed time.Time
+	var d time.Duration
 	for _, e := range entries {
 		switch {
 		case e.Event == string(guest.Stopped) && from.IsZero():
@@ -54,15 +56,39 @@ func (c *cell) stalled(t *testing.T) (from time.Time, d time.Duration) {
 		}
 		d = max(d, c.struck.Add(c.outage).Sub(from))
 	}
-	return from, d
+	return d
+}
+
+// listen notes how long nothing is heard of the VM. What it returns waits until everybody who sent something meanwhile has tried again: a TCP sender that got no
+// answer for some time may wait as long again, and about its first time-out.
+func (c *cell) listen(ctx context.Context) (patient func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan time.Time, 1)
+	go func() {
+		until, heard, at := time.Now(), 0, time.Now()
+		for ctx.Err() == nil {
+			if now := c.traffic.Status().Replied; now != heard {
+				if again := time.Now().Add(time.Since(at)); again.After(until) {
+					until = again
+				}
+				heard, at = now, time.Now()
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		done <- until
+	}()
+	return func() {
+		time.Sleep(500 * time.Millisecond)
+		cancel()
+		time.Sleep(time.Until((<-done).Add(time.Second)))
+	}
 }
 
 // stop ends the traffic, and looks at what became of it.
 func (c *cell) stop(t *testing.T) {
 	t.Helper()
-	from, stall := c.stalled(t)
-	// A sender that got no answer for some time may wait as long again before it tries once more.
-	time.Sleep(max(500*time.Millisecond, time.Until(from.Add(2*stall+500*time.Millisecond))))
+	stall := c.stalled(t)
+	c.patient()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	result, err := c.traffic.Stop(ctx)
