@@ -39,10 +39,10 @@ type fault struct {
 	options lab.MigrateOptions
 	// strike brings it about; the migration goes on when it returns.
 	strike func(t *testing.T, c *cell)
-	// outage is how long what was struck is away until lift brings it back. The VM need not answer meanwhile if silent is set.
+	// outage is how long what was struck is away until lift brings it back. The VM need not answer meanwhile, nor for silent after that, if silent is not zero.
 	outage time.Duration
 	lift   func(t *testing.T, c *cell)
-	silent bool
+	silent time.Duration
 	// deaf: the API server is what is away, and nobody can be told to go on before it is back.
 	deaf bool
 	// back waits until what was struck is there again.

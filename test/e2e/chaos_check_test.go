@@ -47,7 +47,7 @@ func (c *cell) patience() time.Duration {
 	if c.ends == died {
 		return patience(promptly + 15*time.Second)
 	}
-	return patience(promptly)
+	return patience(promptly) + c.silent
 }
 
 // within tries until check succeeds, at most until d after since, and returns how long after since that was.

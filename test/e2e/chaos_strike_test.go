@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -119,6 +120,26 @@ func crashed(node func(*cell) string) strike {
 	}
 }
 
+// unready waits until Kubernetes has noticed: before, it would start the VM again where nobody answers.
+func unready(node func(*cell) string) strike {
+	return func(t *testing.T, c *cell) {
+		t.Helper()
+		eventually(t, 3*time.Minute, func(ctx context.Context) error {
+			var n corev1.Node
+			if err := cluster.api.Get(ctx, types.NamespacedName{Name: node(c)}, &n); err != nil {
+				return err
+			}
+			// The scheduler goes by the taint, which comes after the condition.
+			if !slices.ContainsFunc(n.Spec.Taints, func(x corev1.Taint) bool {
+				return x.Key == corev1.TaintNodeUnreachable && x.Effect == corev1.TaintEffectNoSchedule
+			}) {
+				return fmt.Errorf("%s is down and not tainted as unreachable: %v", n.Name, n.Spec.Taints)
+			}
+			return nil
+		})
+	}
+}
+
 // booted starts a node again, and with it what a VM has left there.
 func booted(node func(*cell) string) strike {
 	return func(t *testing.T, c *cell) {
@@ -163,7 +184,16 @@ func thawed(program, word string) strike { return onHub(signalled, program, word
 
 // cut drops what goes to a port of the hub and comes from it.
 func cut(port string) strike {
-	rules := fmt.Sprintf("table inet fault { chain in { type filter hook input priority 0; tcp dport %s drop; }; chain out { type filter hook output priority 0; tcp sport %s drop; }; }", port, port)
+	return filtered("chain in { type filter hook input priority 0; tcp dport " + port + " drop; }; chain out { type filter hook output priority 0; tcp sport " + port + " drop; };")
+}
+
+// refused resets connections to a port of the hub.
+func refused(port string) strike {
+	return filtered("chain in { type filter hook input priority 0; tcp dport " + port + " reject with tcp reset; };")
+}
+
+func filtered(chains string) strike {
+	rules := "table inet fault { " + chains + " }"
 	return func(t *testing.T, c *cell) {
 		t.Helper()
 		t.Cleanup(func() {

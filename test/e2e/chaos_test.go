@@ -30,6 +30,9 @@ var (
 // outage is how long what is needed cannot be reached.
 const outage = 10 * time.Second
 
+// reconnects is how long after the return of a database ovn-controller, at worst, tries to connect to it again.
+const reconnects = 8 * time.Second
+
 // faults are the rows of the matrix. docs/migration.md tables them.
 func faults() []fault {
 	return slices.Concat([]fault{undisturbed}, migrationFaults(), podFaults(), restartFaults(), outageFaults(), courses())
@@ -70,7 +73,7 @@ func podFaults() []fault {
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageCompleted, kubevirt.StageSourceEnds}, strike: podDeleted(onSource), ends: moved},
 		{name: "target-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onTarget), podDeleted(onTarget)),
 			restore: booted(onTarget), ends: stayed},
-		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onSource), podDeleted(onSource)),
+		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onSource), unready(onSource), podDeleted(onSource)),
 			restore: booted(onSource), ends: died},
 		{name: "source-node-crashes", at: []kubevirt.Stage{kubevirt.StageEndTimestamp}, strike: crashed(onSource), restore: booted(onSource), ends: moved},
 	}
@@ -94,8 +97,10 @@ func restartFaults() []fault {
 func outageFaults() []fault {
 	const nb, sb, api = "/nb.sock", "/sb.sock", "kube-apiserver"
 	return []fault{
-		{name: "sb-frozen", at: outages, strike: frozen("ovsdb-server", sb), lift: thawed("ovsdb-server", sb), outage: outage, silent: true, ends: moved},
-		{name: "sb-cut", at: outages, strike: cut("6642"), lift: mended, outage: outage, silent: true, ends: moved},
+		{name: "sb-frozen", at: outages, strike: frozen("ovsdb-server", sb), lift: thawed("ovsdb-server", sb), outage: outage, ends: moved},
+		{name: "sb-cut", at: outages, strike: cut("6642"), lift: mended, outage: outage, ends: moved},
+		// ovn-controller knows of it, and writes nothing until it is connected again, which it tries every eight seconds at last.
+		{name: "sb-refused", at: outages, strike: refused("6642"), lift: mended, outage: outage, silent: reconnects, ends: moved},
 		{name: "nb-frozen", at: outages, strike: frozen("ovsdb-server", nb), lift: thawed("ovsdb-server", nb), outage: outage, ends: moved},
 		{name: "nb-cut", at: outages, strike: cut("6641"), lift: mended, outage: outage, ends: moved},
 		{name: "api-frozen", at: []kubevirt.Stage{kubevirt.StageMigrate, whileCopying, kubevirt.StageDetected, kubevirt.StageEndTimestamp},

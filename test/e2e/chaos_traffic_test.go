@@ -50,11 +50,11 @@ func (c *cell) stalled(t *testing.T) time.Duration {
 	if !from.IsZero() {
 		d = max(0, resumed.Sub(from))
 	}
-	if c.silent {
+	if c.silent > 0 {
 		if from.IsZero() || c.struck.Before(from) {
 			from = c.struck
 		}
-		d = max(d, c.struck.Add(c.outage).Sub(from))
+		d = max(d, c.struck.Add(c.outage+c.silent).Sub(from))
 	}
 	return d
 }
