@@ -78,7 +78,7 @@ func TestKernelMove(t *testing.T) {
 	uuid := s.asked(v, "node1", "")
 	fromPeer, fromVM := s.traffic(peer.Netns), s.traffic(v.Netns)
 	spec := traffic.Spec{
-		Echo: traffic.Echoing{Connections: 4}, Upload: traffic.Bulk{Connections: 2}, Download: traffic.Bulk{Connections: 2},
+		Echo: traffic.Echoing{Connections: 4}, Upload: traffic.Bulk{Connections: 2, Rate: 50_000}, Download: traffic.Bulk{Connections: 2, Rate: 50_000},
 		Silence: traffic.Duration{Duration: time.Minute},
 	}
 	toVM, toPeer := spec, spec
@@ -133,6 +133,7 @@ func (s *scene) progress(server *traffic.Client, run traffic.RunID) {
 // move migrates the VM, playing KubeVirt and QEMU.
 func (s *scene) move(v *cluster.VM, to *cluster.Node) {
 	s.t.Helper()
+	start := time.Now()
 	source, from := v.Live, v.Live.Node.Name
 	vmim, target, err := v.Migration(s.t.Context(), to)
 	if err != nil {
@@ -146,6 +147,7 @@ func (s *scene) move(v *cluster.VM, to *cluster.Node) {
 	s.run(v.Netns, "tool", "rarp", "eth0")
 	s.activated(v, to.Name)
 	s.ended(v, vmim, source)
+	s.t.Logf("from %s to %s in %s", from, to.Name, time.Since(start).Round(time.Millisecond))
 }
 
 // ended ends a migration, and detaches its source.

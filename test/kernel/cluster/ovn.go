@@ -190,9 +190,9 @@ func (c *Cluster) ovsDaemon(ctx context.Context, ns, name string, env []string, 
 	return c.daemon(ctx, ns, name, env, append(args, "-vconsole:info", "-vtimeval:off", "-vcoverage:off")...)
 }
 
-// daemon starts a program that logs to logDir/name.log.
+// daemon starts a program that logs to logDir/name.log, and starts it again when it has ended, as a service manager or a kubelet does.
 func (c *Cluster) daemon(ctx context.Context, ns, name string, env []string, args ...string) error {
-	_, err := c.Start(ctx, control.Command{Netns: ns, Args: args, Env: env, Log: filepath.Join(logDir, name+".log")})
+	_, err := c.Start(ctx, control.Command{Netns: ns, Args: args, Env: env, Log: filepath.Join(logDir, name+".log"), Restart: true})
 	return err
 }
 

@@ -31,6 +31,8 @@ type Pod struct {
 	HostLink string
 	// IPs are its addresses, with their networks' lengths.
 	IPs []netip.Prefix
+	// Gateways are the next hops of its default routes, of the addresses of the same index.
+	Gateways []netip.Addr
 	// MAC is its link's; MTU too, in bytes.
 	MAC string
 	MTU int
@@ -103,8 +105,9 @@ func (p *Pod) read(out string) error {
 		if !ok {
 			return fmt.Errorf("read the CNI result %s: address %s", out, ip.Address.IP)
 		}
+		gw, _ := netip.AddrFromSlice(ip.Gateway)
 		bits, _ := ip.Address.Mask.Size()
-		p.IPs = append(p.IPs, netip.PrefixFrom(addr.Unmap(), bits))
+		p.IPs, p.Gateways = append(p.IPs, netip.PrefixFrom(addr.Unmap(), bits)), append(p.Gateways, gw.Unmap())
 	}
 	if p.HostLink == "" || p.MAC == "" || p.MTU == 0 || len(p.IPs) == 0 {
 		return fmt.Errorf("read the CNI result %s: want links, an MTU and addresses", out)

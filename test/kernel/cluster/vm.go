@@ -122,8 +122,8 @@ func (v *VM) makeGuest(ctx context.Context, p *Pod) error {
 		ip -n GUEST link set eth0 up
 		ip -n PATCH link set cable up
 	`
-	for _, ip := range p.IPs {
-		script += fmt.Sprintf("ip -n GUEST address add %s dev eth0 nodad\n", ip)
+	for i, ip := range p.IPs {
+		script += fmt.Sprintf("ip -n GUEST address add %s dev eth0 nodad\nip -n GUEST route add default via %s dev eth0\n", ip, p.Gateways[i])
 	}
 	return v.cluster.shell(ctx, strings.NewReplacer("GUEST", v.Netns, "PATCH", v.patch(), "MAC", p.MAC, "MTU", fmt.Sprint(p.MTU)).Replace(script))
 }

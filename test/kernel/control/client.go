@@ -57,19 +57,19 @@ func (c *Client) Run(ctx context.Context, cmd Command) (string, error) {
 	return string(res.Stdout), err
 }
 
-// Start starts a program that runs on, and returns its process ID.
-func (c *Client) Start(ctx context.Context, cmd Command) (pid int, err error) {
+// Start starts a program that runs on, and returns what Signal takes: its first process's ID.
+func (c *Client) Start(ctx context.Context, cmd Command) (id int, err error) {
 	b, err := c.post(ctx, pathStart, cmd)
 	if err != nil {
 		return 0, err
 	}
 	s, err := decode[started](b)
-	return s.PID, err
+	return s.ID, err
 }
 
-// Signal sends a signal to a program of Start. One that has ended gets none, which is no error.
-func (c *Client) Signal(ctx context.Context, pid int, sig syscall.Signal) error {
-	q := url.Values{"pid": {strconv.Itoa(pid)}, "signal": {strconv.Itoa(int(sig))}}
+// Signal sends a signal to a program of Start, which is then not restarted. One that has ended gets none, which is no error.
+func (c *Client) Signal(ctx context.Context, id int, sig syscall.Signal) error {
+	q := url.Values{"id": {strconv.Itoa(id)}, "signal": {strconv.Itoa(int(sig))}}
 	_, err := c.do(ctx, http.MethodPost, pathSignal, q, nil)
 	return err
 }

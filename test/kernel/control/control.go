@@ -31,6 +31,8 @@ type Command struct {
 	Stdin []byte `json:"stdin,omitempty"`
 	// Log is the file that a started program's output is appended to.
 	Log string `json:"log,omitempty"`
+	// Restart makes a started program start again when it has ended, unless it was sent a signal.
+	Restart bool `json:"restart,omitempty"`
 }
 
 // String is the command as one would type it.
@@ -52,7 +54,7 @@ type Result struct {
 
 // started is the answer to a start.
 type started struct {
-	PID int `json:"pid"`
+	ID int `json:"id"`
 }
 
 // ExitError is a command that ran and failed.

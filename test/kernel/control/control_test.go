@@ -93,6 +93,35 @@ func TestStart(t *testing.T) {
 	}
 }
 
+func TestRestart(t *testing.T) {
+	c := newClient(t)
+	log := filepath.Join(t.TempDir(), "log")
+	id, err := c.Start(t.Context(), Command{Args: []string{"sh", "-c", "echo up"}, Log: log, Restart: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		b, err := c.ReadFile(t.Context(), log)
+		if err == nil && strings.HasPrefix(string(b), "up\nup\n") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("its log has %q, %v: want two starts and more", b, err)
+		}
+	}
+	if err := c.Signal(t.Context(), id, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	before, err := c.ReadFile(t.Context(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(restartAfter + restartAfter/2)
+	if after, err := c.ReadFile(t.Context(), log); err != nil || len(after) > len(before)+len("up\n") {
+		t.Errorf("its log has become %q of %q, %v: want no new start after it was told to end", after, before, err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	c := newClient(t)
 	path := filepath.Join(t.TempDir(), "new", "file")

@@ -26,17 +26,20 @@ const NamespaceDir = "/run/netns"
 // maxCommand bounds the JSON of a command, whose input it contains.
 const maxCommand = 16 << 20
 
+// restartAfter is how long after its end a program is started again.
+const restartAfter = time.Second
+
 // Server runs commands. Its methods are safe for concurrent use.
 type Server struct {
 	log *slog.Logger
 
 	mu sync.Mutex
-	// running are the programs that were started, by their process IDs.
-	running map[int]*os.Process
+	// running are the programs that were started, by what Start has returned.
+	running map[int]*program
 }
 
 // NewServer returns a server that logs the ends of programs.
-func NewServer(log *slog.Logger) *Server { return &Server{log: log, running: map[int]*os.Process{}} }
+func NewServer(log *slog.Logger) *Server { return &Server{log: log, running: map[int]*program{}} }
 
 // Handler serves a Client's requests.
 func (s *Server) Handler() http.Handler {
@@ -127,50 +130,97 @@ func status(p *os.ProcessState) int {
 	return p.ExitCode()
 }
 
+// program is one that was started.
+type program struct {
+	command Command
+
+	mu sync.Mutex
+	// process is the one that runs, or ran last.
+	process *os.Process
+	// told: it was sent a signal, and is not started again.
+	told bool
+}
+
+// launch starts the program's process.
+func (p *program) launch(ctx context.Context) (*exec.Cmd, error) {
+	out, err := os.OpenFile(p.command.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: open its log: %w", p.command, err)
+	}
+	defer func() { _ = out.Close() }()
+	cmd := p.command.process(ctx)
+	cmd.Stdout, cmd.Stderr = out, out
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.told {
+		return nil, nil
+	}
+	if err := p.command.begin(cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", p.command, err)
+	}
+	p.process = cmd.Process
+	return cmd, nil
+}
+
 // start starts a program that outlives the request.
 func (s *Server) start(r *http.Request) (any, error) {
 	c, err := command(r)
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ctx := context.WithoutCancel(r.Context())
+	p := &program{command: c}
+	cmd, err := p.launch(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: open its log: %w", c, err)
+		return nil, err
 	}
-	defer func() { _ = out.Close() }()
-	cmd := c.process(context.WithoutCancel(r.Context()))
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := c.begin(cmd); err != nil {
-		return nil, fmt.Errorf("start %s: %w", c, err)
-	}
+	id := cmd.Process.Pid
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running[cmd.Process.Pid] = cmd.Process
+	s.running[id] = p
 	go func() {
-		err := cmd.Wait()
+		s.keep(ctx, p, cmd)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.running, cmd.Process.Pid)
-		s.log.Info("a program has ended", "command", c.String(), "error", err)
+		delete(s.running, id)
 	}()
-	return started{PID: cmd.Process.Pid}, nil
+	return started{ID: id}, nil
+}
+
+// keep waits for a program's end, and for those of the processes that take its place.
+func (s *Server) keep(ctx context.Context, p *program, cmd *exec.Cmd) {
+	for cmd != nil {
+		err := cmd.Wait()
+		s.log.Info("a program has ended", "command", p.command.String(), "error", err)
+		if !p.command.Restart {
+			return
+		}
+		time.Sleep(restartAfter)
+		if cmd, err = p.launch(ctx); err != nil {
+			s.log.Error("a program is not restarted", "command", p.command.String(), "error", err)
+			return
+		}
+	}
 }
 
 // signal sends a signal to a program that was started; one that has ended gets none.
 func (s *Server) signal(r *http.Request) (any, error) {
-	pid, perr := strconv.Atoi(r.FormValue("pid"))
+	id, perr := strconv.Atoi(r.FormValue("id"))
 	sig, serr := strconv.Atoi(r.FormValue("signal"))
 	if err := errors.Join(perr, serr); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	p := s.running[pid]
+	p := s.running[id]
 	s.mu.Unlock()
 	if p == nil {
 		return struct{}{}, nil
 	}
-	if err := p.Signal(syscall.Signal(sig)); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return nil, fmt.Errorf("signal process %d: %w", pid, err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = true
+	if err := p.process.Signal(syscall.Signal(sig)); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return nil, fmt.Errorf("signal %s: %w", p.command, err)
 	}
 	return struct{}{}, nil
 }

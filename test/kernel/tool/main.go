@@ -2,7 +2,7 @@
 //
 //	tool rarp LINK              announces the link's MAC address, as QEMU does after a migration
 //	tool sctp serve ADDR:PORT   says what it is told, and who told it
-//	tool sctp ask ADDR:PORT N   tells N messages, each once the answer to the last has come
+//	tool sctp ask ADDR:PORT N   tells N messages, each once the answer to the last has come; without end if N is 0, and slowly
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
 package main
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,9 @@ func socket(a netip.AddrPort) (fd int, to unix.Sockaddr, err error) {
 	}
 	return fd, to, nil
 }
+
+// holdEvery is between two messages of an association that is held.
+const holdEvery = 200 * time.Millisecond
 
 // serve answers one association after another, for ever.
 func serve(at netip.AddrPort) error {
@@ -79,7 +83,7 @@ func ask(to netip.AddrPort, n int) error {
 		return fmt.Errorf("connect to %s: %w", to, err)
 	}
 	answers := bufio.NewReader(f)
-	for i := range n {
+	for i := 0; n == 0 || i < n; i++ {
 		if _, err := fmt.Fprintf(f, "message %d\n", i); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
@@ -88,6 +92,9 @@ func ask(to netip.AddrPort, n int) error {
 			return fmt.Errorf("receive answer %d: %w", i, err)
 		}
 		fmt.Print(line)
+		if n == 0 {
+			time.Sleep(holdEvery)
+		}
 	}
 	return nil
 }
