@@ -21,7 +21,7 @@ demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under tr
 	@$(LAB) demo --nodes $(NODES) --ip-family $(FAMILY) --picture out/demo/migration.svg
 
 .PHONY: test
-test: preflight lint unit integration e2e ## every test there is
+test: preflight lint unit integration test-kernel e2e ## every test there is
 	@echo "make test: all passed"
 
 .PHONY: unit
@@ -31,6 +31,10 @@ unit: ## the fast tests
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
 	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,kubevirt,traffic,guest,guest/bundle,guest/initramfs} $(REAL)
+
+.PHONY: test-kernel
+test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine that has one: RUN=regexp COUNT=n
+	go test -v -timeout 30m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/kernel/...
 
 .PHONY: e2e
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up

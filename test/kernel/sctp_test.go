@@ -1,14 +1,13 @@
 package kernel
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 )
 
-// TestKernelSCTP: two pods on two nodes have an SCTP association, in both families; the kernel's connection tracking knows it.
+// TestKernelSCTP: two pods on two nodes have an SCTP association, in both families. (TestKernelConntrack tracks one.)
 func TestKernelSCTP(t *testing.T) {
 	s := newScene(t, "sctp")
 	server, client := s.pod(0, "server"), s.pod(1, "client")
@@ -16,12 +15,7 @@ func TestKernelSCTP(t *testing.T) {
 	for i, v4 := range both {
 		at := netip.AddrPortFrom(server.Addr(v4), uint16(9000+i))
 		log := s.daemon(server.Netns, "tool", "sctp", "serve", at.String())
-		s.await("start the SCTP server", func(ctx context.Context) error {
-			if b, err := s.ReadFile(ctx, log); err != nil || string(b) != "listening\n" {
-				return fmt.Errorf("its log is %q, %w", b, err)
-			}
-			return nil
-		})
+		s.says(log, "listening")
 		out := s.run(client.Netns, "tool", "sctp", "ask", at.String(), fmt.Sprint(messages))
 		lines := strings.Split(out, "\n")
 		want := fmt.Sprintf("message %d from %s", messages-1, client.Addr(v4))
