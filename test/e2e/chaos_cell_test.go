@@ -43,6 +43,8 @@ type fault struct {
 	outage time.Duration
 	lift   func(t *testing.T, c *cell)
 	silent time.Duration
+	// grace is how much longer the row may take than promptly.
+	grace time.Duration
 	// deaf: the API server is what is away, and nobody can be told to go on before it is back.
 	deaf bool
 	// back waits until what was struck is there again.

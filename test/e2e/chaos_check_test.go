@@ -18,9 +18,15 @@ import (
 // recovered sees the network recover promptly, and its record be complete.
 func (c *cell) recovered(t *testing.T, since time.Time) {
 	t.Helper()
-	before := c.traffic.Status().Replied
 	node := map[ending]string{moved: c.target, stayed: c.source}[c.ends]
-	clean := within(t, since, patience(promptly), func(ctx context.Context) error {
+	before := c.traffic.Status().Replied
+	answers := func(context.Context) error {
+		if now := c.traffic.Status().Replied; now < before+20 {
+			return fmt.Errorf("VM %s does not answer: %d probes in %s", c.vm, now-before, time.Since(since).Round(time.Millisecond))
+		}
+		return nil
+	}
+	clean := func(ctx context.Context) error {
 		vmi, err := c.vm.VMI(ctx)
 		if err != nil {
 			return err
@@ -29,15 +35,20 @@ func (c *cell) recovered(t *testing.T, since time.Time) {
 			return fmt.Errorf("VM %s is on %s, want %s", c.vm, vmi.Status.NodeName, node)
 		}
 		return c.tidy(ctx, vmi)
-	})
-	answered := within(t, since, c.patience(), func(context.Context) error {
-		if now := c.traffic.Status().Replied; now < before+20 {
-			return fmt.Errorf("VM %s does not answer: %d probes in %s", c.vm, now-before, time.Since(since).Round(time.Millisecond))
-		}
-		return nil
-	})
-	t.Logf("%s from %s to %s: after KubeVirt's recovery the VM answered in %d ms, its row was clean in %d ms", c, c.source, c.target, answered.Milliseconds(),
-		clean.Milliseconds())
+	}
+	took := make(chan time.Duration, 1)
+	failed := make(chan error, 1)
+	go func() { // beside the other, so that neither waits for it
+		d, err := within(t.Context(), since, c.patience(), answers)
+		failed <- err
+		took <- d
+	}()
+	tidied, err := within(t.Context(), since, patience(promptly)+c.grace, clean)
+	if err := errors.Join(err, <-failed); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s from %s to %s: after KubeVirt's recovery the VM answered in %d ms, its row was clean in %d ms", c, c.source, c.target, (<-took).Milliseconds(),
+		tidied.Milliseconds())
 	c.recorded(t)
 	c.walked(t)
 }
@@ -51,18 +62,17 @@ func (c *cell) patience() time.Duration {
 }
 
 // within tries until check succeeds, at most until d after since, and returns how long after since that was.
-func within(t *testing.T, since time.Time, d time.Duration, check func(context.Context) error) time.Duration {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+func within(ctx context.Context, since time.Time, d time.Duration, check func(context.Context) error) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
 	defer cancel()
 	for {
 		err := check(ctx)
 		took := time.Since(since)
 		if err == nil {
-			return took
+			return took, nil
 		}
 		if took > d {
-			t.Fatalf("%s after KubeVirt's recovery: %v", took.Round(time.Millisecond), err)
+			return took, fmt.Errorf("%s after KubeVirt's recovery: %w", took.Round(time.Millisecond), err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -93,13 +93,16 @@ func onAndOnAtOnce(t *testing.T, c *cell) {
 		recorded(t, g)
 	}
 	c.g = all[len(all)-1]
-	within(t, time.Now(), patience(promptly), func(ctx context.Context) error {
+	_, err := within(t.Context(), time.Now(), patience(promptly), func(ctx context.Context) error {
 		vmi, err := c.vm.VMI(ctx)
 		if err != nil {
 			return err
 		}
 		return c.tidy(ctx, vmi)
 	})
+	if err != nil {
+		t.Error(err)
+	}
 	c.wentBy(t, [][]string{way}, mains)
 }
 

@@ -102,7 +102,8 @@ func outageFaults() []fault {
 		// ovn-controller knows of it, and writes nothing until it is connected again, which it tries every eight seconds at last.
 		{name: "sb-refused", at: outages, strike: refused("6642"), lift: mended, outage: outage, silent: reconnects, ends: moved},
 		{name: "nb-frozen", at: outages, strike: frozen("ovsdb-server", nb), lift: thawed("ovsdb-server", nb), outage: outage, ends: moved},
-		{name: "nb-cut", at: outages, strike: cut("6641"), lift: mended, outage: outage, ends: moved},
+		// What was under way is sent again when TCP tries, at worst as long after the cut as the cut was.
+		{name: "nb-cut", at: outages, strike: cut("6641"), lift: mended, outage: outage, grace: outage, ends: moved},
 		{name: "api-frozen", at: []kubevirt.Stage{kubevirt.StageMigrate, whileCopying, kubevirt.StageDetected, kubevirt.StageEndTimestamp},
 			strike: frozen(api, api), lift: thawed(api, api), outage: outage, deaf: true, back: led, ends: moved},
 	}

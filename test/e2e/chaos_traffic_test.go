@@ -78,7 +78,7 @@ func (c *cell) listen(ctx context.Context) (patient func()) {
 		done <- until
 	}()
 	return func() {
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(patience(500 * time.Millisecond))
 		cancel()
 		time.Sleep(time.Until((<-done).Add(time.Second)))
 	}
