@@ -56,6 +56,7 @@ var vips = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("
 func TestKernelConntrack(t *testing.T) {
 	s := newScene(t, "conntrack")
 	peer, backend := s.pod(2, "peer"), s.pod(2, "backend")
+	s.pod(1, "pad") // or a port would have the same zone on both nodes, which it has only by chance
 	v := s.vm(0, "vm")
 	s.guard(v, backend)
 	names := map[netip.Addr]string{}
