@@ -94,6 +94,9 @@ func (b *bench) all(ctx context.Context, s *passage.Scene, l *ledger, want size)
 			b.samples = append(b.samples, got)
 			b.log.Info("measured", "migration", len(b.samples), "kind", title(kind), "to", to, "stop", ms(got.Stop), "unanswered", ms(got.Unanswered),
 				"lost", got.LostTo+got.LostFrom, "broken", got.Broken, "writes", got.Writes)
+			if kind == "" && got.Broken > 0 {
+				b.log.Warn("connections broke", "migration", len(b.samples), "which", got.Breaks)
+			}
 		}
 	}
 	now, err := s.Settled(ctx, before)

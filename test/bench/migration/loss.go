@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"time"
 
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -15,7 +16,7 @@ type loss struct {
 	Arrived int `json:"arrived"`
 }
 
-func (l loss) length() float64 { return l.To - l.From }
+func (l loss) length() float64 { return math.Round((l.To-l.From)*1000) / 1000 }
 
 // losses finds them. arrivals are what the guest got.
 func losses(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []loss {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -34,9 +36,10 @@ type sample struct {
 	// ToGuest are duplicates that were delivered to the guest, ToPeer those that its peer got.
 	ToGuest int `json:"duplicatesToGuest"`
 	ToPeer  int `json:"duplicatesToPeer"`
-	// Connections were held, Broken did not last.
-	Connections int `json:"connections"`
-	Broken      int `json:"broken"`
+	// Connections were held, Broken did not last; Breaks says why.
+	Connections int      `json:"connections"`
+	Broken      int      `json:"broken"`
+	Breaks      []string `json:"breaks,omitempty"`
 	// Writes are changes of the VM's row, Transactions all that the controllers sent meanwhile.
 	Writes       int `json:"writes"`
 	Transactions int `json:"transactions"`
@@ -55,6 +58,7 @@ type step string
 // The steps, in the order in which they usually come.
 const (
 	stepLost      step = "first probe was sent that got no answer"
+	stepAttached  step = "OVN has installed and blocked the port on the target"
 	stepLastFrame step = "last frame on the source"
 	stepResumed   step = "QEMU lets the guest run"
 	stepAnnounced step = "its RARP leaves the pod"
@@ -69,7 +73,7 @@ const (
 )
 
 func steps() []step {
-	return []step{stepLost, stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
+	return []step{stepAttached, stepLost, stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
 }
 
 // measured is what a passage and the databases say.
@@ -135,6 +139,14 @@ func (s *sample) probes(p *passage.Passage) {
 func (s *sample) connections(to, from passage.Seen) {
 	held := timeline.Held(to.Result, from.Result)
 	s.Connections, s.Broken = held.Total, held.Total-held.Kept
+	for side, r := range map[string]*traffic.Result{"to the VM": to.Result, "from the VM": from.Result} {
+		for i := range r.Connections {
+			if c := &r.Connections[i]; !c.Opened || c.Broken != "" {
+				s.Breaks = append(s.Breaks, fmt.Sprintf("%s %d %s, with %s: %s after %s ms of the run: %s", c.Kind, c.Number, side, c.Peer, c.Broken, passage.Millis(c.Ended), c.Error))
+			}
+		}
+	}
+	slices.Sort(s.Breaks)
 }
 
 // record takes over what the PortMigration says.
@@ -162,6 +174,9 @@ func (s *sample) steps(p *passage.Passage, n noted) {
 		note(stepLastFrame, o.LastFrame.Time)
 	}
 	if o := p.Record.Status.Target; o != nil {
+		if o.Attached != nil {
+			note(stepAttached, o.Attached.Time)
+		}
 		if o.Announced != nil {
 			note(stepAnnounced, o.Announced.Time)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,7 +61,7 @@ func passed() *passage.Passage {
 	st := &p.Record.Status
 	st.Interruption = &v1alpha1.Interruption{Milliseconds: "24.5"}
 	st.Source = &v1alpha1.Observation{LastFrame: micro(499)}
-	st.Target = &v1alpha1.Observation{Announced: micro(521), FirstFrame: micro(523), FramesBeforeAnnouncement: 3}
+	st.Target = &v1alpha1.Observation{Announced: micro(521), FirstFrame: micro(523), FramesBeforeAnnouncement: 3, Attached: micro(400)}
 	st.Stages = []v1alpha1.Stage{{Name: v1alpha1.StageScheduled, Time: *micro(300)}, {Name: v1alpha1.StagePrepared, Time: *micro(312)}, {Name: v1alpha1.StageReady, Time: *micro(600)}}
 	return p
 }
@@ -77,11 +78,14 @@ func TestMeasured(t *testing.T) {
 	)
 	want := sample{
 		Source: "node1", Target: "node2", Stop: 20, Unanswered: 30, SilenceTo: 35, SilenceFrom: 30, Undisturbed: 5, Recorded: pointer(24.5),
-		LostTo: 6, Losses: []loss{{From: 0, To: 30, Probes: 6}}, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
+		LostTo: 6, Losses: []loss{{From: 0, To: 30, Probes: 6}}, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Breaks: got.Breaks, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
 		Steps: map[step]float64{
-			stepLost: 0, stepLastFrame: -1, stepResumed: 20, stepAnnounced: 21, stepActivated: 22, stepFirst: 23, stepHeard: 26, stepOpen: 30, stepAnswered: 31,
+			stepAttached: -100, stepLost: 0, stepLastFrame: -1, stepResumed: 20, stepAnnounced: 21, stepActivated: 22, stepFirst: 23, stepHeard: 26, stepOpen: 30, stepAnswered: 31,
 			stepReady: 100, stepCommitted: 110, stepSucceeded: 390,
 		},
+	}
+	if len(got.Breaks) != 2 || !strings.Contains(strings.Join(got.Breaks, "\n"), string(traffic.Reset)) {
+		t.Errorf("breaks: %q: want one that was reset, and one that was never opened", got.Breaks)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("measured (-want +got):\n%s", diff)
