@@ -8,18 +8,19 @@ import (
 )
 
 // maxWindow bounds the addresses of one family that a pool gives out: the first 2^24 of the range. An IPv6 /64 has more than any cluster needs, and
-// a bitmap of the window costs 2 MiB.
+// a bitmap of the window costs 2 MiB; a family has two.
 const maxWindow = 1 << 24
 
-// family is the addresses of one prefix as a bitmap over offsets from the network address.
+// family is the addresses of one prefix as bitmaps over offsets from the network address.
 type family struct {
-	cidr     netip.Prefix
-	size     int64 // offsets in the window
-	words    []uint64
-	reserved int64    // offsets that are never given out
-	barred   []uint64 // the reserved offsets, to tell them from taken ones
-	used     int64
-	cursor   int64 // where the search for the next free offset starts: after the last one given out
+	cidr    netip.Prefix
+	gateway netip.Addr
+	size    int64    // offsets in the window
+	taken   []uint64 // offsets that somebody has
+	barred  []uint64 // offsets that are not given out; somebody may have one from before it was excluded
+	left    int64    // offsets that are neither
+	used    int64
+	cursor  int64 // where the search for the next free offset starts: after the last one given out
 }
 
 func newFamily(cidr netip.Prefix, gateway netip.Addr, exclude []Range) *family {
@@ -28,7 +29,7 @@ func newFamily(cidr netip.Prefix, gateway netip.Addr, exclude []Range) *family {
 		size = 1 << host
 	}
 	n := (size + 63) / 64
-	f := &family{cidr: cidr, size: size, words: make([]uint64, n), barred: make([]uint64, n)}
+	f := &family{cidr: cidr, gateway: gateway, size: size, taken: make([]uint64, n), barred: make([]uint64, n), left: size}
 	f.bar(0) // the network address; in IPv6 the subnet-router anycast address (RFC 4291, 2.6.1)
 	if cidr.Addr().Is4() {
 		f.barAddr(Last(cidr)) // broadcast
@@ -43,7 +44,7 @@ func newFamily(cidr netip.Prefix, gateway netip.Addr, exclude []Range) *family {
 		}
 	}
 	for o := size; o < n*64; o++ { // the tail of the last word is no address
-		f.words[o/64] |= 1 << (o % 64)
+		f.barred[o/64] |= 1 << (o % 64)
 	}
 	return f
 }
@@ -67,10 +68,9 @@ func (f *family) barAddr(a netip.Addr) {
 }
 
 func (f *family) bar(o int64) {
-	if bit := uint64(1) << (o % 64); f.barred[o/64]&bit == 0 {
-		f.barred[o/64] |= bit
-		f.words[o/64] |= bit
-		f.reserved++
+	if !has(f.barred, o) {
+		f.barred[o/64] |= 1 << (o % 64)
+		f.left--
 	}
 }
 
@@ -108,11 +108,11 @@ func halves(a netip.Addr) (hi, lo uint64) {
 
 // next finds a free address at or after the cursor, wrapping around once.
 func (f *family) next() (netip.Addr, bool) {
-	n := int64(len(f.words))
+	n := int64(len(f.taken))
 	start := f.cursor / 64 % n
 	for i := int64(0); i <= n; i++ {
 		w := (start + i) % n
-		free := ^f.words[w]
+		free := ^(f.taken[w] | f.barred[w])
 		if i == 0 {
 			free &= ^uint64(0) << (f.cursor % 64) // the part of the first word before the cursor comes last, with i == n
 		}
@@ -126,10 +126,23 @@ func (f *family) next() (netip.Addr, bool) {
 // free says why a cannot be given out now; nil if it can.
 func (f *family) free(a netip.Addr) error {
 	o, ok := f.offset(a)
-	if !ok || f.barred[o/64]&(1<<(o%64)) != 0 {
+	if !ok || has(f.barred, o) {
 		return fmt.Errorf("%w: %s is not an address of %s that can be given out", ErrOutOfRange, a, f.cidr)
 	}
-	if f.words[o/64]&(1<<(o%64)) != 0 {
+	return f.untaken(a, o)
+}
+
+// claimable says why nobody can have a already; nil if somebody may. Being excluded is no reason: that says what is given out from now on.
+func (f *family) claimable(a netip.Addr) error {
+	o, ok := f.offset(a)
+	if !ok || o == 0 || a == f.gateway || a.Is4() && a == Last(f.cidr) {
+		return fmt.Errorf("%w: %s is not an address of %s that anybody can have", ErrOutOfRange, a, f.cidr)
+	}
+	return f.untaken(a, o)
+}
+
+func (f *family) untaken(a netip.Addr, o int64) error {
+	if has(f.taken, o) {
 		return fmt.Errorf("%w: %s", ErrTaken, a)
 	}
 	return nil
@@ -137,13 +150,22 @@ func (f *family) free(a netip.Addr) error {
 
 func (f *family) take(a netip.Addr) {
 	o, _ := f.offset(a)
-	f.words[o/64] |= 1 << (o % 64)
+	f.taken[o/64] |= 1 << (o % 64)
 	f.used++
-	f.cursor = (o + 1) % f.size
+	if !has(f.barred, o) {
+		f.left--
+		f.cursor = (o + 1) % f.size
+	}
 }
 
 func (f *family) put(a netip.Addr) {
 	o, _ := f.offset(a)
-	f.words[o/64] &^= 1 << (o % 64)
+	f.taken[o/64] &^= 1 << (o % 64)
 	f.used--
+	if !has(f.barred, o) {
+		f.left++
+	}
 }
+
+// has says whether a bitmap has the bit of an offset.
+func has(bitmap []uint64, o int64) bool { return bitmap[o/64]&(1<<(o%64)) != 0 }

@@ -70,8 +70,9 @@ func (p *Pool) Allocate(owner string, wanted ...netip.Addr) ([]netip.Prefix, err
 	return p.Of(owner), nil
 }
 
-// Claim gives owner just these addresses: what an annotation or an NB row says that it already has, or what a user asked for. There must be one for
-// each family. The error wraps ErrTaken or ErrOutOfRange and names the address; then nothing was allocated. Claiming what one has succeeds.
+// Claim gives owner just these addresses: what an annotation or an NB row says that it already has. There must be one for each family. An excluded address
+// can be claimed: who has one keeps it. The error wraps ErrTaken or ErrOutOfRange and names the address; then nothing was allocated. Claiming what one has
+// succeeds.
 func (p *Pool) Claim(owner string, addrs []netip.Addr) error {
 	if len(addrs) != len(p.families) {
 		return fmt.Errorf("%w: %d addresses given, want one in each of %v", ErrOutOfRange, len(addrs), p.spec.CIDRs)
@@ -85,7 +86,7 @@ func (p *Pool) Claim(owner string, addrs []netip.Addr) error {
 		return nil
 	}
 	for i, f := range p.families {
-		if err := f.free(addrs[i]); err != nil {
+		if err := f.claimable(addrs[i]); err != nil {
 			return err
 		}
 	}
@@ -119,8 +120,8 @@ func (p *Pool) Of(owner string) []netip.Prefix {
 	return out
 }
 
-// With returns a pool for another description of the same ranges, with every owner keeping what it has. The error names the owners whose addresses the new
-// description would take away.
+// With returns a pool for another description of the same ranges, with every owner keeping what it has, also what is excluded from now on. The error names the
+// owners whose addresses are in no range of the new description, or have become a gateway.
 func (p *Pool) With(spec Spec) (*Pool, error) {
 	next := New(spec)
 	var errs []error
@@ -135,11 +136,11 @@ func (p *Pool) With(spec Spec) (*Pool, error) {
 	return next, nil
 }
 
-// Usage counts the addresses of the scarcer family.
+// Usage counts the addresses of the scarcer family: those that somebody has, and those that can still be given out.
 func (p *Pool) Usage() (used, available int64) {
 	for i, f := range p.families {
-		if left := f.size - f.reserved - f.used; i == 0 || left < available {
-			used, available = f.used, left
+		if i == 0 || f.left < available {
+			used, available = f.used, f.left
 		}
 	}
 	return used, available

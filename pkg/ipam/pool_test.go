@@ -87,9 +87,53 @@ func TestClaim(t *testing.T) {
 	if err := p.Claim("a", at("10.0.0.5")); err != nil {
 		t.Errorf("claiming again what one has: %v", err)
 	}
-	for addr, want := range map[string]error{"10.0.0.5": ErrTaken, "10.0.0.1": ErrOutOfRange, "10.0.0.9": ErrOutOfRange, "10.0.1.5": ErrOutOfRange, "10.0.0.255": ErrOutOfRange} {
+	for addr, want := range map[string]error{
+		"10.0.0.5": ErrTaken, "10.0.0.1": ErrOutOfRange, "10.0.0.0": ErrOutOfRange, "10.0.1.5": ErrOutOfRange, "10.0.0.255": ErrOutOfRange,
+	} {
 		if err := p.Claim("b", at(addr)); !errors.Is(err, want) {
 			t.Errorf("claim of %s: %v, want %v", addr, err, want)
+		}
+	}
+}
+
+// What is excluded while somebody has it stays theirs, by a change as by a restart, and is not given out again.
+func TestExcludedAddressIsKept(t *testing.T) {
+	cidrs := []string{"10.0.0.0/29"} // .2 to .6 can be given out
+	p := New(mustSpec(t, cidrs, nil, nil))
+	had, err := p.Allocate("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	narrow := mustSpec(t, cidrs, nil, []string{"10.0.0.2-10.0.0.3"})
+	changed, err := p.With(narrow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restarted := New(narrow)
+	if err := restarted.Claim("a", []netip.Addr{had[0].Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]*Pool{"changed": changed, "restarted": restarted} {
+		if got := p.Of("a"); !slices.Equal(got, had) {
+			t.Errorf("%s: has %v, had %v", name, got, had)
+		}
+		if err := p.Claim("b", []netip.Addr{had[0].Addr()}); !errors.Is(err, ErrTaken) {
+			t.Errorf("%s: another claims it: %v", name, err)
+		}
+		if used, available := p.Usage(); used != 1 || available != 3 {
+			t.Errorf("%s: %d used, %d available; want 1, 3", name, used, available)
+		}
+		p.Release("a")
+		if used, available := p.Usage(); used != 0 || available != 3 {
+			t.Errorf("%s: %d used, %d available after the release; want 0, 3", name, used, available)
+		}
+		for i := range 3 {
+			if ips, err := p.Allocate(fmt.Sprint(i)); err != nil || ips[0] == had[0] {
+				t.Errorf("%s: %v, %v; want any but %v", name, ips, err, had)
+			}
+		}
+		if ips, err := p.Allocate("last"); !errors.Is(err, ErrFull) {
+			t.Errorf("%s: %v, %v; want %v", name, ips, err, ErrFull)
 		}
 	}
 }
@@ -124,7 +168,8 @@ func TestAllocateWanted(t *testing.T) {
 // A pool is compared with a plain map over any order of operations, with a restart (a new pool that claims what the old one gave out) at any point.
 func TestPoolProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		spec := mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, []string{"10.0.0.7-10.0.0.9", "fd00::1f"})
+		excludes := [][]string{nil, {"10.0.0.7-10.0.0.9", "fd00::1f"}, {"10.0.0.2-10.0.0.20", "fd00::2-fd00::9"}}
+		spec := mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, excludes[1])
 		p := New(spec)
 		owned := map[string][]netip.Prefix{}
 		owner := rapid.StringMatching(`[a-z]{1,2}`)
@@ -176,6 +221,14 @@ func TestPoolProperties(t *testing.T) {
 					}
 				}
 			},
+			"change": func(t *rapid.T) {
+				spec = mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, rapid.SampledFrom(excludes).Draw(t, "exclude"))
+				next, err := p.With(spec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p = next
+			},
 			"": func(t *rapid.T) {
 				seen := map[netip.Addr]string{}
 				for o, ips := range owned {
@@ -189,8 +242,13 @@ func TestPoolProperties(t *testing.T) {
 						}
 					}
 				}
-				if used, _ := p.Usage(); used != int64(len(owned)) {
-					t.Fatalf("%d used, want %d", used, len(owned))
+				if used, available := p.Usage(); used != int64(len(owned)) || available < 0 {
+					t.Fatalf("%d used, want %d; %d available", used, len(owned), available)
+				}
+				for o, ips := range owned {
+					if !slices.Equal(p.Of(o), ips) {
+						t.Fatalf("%s has %v, had %v", o, p.Of(o), ips)
+					}
 				}
 			},
 		})

@@ -13,7 +13,7 @@ type Spec struct {
 	CIDRs []netip.Prefix
 	// Gateways are the router's addresses, one for each of CIDRs, in the same order.
 	Gateways []netip.Addr
-	// Exclude are ranges that are never allocated.
+	// Exclude are ranges that are not allocated. Whoever has an address there already keeps it.
 	Exclude []Range
 }
 
