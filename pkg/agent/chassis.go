@@ -23,9 +23,6 @@ const (
 	geneveOverhead6 = 14 + 8 + 8 + 8 + 40
 )
 
-// minMTU is the least that IPv6 works with (RFC 8200).
-const minMTU = 1280
-
 // errPending: something that others make is not there yet. Its arrival is an event that runs the node's loop again.
 var errPending = errors.New("waiting")
 
@@ -110,9 +107,9 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (t
 		overhead = geneveOverhead4
 	}
 	t := tunnel{Link: found.Link, IP: found.Addr.Addr(), MTU: found.MTU - overhead}
-	if t.MTU < minMTU {
+	if t.MTU < v1alpha1.MinMTU {
 		return tunnel{}, fmt.Errorf("underlay %s has MTU %d, which leaves pods %d: IPv6 needs %d: raise the underlay's MTU to %d or more",
-			t.Link, found.MTU, t.MTU, minMTU, minMTU+overhead)
+			t.Link, found.MTU, t.MTU, v1alpha1.MinMTU, v1alpha1.MinMTU+overhead)
 	}
 	if cfg.MTU > t.MTU {
 		return tunnel{}, fmt.Errorf("--mtu %d does not fit: underlay %s has MTU %d, and tunnels take %d of it: lower --mtu to %d or raise the underlay's MTU",

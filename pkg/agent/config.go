@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -83,8 +84,8 @@ func (c *Config) Validate() error {
 			bad("--underlay %q is neither an interface's name nor a CIDR", c.Underlay)
 		}
 	}
-	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65000) {
-		bad("--mtu %d is not between %d and 65000", c.MTU, minMTU)
+	if c.MTU != 0 && (c.MTU < v1alpha1.MinMTU || c.MTU > 65000) {
+		bad("--mtu %d is not between %d and 65000", c.MTU, v1alpha1.MinMTU)
 	}
 	if c.Datapath != DatapathAuto && c.Datapath != ovs.DatapathSystem && c.Datapath != ovs.DatapathNetdev {
 		bad("--datapath %q is none of auto, system, netdev", c.Datapath)

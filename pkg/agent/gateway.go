@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
@@ -28,6 +29,7 @@ import (
 // net.ipv4.ip_forward, net.ipv6.conf.all.forwarding; nftables table inet godwit.
 type gateway struct {
 	cfg  Config
+	log  *slog.Logger
 	host hostNetwork
 
 	mu sync.Mutex
@@ -67,10 +69,31 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) e
 	if err := g.host.ConfigureGateway(link); err != nil {
 		return pendingLink(err)
 	}
-	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(in.podCIDRs, join)); err != nil {
+	routed, err := g.routable(in.podCIDRs)
+	if err != nil {
+		return err
+	}
+	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(routed, join)); err != nil {
 		return pendingLink(err)
 	}
 	return installed(ctx, db, g.cfg)
+}
+
+// routable leaves out the ranges that have an address of this node in them, which may be one that the Node does not show: a route to such a range would take the
+// node's own network from it, and the API server with it, by which the Subnet could be put right.
+func (g *gateway) routable(podCIDRs []netip.Prefix) ([]netip.Prefix, error) {
+	addrs, err := g.host.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(podCIDRs), func(cidr netip.Prefix) bool {
+		i := slices.IndexFunc(addrs, func(a netdev.HostAddr) bool { return cidr.Contains(a.Addr.Addr()) })
+		if i >= 0 {
+			g.log.Warn("a Subnet is not routed: it has an address of this node in it; delete it, or give it another range",
+				"cidr", cidr, "link", addrs[i].Link, "address", addrs[i].Addr)
+		}
+		return i >= 0
+	}), nil
 }
 
 // gatewayInput is what the gateway follows from.

@@ -80,11 +80,11 @@ func (in *inputs) node() *corev1.Node {
 	return node
 }
 
-// podCIDRs are the address ranges of all Subnets, in no particular order, duplicates included.
+// podCIDRs are the address ranges of all Subnets that are in the network, in no particular order, duplicates included.
 func (in *inputs) podCIDRs() []string {
 	var out []string
 	for _, obj := range in.subnets.GetStore().List() {
-		if s, ok := obj.(*v1alpha1.Subnet); ok {
+		if s, ok := obj.(*v1alpha1.Subnet); ok && s.InNetwork() {
 			out = append(out, s.Spec.CIDRs...)
 		}
 	}

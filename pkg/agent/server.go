@@ -80,10 +80,19 @@ func serve(ctx context.Context, log *slog.Logger, srv *http.Server, l net.Listen
 	return nil
 }
 
+// Bounds of the health server, which pods reach: one that opens connections and says or reads nothing must not keep the kubelet's probes out.
+const (
+	healthTimeout     = 10 * time.Second
+	healthIdleTimeout = 30 * time.Second
+	healthHeaderBytes = 16 << 10
+	// scrapes is how many are answered at once.
+	scrapes = 2
+)
+
 // healthServer serves metrics and probes. Healthy is the process; ready is the node.
 func healthServer(ready *readiness, reg prometheus.Gatherer, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes, Timeout: healthTimeout / 2}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready.err(); err != nil {
@@ -92,5 +101,8 @@ func healthServer(ready *readiness, reg prometheus.Gatherer, log *slog.Logger) *
 		}
 		_, _ = fmt.Fprintln(w, "ok")
 	})
-	return &http.Server{Handler: mux, ReadHeaderTimeout: shutdownTimeout, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: shutdownTimeout, ReadTimeout: healthTimeout, WriteTimeout: healthTimeout, IdleTimeout: healthIdleTimeout,
+		MaxHeaderBytes: healthHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
 }

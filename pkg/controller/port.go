@@ -209,7 +209,7 @@ func (r *portReconciler) checkMAC(ctx context.Context, port *v1alpha1.Port, mac 
 			fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5])), nil
 	}
 	if mac[0]&1 != 0 {
-		return condition(metav1.ConditionFalse, reasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac)), nil
+		return condition(metav1.ConditionFalse, v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac)), nil
 	}
 	var same v1alpha1.PortList
 	if err := r.api.List(ctx, &same, client.MatchingFields{indexMAC: mac.String()}); err != nil {
@@ -286,7 +286,7 @@ func (r *portReconciler) retryOthers(ctx context.Context) error {
 		return fmt.Errorf("list Ports that wait: %w", err)
 	}
 	for i := range all.Items {
-		if meta.IsStatusConditionFalse(all.Items[i].Status.Conditions, conditionReady) {
+		if meta.IsStatusConditionFalse(all.Items[i].Status.Conditions, v1alpha1.ConditionReady) {
 			r.alloc.ports.enqueue(client.ObjectKeyFromObject(&all.Items[i]))
 		}
 	}

@@ -1,7 +1,7 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets, how many of their addresses are in use, the smallest MTU of all nodes.
+// In:   Subnets, the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
 //       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
 
@@ -10,8 +10,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,13 +36,9 @@ type subnetReconciler struct {
 	log   *slog.Logger
 }
 
-// conditionReady is the type of the Subnet's condition; its reasons follow.
+// Reasons of the conditions of Subnets and Ports, besides those that others read (package v1alpha1).
 const (
-	conditionReady = "Ready"
-
 	reasonReady       = "InNetwork"
-	reasonInvalid     = "Invalid"
-	reasonOverlaps    = "Overlaps"
 	reasonInUse       = "AddressesInUse"
 	reasonTerminating = "Terminating"
 )
@@ -80,41 +78,82 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	return reconcile.Result{}, r.writeStatus(ctx, &subnet, cond)
 }
 
-// decide checks what the CRD's schema cannot: the ranges against each other and against the rest of the cluster. Of two Subnets that overlap the older one stays.
+// decide checks what the CRD's schema cannot: the ranges against each other and against the rest of the cluster, and then the rest of the spec. Of two Subnets that
+// overlap the older one stays.
 func (r *subnetReconciler) decide(ctx context.Context, subnet *v1alpha1.Subnet) (ipam.Spec, metav1.Condition, error) {
+	invalid := func(message string) (ipam.Spec, metav1.Condition, error) {
+		return ipam.Spec{}, condition(metav1.ConditionFalse, v1alpha1.ReasonInvalid, message), nil
+	}
+	cidrs, err := ipam.ParseCIDRs(subnet.Spec.CIDRs)
+	if err != nil {
+		return invalid(err.Error())
+	}
+	if overlap, err := r.overlap(ctx, subnet, cidrs); err != nil || overlap != "" {
+		return ipam.Spec{}, condition(metav1.ConditionFalse, v1alpha1.ReasonOverlaps, overlap), err
+	}
 	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
 	if err != nil {
-		return spec, condition(metav1.ConditionFalse, reasonInvalid, err.Error()), nil
+		return invalid(err.Error())
 	}
 	if _, err := metav1.LabelSelectorAsSelector(subnet.Spec.NamespaceSelector); err != nil {
-		return spec, condition(metav1.ConditionFalse, reasonInvalid, "namespaceSelector: "+err.Error()), nil //nolint:nilerr // told to the user, retrying does not help
-	}
-	if x, y, overlap := ipam.Overlap(spec.CIDRs, r.join.CIDRs); overlap {
-		return spec, condition(metav1.ConditionFalse, reasonOverlaps, fmt.Sprintf("%s overlaps the join network %s between router and nodes", x, y)), nil
+		return invalid("namespaceSelector: " + err.Error())
 	}
 	for _, c := range spec.CIDRs {
 		if !hasFamily(r.join.CIDRs, c) {
-			return spec, condition(metav1.ConditionFalse, reasonInvalid, fmt.Sprintf("%s: the join network has no range of this family: start godwit-controller and godwit-agent with --join-cidrs for it", c)), nil
+			return invalid(fmt.Sprintf("%s: the join network has no range of this family: start godwit-controller and godwit-agent with --join-cidrs for it", c))
+		}
+	}
+	return spec, condition(metav1.ConditionTrue, reasonReady, "pods get addresses from this Subnet"), nil
+}
+
+// overlap says what of the cluster has addresses in the ranges, empty if nothing has.
+func (r *subnetReconciler) overlap(ctx context.Context, subnet *v1alpha1.Subnet, cidrs []netip.Prefix) (string, error) {
+	if x, y, overlap := ipam.Overlap(cidrs, r.join.CIDRs); overlap {
+		return fmt.Sprintf("%s overlaps the join network %s between router and nodes", x, y), nil
+	}
+	if !subnet.InNetwork() { // one that pods have addresses from is not taken from them for a node that came later
+		if node, err := r.nodeIn(ctx, cidrs); err != nil || node != "" {
+			return node, err
 		}
 	}
 	var all v1alpha1.SubnetList
 	if err := r.api.List(ctx, &all); err != nil {
-		return spec, metav1.Condition{}, fmt.Errorf("list Subnets: %w", err)
+		return "", fmt.Errorf("list Subnets: %w", err)
 	}
 	for i := range all.Items {
 		other := &all.Items[i]
 		if other.Name == subnet.Name || !older(other, subnet) {
 			continue
 		}
-		cidrs, err := ipam.ParseCIDRs(other.Spec.CIDRs)
+		theirs, err := ipam.ParseCIDRs(other.Spec.CIDRs)
 		if err != nil {
 			continue
 		}
-		if x, y, overlap := ipam.Overlap(spec.CIDRs, cidrs); overlap {
-			return spec, condition(metav1.ConditionFalse, reasonOverlaps, fmt.Sprintf("%s overlaps %s of Subnet %s: delete one of the two", x, y, other.Name)), nil
+		if x, y, overlap := ipam.Overlap(cidrs, theirs); overlap {
+			return fmt.Sprintf("%s overlaps %s of Subnet %s: delete one of the two", x, y, other.Name), nil
 		}
 	}
-	return spec, condition(metav1.ConditionTrue, reasonReady, "pods get addresses from this Subnet"), nil
+	return "", nil
+}
+
+// nodeIn says which node has an address in one of the ranges, empty if none has: the nodes would send to one another by way of the pods' network.
+func (r *subnetReconciler) nodeIn(ctx context.Context, cidrs []netip.Prefix) (string, error) {
+	var nodes corev1.NodeList
+	if err := r.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return "", fmt.Errorf("list Nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		for _, a := range nodes.Items[i].Status.Addresses {
+			ip, err := netip.ParseAddr(a.Address)
+			if err != nil {
+				continue // a host name
+			}
+			if j := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(ip) }); j >= 0 {
+				return fmt.Sprintf("%s has the address %s of Node %s in it: choose a range that no node uses", cidrs[j], ip, nodes.Items[i].Name), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // older orders Subnets by age, then name.
@@ -126,7 +165,7 @@ func older(a, b *v1alpha1.Subnet) bool {
 }
 
 func condition(status metav1.ConditionStatus, reason, message string) metav1.Condition {
-	return metav1.Condition{Type: conditionReady, Status: status, Reason: reason, Message: message}
+	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: status, Reason: reason, Message: message}
 }
 
 func switchChanges(rows topology.SwitchRows) []ovn.Change {

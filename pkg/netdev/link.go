@@ -149,7 +149,7 @@ func (h Host) SyncRoutes(linkName string, routes []Route) error {
 			route := &netlink.Route{
 				LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Gw: r.Via.AsSlice(), Src: r.Src.AsSlice(), Protocol: RouteProtocol,
 			}
-			if err := netlink.RouteReplace(route); err != nil {
+			if err := netlink.RouteAdd(route); err != nil { // never in another's place
 				return fmt.Errorf("add route to %s via %s dev %s src %s: %w", r.Dst, r.Via, linkName, r.Src, err)
 			}
 		}

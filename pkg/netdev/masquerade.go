@@ -9,6 +9,9 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
+// tunnelPort is Geneve's (RFC 8926), where the nodes' tunnels end.
+const tunnelPort = "6081"
+
 // nftTable is the one nftables table that is Godwit's, in the inet family.
 const nftTable = "godwit"
 
@@ -22,7 +25,8 @@ type Masquerade struct {
 	Gateway string
 }
 
-// Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before.
+// Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before. And it keeps what comes out of the overlay from the
+// nodes' tunnels: masqueraded, a pod's datagram would be one of its node's, and OVN would take the frame in it for any pod's.
 func (h Host) Masquerade(ctx context.Context, m Masquerade) error {
 	return h.do(func() error {
 		nft, err := knftables.New(knftables.InetFamily, nftTable)
@@ -42,6 +46,14 @@ func applyMasquerade(ctx context.Context, nft knftables.Interface, m Masquerade)
 		Priority: knftables.PtrTo(knftables.SNATPriority),
 	})
 	tx.Flush(&knftables.Chain{Name: "postrouting"})
+	for _, hook := range []knftables.BaseChainHook{knftables.ForwardHook, knftables.InputHook} {
+		chain := string(hook)
+		tx.Add(&knftables.Chain{
+			Name: chain, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(hook), Priority: knftables.PtrTo(knftables.FilterPriority),
+		})
+		tx.Flush(&knftables.Chain{Name: chain})
+		tx.Add(&knftables.Rule{Chain: chain, Rule: knftables.Concat("iifname", `"`+m.Gateway+`"`, "udp dport", tunnelPort, "drop")})
+	}
 	for _, f := range []struct {
 		suffix, setType, match string
 		member                 func(netip.Addr) bool

@@ -2,10 +2,12 @@ package netdev
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -51,11 +53,15 @@ func TestMasqueradeRules(t *testing.T) {
 	}
 	want := strings.TrimSpace(`
 add table inet godwit { comment "Godwit: pods leave under the node's address" ; }
+add chain inet godwit forward { type filter hook forward priority 0 ; }
+add chain inet godwit input { type filter hook input priority 0 ; }
 add chain inet godwit postrouting { type nat hook postrouting priority 100 ; }
 add set inet godwit direct4 { type ipv4_addr ; flags interval ; auto-merge ; }
 add set inet godwit direct6 { type ipv6_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods4 { type ipv4_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods6 { type ipv6_addr ; flags interval ; auto-merge ; }
+add rule inet godwit forward iifname "ovn0" udp dport 6081 drop
+add rule inet godwit input iifname "ovn0" udp dport 6081 drop
 add rule inet godwit postrouting oifname != "ovn0" ip saddr @pods4 ip daddr != @direct4 masquerade
 add rule inet godwit postrouting oifname != "ovn0" ip6 saddr @pods6 ip6 daddr != @direct6 masquerade
 add element inet godwit direct4 { 10.244.0.0/16 }
@@ -125,6 +131,11 @@ func connect(t *testing.T, node Host, name, addr string, peer Host, peerAddr str
 	if _, err := node.CreateVeth(Veth{Host: name, Netns: peer.Netns, Name: "far", MTU: 1500}); err != nil {
 		t.Fatal(err)
 	}
+	if err := node.do(func() error { // this one is no pod's
+		return errors.Join(writeSysctl("net/ipv4/conf/"+name+"/rp_filter", "0"), writeSysctl("net/ipv4/conf/"+name+"/forwarding", "1"), writeSysctl("net/ipv4/conf/"+name+"/arp_ignore", "0"))
+	}); err != nil {
+		t.Fatal(err)
+	}
 	for _, end := range []struct {
 		h          Host
 		name, addr string
@@ -175,4 +186,72 @@ func seenFrom(t *testing.T, client, server Host, addr string) string {
 		t.Fatal(err)
 	}
 	return string(out)
+}
+
+// datagram sends one from a namespace to an address of another and reports from where it came, ok unless none did.
+func datagram(t *testing.T, client, server Host, addr string) (from string, ok bool) {
+	t.Helper()
+	var l net.PacketConn
+	if err := server.do(func() (err error) { l, err = net.ListenPacket("udp", addr); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if err := client.do(func() error {
+		conn, err := net.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		_, err = conn.Write([]byte("frame"))
+		return errors.Join(err, conn.Close())
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	_, peer, err := l.ReadFrom(make([]byte, 16))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "", false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, _, err := net.SplitHostPort(peer.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host, true
+}
+
+// A pod writes what a tunnel carries, and its node would sign it with its own address.
+func TestTunnelsAreNotForPods(t *testing.T) {
+	useNFT(t)
+	node := newHost(t)
+	pod, world := namespace(t), namespace(t)
+	connect(t, node, "ovn0", "100.64.0.11/16", Host{Netns: pod.Path()}, "100.64.0.12/16")
+	connect(t, node, "eth0", "192.0.2.1/24", Host{Netns: world.Path()}, "192.0.2.2/24")
+	if err := pod.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("192.0.2.0/24")), Gw: net.IPv4(100, 64, 0, 11)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.EnableForwarding([]netip.Prefix{netip.MustParsePrefix("100.64.0.11/16")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.Masquerade(t.Context(), Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")}, Gateway: "ovn0"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		server Host
+		addr   string
+		want   string
+	}{
+		{Host{Netns: world.Path()}, "192.0.2.2:6080", "192.0.2.1"}, {Host{Netns: world.Path()}, "192.0.2.2:6081", ""},
+		{node, "192.0.2.1:6080", "100.64.0.12"}, {node, "192.0.2.1:6081", ""},
+	} {
+		from, ok := datagram(t, Host{Netns: pod.Path()}, c.server, c.addr)
+		if from != c.want || ok != (c.want != "") {
+			t.Errorf("a pod's datagram to %s came from %q, want %q", c.addr, from, c.want)
+		}
+	}
 }

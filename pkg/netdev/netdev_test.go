@@ -156,6 +156,46 @@ func TestVeth(t *testing.T) {
 	}
 }
 
+// TestHostSideIsClosed: on the userspace datapath the kernel sees what comes in on the host's side too, and a pod that knows that side's MAC address must not reach
+// the node by it, around OVN.
+func TestHostSideIsClosed(t *testing.T) {
+	h, i := newHost(t), podInterface(false)
+	hostName, pod := makePod(t, h, i)
+	var mac net.HardwareAddr
+	if err := h.do(func() error {
+		link, err := netlink.LinkByName(hostName)
+		if err != nil {
+			return err
+		}
+		mac = link.Attrs().HardwareAddr
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, address(netip.MustParsePrefix("192.0.2.1/32"))))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := InNetns(pod, func() error {
+		link, err := netlink.LinkByName(i.Name)
+		if err != nil {
+			return err
+		}
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: i.Gateways[0].AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if from, ok := datagram(t, Host{Netns: pod}, h, "192.0.2.1:7000"); ok {
+		t.Errorf("the node took a datagram from %s on the pod's link", from)
+	}
+	if err := h.do(func() error { return writeSysctl("net/ipv4/conf/"+hostName+"/rp_filter", "0") }); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := datagram(t, Host{Netns: pod}, h, "192.0.2.1:7000"); !ok {
+		t.Error("the test's own datagram does not arrive even where nothing keeps it out")
+	}
+}
+
 // noTentative: an address in duplicate address detection cannot be used for a second.
 func noTentative(t *testing.T) error {
 	link, err := netlink.LinkByName("eth0")

@@ -5,11 +5,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -71,14 +72,20 @@ func (h Host) CreateVeth(v Veth) (net.HardwareAddr, error) {
 	return mac, err
 }
 
-// hostSideUp prepares the host side. It gets no IPv6 link-local address: what the host sends on it would reach the container around OVN.
+// hostSideUp prepares the host side, which is Open vSwitch's alone. The kernel's own stack sees its frames too on the userspace datapath: it neither answers
+// ARP there, nor forwards, nor takes what claims a source that is not behind this link, which is everything; and it has no IPv6 there.
 func hostSideUp(v Veth) (net.HardwareAddr, error) {
 	link, err := netlink.LinkByName(v.Host)
 	if err != nil {
 		return nil, fmt.Errorf("find veth %s: %w", v.Host, err)
 	}
-	if err := netlink.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !noIPv6(err) {
-		return nil, fmt.Errorf("veth %s: switch IPv6 address generation off: %w", v.Host, err)
+	for _, s := range [][2]string{
+		{"ipv4/conf/" + v.Host + "/arp_ignore", "8"}, {"ipv4/conf/" + v.Host + "/rp_filter", "1"}, {"ipv4/conf/" + v.Host + "/forwarding", "0"},
+		{"ipv6/conf/" + v.Host + "/disable_ipv6", "1"},
+	} {
+		if err := writeSysctl("net/"+s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel may run without IPv6
+			return nil, err
+		}
 	}
 	if v.NoOffload {
 		if err := txChecksumOff(v.Host); err != nil {
@@ -89,11 +96,6 @@ func hostSideUp(v Veth) (net.HardwareAddr, error) {
 		return nil, fmt.Errorf("set veth %s up: %w", v.Host, err)
 	}
 	return link.Attrs().HardwareAddr, nil
-}
-
-// noIPv6 tells the error of a kernel that runs without IPv6 from a real failure.
-func noIPv6(err error) bool {
-	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // Interface is what a container's side of a veth carries.
@@ -149,17 +151,18 @@ func (Host) ConfigureContainer(nsPath string, i Interface) error {
 	})
 }
 
-// containerSysctls switches IPv6 on where the runtime left it off, and router advertisements off: the addresses and routes are the
-// controller's to decide.
+// containerSysctls switches IPv6 on where the runtime left it off and the container has an address of it, with a link-local address of the MAC, the only one
+// that OVN lets through. Router advertisements are never listened to: addresses and routes are the controller's to decide.
 func containerSysctls(i Interface) error {
-	for _, a := range i.Addrs {
-		if a.Addr().Is4() {
-			continue
-		}
-		for _, key := range []string{"all/disable_ipv6", "default/disable_ipv6", i.Name + "/disable_ipv6", i.Name + "/accept_ra"} {
-			if err := writeSysctl("net/ipv6/conf/"+key, "0"); err != nil {
-				return err
-			}
+	if err := writeSysctl("net/ipv6/conf/"+i.Name+"/accept_ra", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if !slices.ContainsFunc(i.Addrs, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
+		return nil
+	}
+	for _, s := range [][2]string{{"all/disable_ipv6", "0"}, {"default/disable_ipv6", "0"}, {i.Name + "/addr_gen_mode", "0"}, {i.Name + "/disable_ipv6", "0"}} {
+		if err := writeSysctl("net/ipv6/conf/"+s[0], s[1]); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -1,7 +1,9 @@
 package topology
 
 import (
+	"errors"
 	"fmt"
+	"regexp"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -37,7 +39,7 @@ func PodBandwidth(namespace, pod, network string, annotations map[string]string)
 		if !ok {
 			continue
 		}
-		q, err := resource.ParseQuantity(text)
+		q, err := parseBandwidth(text)
 		if err != nil {
 			return nil, fmt.Errorf("annotation %s: %q: %w: want bits per second such as 10M", d.annotation, text, err)
 		}
@@ -55,4 +57,15 @@ func PodBandwidth(namespace, pod, network string, annotations map[string]string)
 		})
 	}
 	return rows, nil
+}
+
+// plainQuantity is a quantity without an exponent. Anybody may write a pod's annotations, and resource.ParseQuantity computes for hours, and in gigabytes, at
+// "1e-2000000000".
+var plainQuantity = regexp.MustCompile(`^[0-9]{1,16}(\.[0-9]{1,9})?(k|Ki|[MGTP]i?)?$`)
+
+func parseBandwidth(text string) (resource.Quantity, error) {
+	if !plainQuantity.MatchString(text) {
+		return resource.Quantity{}, errors.New("not a number with one of the suffixes k, M, G, T, P, Ki, Mi, Gi, Ti, Pi, or none")
+	}
+	return resource.ParseQuantity(text)
 }

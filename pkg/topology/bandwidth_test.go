@@ -23,9 +23,16 @@ func TestPodBandwidth(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
-	for _, bad := range []string{"", "fast", "-1M", "10", "2P"} {
+	for _, bad := range []string{ // the last three would keep ParseQuantity busy for hours
+		"", "fast", "-1M", "10", "2P", "1e-2000000000", "1000000000000000000000e1000000000", "0e2147483647",
+	} {
 		if _, err := PodBandwidth("ns", "p", "default", map[string]string{EgressBandwidth: bad}); err == nil || !strings.Contains(err.Error(), EgressBandwidth) {
 			t.Errorf("%q: %v, want an error that names the annotation", bad, err)
+		}
+	}
+	for _, good := range []string{"1000", "1.5M", "10Mi", "1P", "2Ki"} {
+		if rows, err := PodBandwidth("ns", "p", "default", map[string]string{EgressBandwidth: good}); err != nil || len(rows) != 1 {
+			t.Errorf("%q: %v %v", good, rows, err)
 		}
 	}
 	if rows, err := PodBandwidth("ns", "p", "default", nil); err != nil || rows != nil {

@@ -39,7 +39,7 @@ type SwitchRows struct {
 func Network(network string, join ipam.Spec) NetworkRows {
 	owner := ownedBy(ident.OwnerNetwork, network)
 	rows := NetworkRows{
-		Router: &nbdb.LogicalRouter{Name: string(ident.Router(network)), ExternalIDs: owner},
+		Router: &nbdb.LogicalRouter{Name: string(ident.Router(network)), Options: learning(), ExternalIDs: owner},
 		Join:   switchRows(ident.JoinSwitch(network), join, owner),
 	}
 	out := string(ident.RouterPort(ident.JoinSwitch(network)))
@@ -50,6 +50,12 @@ func Network(network string, join ipam.Spec) NetworkRows {
 		})
 	}
 	return rows
+}
+
+// learning bounds what the router learns of neighbours. The addresses of pods, VMs and nodes are in the northbound database; what is left are guests' own
+// link-local addresses, of which a hostile guest has as many as it likes: they are forgotten after some minutes, and not taken from ARP requests (ovn-nb(5)).
+func learning() map[string]string {
+	return map[string]string{"mac_binding_age_threshold": "300", "always_learn_from_arp_request": "false"}
 }
 
 // EgressPlaceholder is the address of a join network that is the next hop of its default route: the last one but one, which must not be given to a node.

@@ -9,8 +9,9 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// linkLocal is what every port may send from besides its own addresses: guests choose privacy link-local addresses, and without them their router
-// solicitations die.
+// linkLocal is what a VM with IPv6 may send from besides its own addresses: guests choose privacy link-local addresses, and without them their router
+// solicitations die. A pod's kernel is told to make its link-local address of the MAC, which OVN allows by itself where a port has IPv6 (ovn-nb(5), port_security):
+// nobody but a VM can then take the gateway's link-local address, and in a Subnet without IPv6 there is none at all.
 const linkLocal = "fe80::/64"
 
 // Pod returns the port of a pod's interface on a network. Only chassis may claim it, and only for the pod of this UID.
@@ -19,7 +20,7 @@ func Pod(namespace, pod, network string, chassis ident.ChassisName, id v1alpha1.
 	return &nbdb.LogicalSwitchPort{
 		Name:         string(ident.PodPort(namespace, pod, network)),
 		Addresses:    []string{addresses},
-		PortSecurity: []string{addresses + " " + linkLocal},
+		PortSecurity: []string{addresses},
 		Options: map[string]string{
 			"requested-chassis": string(chassis),
 			"iface-id-ver":      id.PodUID,

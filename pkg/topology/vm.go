@@ -2,6 +2,7 @@ package topology
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -44,7 +45,10 @@ func VM(p VMPort) *nbdb.LogicalSwitchPort {
 		lsp.Addresses = append(lsp.Addresses, "unknown") // what it bridges has addresses that nobody told us
 		return lsp
 	}
-	security := addresses + " " + linkLocal
+	security := addresses
+	if slices.ContainsFunc(p.IPs, func(ip netip.Prefix) bool { return ip.Addr().Is6() }) {
+		security += " " + linkLocal
+	}
 	for _, a := range p.Allowed {
 		security += " " + a
 	}

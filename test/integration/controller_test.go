@@ -99,7 +99,7 @@ func podGetsPort(t *testing.T, e *env) {
 	if d := cmp.Diff([]string{addresses}, lsp.Addresses); d != "" {
 		t.Errorf("addresses (-want +got)\n%s", d)
 	}
-	if d := cmp.Diff([]string{addresses + " fe80::/64"}, lsp.PortSecurity); d != "" {
+	if d := cmp.Diff([]string{addresses}, lsp.PortSecurity); d != "" {
 		t.Errorf("port_security (-want +got)\n%s", d)
 	}
 	if d := cmp.Diff(map[string]string{"requested-chassis": "n2", "iface-id-ver": string(p.UID)}, lsp.Options); d != "" {

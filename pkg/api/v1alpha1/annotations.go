@@ -22,6 +22,9 @@ const (
 	PortFinalizer = "godwit.dev/port"
 )
 
+// MinMTU is the least that a node's MTUAnnotation may say, in bytes: IPv6 does not work with less (RFC 8200, section 5).
+const MinMTU = 1280
+
 // Identity is what a pod's network interface is: the controller decides it when the pod is created, the agent plugs it in.
 // Its addresses are not proof of anything: OVN's port security, written by the controller, decides what the pod may send.
 //

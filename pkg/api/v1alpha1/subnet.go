@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -91,4 +92,21 @@ type SubnetList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []Subnet `json:"items"`
+}
+
+// ConditionReady is the type of the condition that Subnets and Ports have.
+const ConditionReady = "Ready"
+
+// Reasons for which a Subnet's spec is refused.
+const (
+	// ReasonInvalid: a part of it is wrong. Where it was right before, that is in force.
+	ReasonInvalid = "Invalid"
+	// ReasonOverlaps: its ranges, which never change, are not its own. It is not in the network.
+	ReasonOverlaps = "Overlaps"
+)
+
+// InNetwork reports whether the Subnet's ranges have been found to be its own. It stays so whatever is wrong with the rest of the spec.
+func (s *Subnet) InNetwork() bool {
+	ready := meta.FindStatusCondition(s.Status.Conditions, ConditionReady)
+	return ready != nil && ready.Reason != ReasonOverlaps
 }
