@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -48,6 +49,21 @@ func losses(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []
 		}
 	}
 	return all
+}
+
+// unreached are those losses in which the guest got nothing: what remains when a probe that it got counts as answered. Answers get lost too when a guest that was
+// without a processor sends many at once.
+func unreached(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time) []loss {
+	reached := *r
+	reached.Arrived = slices.Clone(r.Arrived)
+	for i := range arrivals.Flows {
+		for _, seq := range arrivals.Flows[i].Seq {
+			if arrivals.Flows[i].Flow == r.Flow && int(seq) < len(reached.Arrived) {
+				reached.Arrived[seq] = r.Sent[seq]
+			}
+		}
+	}
+	return losses(&reached, arrivals, stopped)
 }
 
 // lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the switch-over's, in milliseconds.

@@ -44,6 +44,7 @@ func figures() []figure {
 		{name: "QEMU's own stop", of: func(s sample) *float64 { return &s.Stop }},
 		{name: "probes without an answer", of: func(s sample) *float64 { return &s.Unanswered }},
 		{name: "  beyond QEMU's stop", of: beyond},
+		{name: "probes that did not get to the guest, beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.Unreached - s.Stop) }},
 		{name: "PortMigration's interruption beyond QEMU's stop", of: beyondRecorded},
 		{name: "silence of answers beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceTo - s.Stop) }},
 		{name: "silence of the VM beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceFrom - s.Stop) }},

@@ -22,7 +22,9 @@ type sample struct {
 	Stop float64 `json:"stop"`
 	// Unanswered is the longest time over which no probe to the VM was sent that got an answer, however late; SilenceTo and SilenceFrom are the longest times without an arrival, of answers
 	// and of what the VM sends. Undisturbed is the longest while nothing was done.
-	Unanswered  float64 `json:"unanswered"`
+	Unanswered float64 `json:"unanswered"`
+	// Unreached is the same of probes that did not get to the guest.
+	Unreached   float64 `json:"unreached"`
 	SilenceTo   float64 `json:"silenceTo"`
 	SilenceFrom float64 `json:"silenceFrom"`
 	Undisturbed float64 `json:"undisturbed"`
@@ -120,6 +122,7 @@ func (s *sample) probes(p *passage.Passage) {
 		if worst := interrupting(found, s.Stop); worst.length() > s.Unanswered {
 			s.Unanswered, s.Steps[stepLost] = worst.length(), worst.From
 		}
+		s.Unreached = max(s.Unreached, interrupting(unreached(&p.To.Result.Probes[i], p.To.Arrivals, p.Stop.Stopped), s.Stop).length())
 	}
 	for i := range p.From.Result.Probes {
 		c := traffic.OneWay(&p.From.Result.Probes[i], p.From.Arrivals).Counts
