@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -60,8 +61,8 @@ func TestKernelConntrack(t *testing.T) {
 	v := s.vm(0, "vm")
 	s.guard(v, backend)
 	names := map[netip.Addr]string{}
-	for i := range both {
-		names[addresses(v.Live)[i]], names[addresses(peer)[i]], names[addresses(backend)[i]], names[vips[i]] = "vm", "peer", "backend", "vip"
+	for i := range vips {
+		names[v.Live.Addrs()[i]], names[peer.Addrs()[i]], names[backend.Addrs()[i]], names[vips[i]] = "vm", "peer", "backend", "vip"
 	}
 	s.talk(v, peer, backend)
 	source := v.Live.Node
@@ -71,7 +72,7 @@ func TestKernelConntrack(t *testing.T) {
 	s.asked(v, "node1,node2", "rarp")
 	if *update {
 		time.Sleep(10 * time.Second) // until nothing is new any more
-		s.writeHandOff(handOff{Names: names, Source: s.zone(v, source), Target: s.zone(v, s.Nodes[1])})
+		s.writeHandOff(v, handOff{Names: names, Source: zoneDump{Node: source.Name}, Target: zoneDump{Node: s.Nodes[1].Name}})
 		return
 	}
 	text, err := os.ReadFile(conntrackFile)
@@ -87,8 +88,11 @@ func TestKernelConntrack(t *testing.T) {
 		node *cluster.Node
 		want zoneDump
 	}{{"source", source, want.Source}, {"target", s.Nodes[1], want.Target}} {
-		s.await("zone of the port on the "+side.name, func(context.Context) error {
-			got := s.zone(v, side.node)
+		s.await("zone of the port on the "+side.name, func(ctx context.Context) error {
+			got, err := zone(ctx, v, side.node)
+			if err != nil {
+				return err
+			}
 			if d := cmp.Diff(shape(side.want.Entries, want.Names), shape(got.Entries, names)); d != "" {
 				return fmt.Errorf("its entries (-want +got, `go test ./test/kernel -run Conntrack -update` takes what is got):\n%s", d)
 			}
@@ -114,7 +118,7 @@ func (s *scene) guard(v *cluster.VM, backend *cluster.Pod) {
 	s.nb("--type=port-group", "--apply-after-lb", "acl-add", group, "from-lport", "1001", "inport == @"+group+" && ip", "allow-related")
 	args := []string{}
 	for i, vip := range vips {
-		args = append(args, "--", "--may-exist", "lb-add", lb, netip.AddrPortFrom(vip, 7).String(), netip.AddrPortFrom(addresses(backend)[i], 7).String(), "tcp")
+		args = append(args, "--", "--may-exist", "lb-add", lb, netip.AddrPortFrom(vip, 7).String(), netip.AddrPortFrom(backend.Addrs()[i], 7).String(), "tcp")
 	}
 	s.nb(append(args[1:], "--", "ls-lb-add", network, lb)...)
 	s.t.Cleanup(func() {
@@ -132,10 +136,10 @@ func (s *scene) talk(v *cluster.VM, peer, backend *cluster.Pod) {
 	echo := traffic.Echoing{Connections: 2, Interval: traffic.Duration{Duration: 200 * time.Millisecond}}
 	probe := traffic.Probing{Interval: traffic.Duration{Duration: 200 * time.Millisecond}}
 	silence := traffic.Duration{Duration: 10 * time.Minute}
-	s.begin(fromPeer, traffic.Spec{Peers: addresses(v.Live), Echo: echo, Probe: probe, Silence: silence})
-	s.begin(fromVM, traffic.Spec{Peers: addresses(peer), Echo: echo, Probe: probe, Silence: silence})
+	s.begin(fromPeer, traffic.Spec{Peers: v.Live.Addrs(), Echo: echo, Probe: probe, Silence: silence})
+	s.begin(fromVM, traffic.Spec{Peers: peer.Addrs(), Echo: echo, Probe: probe, Silence: silence})
 	s.begin(fromVM, traffic.Spec{Peers: vips, Echo: echo, Silence: silence})
-	at := netip.AddrPortFrom(peer.Addr(true), 9000)
+	at := netip.AddrPortFrom(peer.Addrs()[0], 9000)
 	log := s.daemon(peer.Netns, "tool", "sctp", "serve", at.String())
 	s.says(log, "listening")
 	s.says(s.daemon(v.Netns, "tool", "sctp", "ask", at.String(), "0"), "message 1 from")
@@ -154,27 +158,41 @@ func (s *scene) says(log, word string) {
 }
 
 // zone dumps the zone of the VM's port on a node.
-func (s *scene) zone(v *cluster.VM, n *cluster.Node) zoneDump {
-	s.t.Helper()
+func zone(ctx context.Context, v *cluster.VM, n *cluster.Node) (zoneDump, error) {
 	d := zoneDump{Node: n.Name}
-	s.await("zone of "+string(v.Port())+" on "+n.Name, func(ctx context.Context) (err error) {
-		if d.Zone, err = n.Zone(ctx, v.Port()); err == nil && d.Zone == 0 {
-			err = fmt.Errorf("the port has none")
-		}
-		return err
-	})
+	var err error
+	if d.Zone, err = n.Zone(ctx, v.Port()); err != nil || d.Zone == 0 {
+		return d, errors.Join(fmt.Errorf("the zone of port %s on %s is %d, want another than 0", v.Port(), n.Name, d.Zone), err)
+	}
 	for _, family := range []string{"ipv4", "ipv6"} {
-		for line := range strings.Lines(s.run(n.Name, "conntrack", "-L", "-f", family, "-w", fmt.Sprint(d.Zone), "-o", "extended")) {
+		out, err := n.In(ctx, "conntrack", "-L", "-f", family, "-w", fmt.Sprint(d.Zone), "-o", "extended")
+		if err != nil {
+			return d, err
+		}
+		for line := range strings.Lines(out) {
 			d.Entries = append(d.Entries, strings.TrimSpace(line))
 		}
 	}
 	slices.Sort(d.Entries)
-	d.Messages = strings.Fields(s.run(n.Name, "tool", "conntrack", fmt.Sprint(d.Zone)))
-	return d
+	out, err := n.In(ctx, "tool", "conntrack", fmt.Sprint(d.Zone))
+	d.Messages = strings.Fields(out)
+	return d, err
 }
 
-func (s *scene) writeHandOff(h handOff) {
+// writeHandOff dumps both zones and writes conntrackFile.
+func (s *scene) writeHandOff(v *cluster.VM, h handOff) {
 	s.t.Helper()
+	for _, d := range []*zoneDump{&h.Source, &h.Target} {
+		for _, n := range s.Nodes {
+			if n.Name != d.Node {
+				continue
+			}
+			var err error
+			if *d, err = zone(s.t.Context(), v, n); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
 	h.Kernel = s.run("", "uname", "-r")
 	h.OVS, _, _ = strings.Cut(s.run("", "ovs-vswitchd", "--version"), "\n")
 	h.OVN, _, _ = strings.Cut(s.run("", "ovn-controller", "--version"), "\n")

@@ -82,7 +82,7 @@ func TestKernelMove(t *testing.T) {
 		Silence: traffic.Duration{Duration: time.Minute},
 	}
 	toVM, toPeer := spec, spec
-	toVM.Peers, toPeer.Peers = addresses(v.Live), addresses(peer)
+	toVM.Peers, toPeer.Peers = v.Live.Addrs(), peer.Addrs()
 	runs := map[*traffic.Client]traffic.RunID{fromPeer: s.begin(fromPeer, toVM), fromVM: s.begin(fromVM, toPeer)}
 	for _, to := range []int{1, 0} {
 		s.move(v, s.Nodes[to])

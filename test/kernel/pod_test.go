@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -25,9 +26,9 @@ func TestKernelPods(t *testing.T) {
 	for _, p := range []*cluster.Pod{two, third} {
 		s.traffic(p.Netns)
 	}
-	before := s.tunnelled(s.Nodes[0])
+	before := s.tunnelledSoFar(s.Nodes[0])
 	run := s.begin(client, traffic.Spec{
-		Peers: append(addresses(two), addresses(third)...), Probe: traffic.Probing{Interval: traffic.Duration{Duration: 20 * time.Millisecond}},
+		Peers: append(two.Addrs(), third.Addrs()...), Probe: traffic.Probing{Interval: traffic.Duration{Duration: 20 * time.Millisecond}},
 		Echo: traffic.Echoing{Connections: 4}, Upload: traffic.Bulk{Connections: 4}, Download: traffic.Bulk{Connections: 4},
 	})
 	s.awaitTunnelled(s.Nodes[0], before, counters{rx: 500_000, tx: 500_000}) // some seconds' bulk; probes alone would take minutes
@@ -45,9 +46,11 @@ func TestKernelPods(t *testing.T) {
 type counters struct{ rx, tx int }
 
 // tunnelled are the bytes that the kernel's Geneve device of a node has seen.
-func (s *scene) tunnelled(n *cluster.Node) counters {
-	s.t.Helper()
-	out := s.run(n.Name, "ip", "-json", "-statistics", "link", "show", "genev_sys_6081")
+func tunnelled(ctx context.Context, n *cluster.Node) (counters, error) {
+	out, err := n.In(ctx, "ip", "-json", "-statistics", "link", "show", "genev_sys_6081")
+	if err != nil {
+		return counters{}, err
+	}
 	var links []struct {
 		Stats struct {
 			RX struct {
@@ -59,16 +62,28 @@ func (s *scene) tunnelled(n *cluster.Node) counters {
 		} `json:"stats64"`
 	}
 	if err := json.Unmarshal([]byte(out), &links); err != nil || len(links) != 1 {
-		s.t.Fatalf("tunnel device of %s: %s: %v", n.Name, out, err)
+		return counters{}, errors.Join(fmt.Errorf("tunnel device of %s is %s, want one with counters", n.Name, out), err)
 	}
-	return counters{links[0].Stats.RX.Bytes, links[0].Stats.TX.Bytes}
+	return counters{links[0].Stats.RX.Bytes, links[0].Stats.TX.Bytes}, nil
+}
+
+func (s *scene) tunnelledSoFar(n *cluster.Node) counters {
+	s.t.Helper()
+	c, err := tunnelled(s.t.Context(), n)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
 }
 
 // awaitTunnelled waits until the kernel's Geneve device has seen more bytes than before.
 func (s *scene) awaitTunnelled(n *cluster.Node, before, more counters) {
 	s.t.Helper()
-	s.await("traffic through tunnels of "+n.Name, func(context.Context) error {
-		now := s.tunnelled(n)
+	s.await("traffic through tunnels of "+n.Name, func(ctx context.Context) error {
+		now, err := tunnelled(ctx, n)
+		if err != nil {
+			return err
+		}
 		if got := (counters{rx: now.rx - before.rx, tx: now.tx - before.tx}); got.rx < more.rx || got.tx < more.tx {
 			return fmt.Errorf("the kernel's tunnel device has seen %+v bytes, want %+v", got, more)
 		}
@@ -92,8 +107,8 @@ func TestKernelOffload(t *testing.T) {
 	}
 	s.traffic(two.Netns)
 	client := s.traffic(one.Netns)
-	before := s.tunnelled(s.Nodes[0])
-	run := s.begin(client, traffic.Spec{Peers: addresses(two), Upload: traffic.Bulk{Connections: 2, Rate: 20 << 20}})
+	before := s.tunnelledSoFar(s.Nodes[0])
+	run := s.begin(client, traffic.Spec{Peers: two.Addrs(), Upload: traffic.Bulk{Connections: 2, Rate: 20 << 20}})
 	s.awaitTunnelled(s.Nodes[0], before, counters{tx: 10 << 20})
 	s.stop(client, run)
 }

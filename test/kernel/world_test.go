@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +15,6 @@ import (
 	"github.com/godwit-cni/godwit/test/kernel/control"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
-
-// both families; true is IPv4.
-var both = []bool{true, false}
 
 // scene is the part of the shared cluster that one test has: a namespace with pods, which go with the test.
 type scene struct {
@@ -154,13 +150,4 @@ func (s *scene) vs(n *cluster.Node, args ...string) string {
 		s.t.Fatal(err)
 	}
 	return strings.TrimSpace(out)
-}
-
-// addresses are a pod's, of both families.
-func addresses(p *cluster.Pod) []netip.Addr {
-	var out []netip.Addr
-	for _, v4 := range both {
-		out = append(out, p.Addr(v4))
-	}
-	return out
 }

@@ -40,14 +40,13 @@ type Pod struct {
 	removed bool
 }
 
-// Addr is the pod's address of the family.
-func (p *Pod) Addr(is4 bool) netip.Addr {
+// Addrs are the pod's addresses, IPv4 and IPv6.
+func (p *Pod) Addrs() []netip.Addr {
+	out := make([]netip.Addr, 0, len(p.IPs))
 	for _, ip := range p.IPs {
-		if ip.Addr().Is4() == is4 {
-			return ip.Addr()
-		}
+		out = append(out, ip.Addr())
 	}
-	return netip.Addr{}
+	return out
 }
 
 // In runs a command in the pod, see Cluster.In.
@@ -80,7 +79,15 @@ func (n *Node) Pod(ctx context.Context, name types.NamespacedName, change ...fun
 	if _, err := n.cluster.In(ctx, "", "ip", "netns", "add", p.Netns); err != nil {
 		return nil, err
 	}
-	out, err := p.cni(ctx, "ADD")
+	out := ""
+	err := Await(ctx, "attach pod "+name.String(), func(ctx context.Context) (err error) {
+		if out, err = p.cni(ctx, "ADD"); err == nil {
+			return nil
+		}
+		// A kubelet tries again, after a DEL. On a busy machine the controller loses its lease, and the next one's takes longer than an ADD waits.
+		_, delErr := p.cni(ctx, "DEL")
+		return errors.Join(err, delErr)
+	})
 	if err != nil {
 		return nil, err
 	}
