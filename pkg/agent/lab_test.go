@@ -207,9 +207,7 @@ func newTestNode(t *testing.T, c *ovntest.OVNCentral, name string, index int) *t
 		}},
 	}
 	n.nodes.Add(n.node.DeepCopy())
-	n.subnets.Add(&v1alpha1.Subnet{
-		ObjectMeta: metav1.ObjectMeta{Name: "pods"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{podSpec.CIDRs[0].String(), podSpec.CIDRs[1].String()}},
-	})
+	n.subnets.Add(subnet("pods", metav1.ConditionTrue, "InNetwork", podSpec.CIDRs[0].String(), podSpec.CIDRs[1].String()))
 	source := filepath.Join(dir, "godwit-cni")
 	if err := os.WriteFile(source, []byte("#!/bin/false\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -328,4 +326,11 @@ func eventually(t *testing.T, what string, f func() error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// subnet is one of which the controller says that it is, or is not, ready.
+func subnet(name string, ready metav1.ConditionStatus, reason string, cidrs ...string) *v1alpha1.Subnet {
+	s := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.SubnetSpec{CIDRs: cidrs}}
+	s.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: ready, Reason: reason}}
+	return s
 }

@@ -110,10 +110,18 @@ func TestNodeFollowsItsInputs(t *testing.T) {
 	}
 	n.waitReady(t)
 
-	n.subnets.Add(&v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.250.0.0/16"}}})
+	n.subnets.Add(&v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "unjudged"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.249.0.0/16"}}})
+	n.subnets.Add(subnet("refused", metav1.ConditionFalse, v1alpha1.ReasonOverlaps, "10.248.0.0/16"))
+	n.subnets.Add(subnet("own", metav1.ConditionTrue, "InNetwork", "172.30.0.0/16")) // the underlay
+	n.subnets.Add(subnet("more", metav1.ConditionFalse, v1alpha1.ReasonInvalid, "10.250.0.0/16"))
 	eventually(t, "route of a new Subnet", func() error { return n.hasRoutes("10.250.0.0/16", 1) })
 	eventually(t, "masquerade of a new Subnet", func() error { return n.hasElement("pods4", "10.250.0.0/16") })
-	n.subnets.Delete(&v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "more"}})
+	for _, cidr := range []string{"10.249.0.0/16", "10.248.0.0/16", "172.30.0.0/16"} {
+		if err := n.hasRoutes(cidr, 0); err != nil {
+			t.Errorf("a Subnet that is not in the network: %v", err)
+		}
+	}
+	n.subnets.Delete(subnet("more", metav1.ConditionTrue, ""))
 	eventually(t, "route of a deleted Subnet", func() error { return n.hasRoutes("10.250.0.0/16", 0) })
 
 	if err := n.Do(func() error { return exec.Command("nft", "flush", "ruleset").Run() }); err != nil {
