@@ -26,7 +26,7 @@ const (
 
 // sighting is what was seen at one port's link. A zero time: not, so far.
 type sighting struct {
-	// attached is when OVN had installed the port, last the last frame, announced the first RARP, first the first other frame.
+	// attached is when OVN had installed the port, last the last frame, announced the first RARP, first the first other frame after that.
 	attached, last, announced, first time.Time
 	// early counts the frames before the announcement.
 	early int64
@@ -52,7 +52,8 @@ func (s *sighting) add(f frame.Seen) (news bool) {
 		return false
 	}
 	if s.announced.IsZero() {
-		s.early++
+		s.early++ // and OVN drops it
+		return false
 	}
 	if !s.first.IsZero() {
 		return false

@@ -54,11 +54,12 @@ func TestSightingTellsWhoAnnounced(t *testing.T) {
 		"seen late":                     {ms(10), true, true, 0},
 	} {
 		s := sighting{sent: c.sent, late: c.late}
-		first := s.add(frame.Seen{At: ms(5)})
+		early := s.add(frame.Seen{At: ms(5)})
 		rarp := s.add(frame.Seen{At: ms(10), RARP: true})
+		first := s.add(frame.Seen{At: ms(11)})
 		again := s.add(frame.Seen{At: ms(12), RARP: true})
-		if first == c.late || !rarp || again || s.byAgent != c.want || s.early != c.early || !s.announced.Equal(ms(10)) || !s.last.Equal(ms(12)) {
-			t.Errorf("%s: news %v %v %v, seen %+v", name, first, rarp, again, s)
+		if early || first == c.late || s.first.Equal(ms(11)) == c.late || !rarp || again || s.byAgent != c.want || s.early != c.early || !s.announced.Equal(ms(10)) || !s.last.Equal(ms(12)) {
+			t.Errorf("%s: news %v %v %v %v, seen %+v", name, early, rarp, first, again, s)
 		}
 	}
 }

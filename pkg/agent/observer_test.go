@@ -268,7 +268,7 @@ func TestTargetReportsWhatItSaw(t *testing.T) {
 				w.records.add(w.pm)
 			}
 			got := w.records.reported(t, w.pm, sideTarget)
-			wantTime(t, "first frame", got.FirstFrame, at(start, time.Millisecond))
+			wantTime(t, "first frame", got.FirstFrame, at(start, 4*time.Millisecond))
 			wantTime(t, "announcement", got.Announced, at(start, 3*time.Millisecond))
 			if got.FramesBeforeAnnouncement != 2 || got.AnnouncedByAgent || got.LastFrame != nil || len(got.Clock.BootID) != 36 {
 				t.Errorf("reported %+v, want 2 frames before the VM's own announcement, and the machine", got)

@@ -110,7 +110,7 @@ type Observation struct {
 	// AnnouncedByAgent: no RARP came from the VM, so the agent sent it.
 	// +optional
 	AnnouncedByAgent bool `json:"announcedByAgent,omitempty"`
-	// FirstFrame that the VM sent here which is no RARP. Target only.
+	// FirstFrame that the VM sent here after it was announced which is no RARP. Target only.
 	// +optional
 	FirstFrame *metav1.MicroTime `json:"firstFrame,omitempty"`
 	// FramesBeforeAnnouncement is how many frames the VM sent on the target before any RARP: OVN dropped them. Target only.

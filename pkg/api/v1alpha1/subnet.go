@@ -8,6 +8,7 @@ import (
 // SubnetSpec is what an administrator asks for.
 //
 // +kubebuilder:validation:XValidation:rule="self.cidrs == oldSelf.cidrs",message="cidrs cannot be changed: pods have addresses in them; create another Subnet"
+// +kubebuilder:validation:XValidation:rule="has(self.gateways) == has(oldSelf.gateways) && (!has(self.gateways) || self.gateways == oldSelf.gateways)",message="gateways cannot be changed: they are the pods' default routes; create another Subnet"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.all(g, isIP(g) && self.cidrs.exists(c, isCIDR(c) && cidr(c).containsIP(ip(g))))",message="every gateway must be an address in one of cidrs"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.size() == self.cidrs.size()",message="gateways must name one address for each of cidrs, or be left out"
 // +kubebuilder:validation:XValidation:rule="!has(self.excludeIPs) || self.excludeIPs.all(e, e.split('-').all(a, self.cidrs.exists(c, isCIDR(c) && isIP(a) && cidr(c).containsIP(ip(a)))))",message="every excludeIPs entry must be an address or FIRST-LAST in one of cidrs"
@@ -22,14 +23,14 @@ type SubnetSpec struct {
 	// +listType=atomic
 	CIDRs []string `json:"cidrs"`
 
-	// Gateways are the addresses of the logical router in the Subnet, one for each of cidrs. The first address of each range if left out.
+	// Gateways are the addresses of the logical router in the Subnet, one for each of cidrs. The first address of each range if left out. They cannot be changed.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:validation:items:MaxLength=39
 	// +listType=atomic
 	Gateways []string `json:"gateways,omitempty"`
 
-	// ExcludeIPs are addresses, or ranges written FIRST-LAST, that are never given to a pod.
+	// ExcludeIPs are addresses, or ranges written FIRST-LAST, that are not given to a pod. One that has such an address already keeps it.
 	// +optional
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MaxLength=79
