@@ -10,6 +10,7 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/go-logr/logr"
+	"github.com/ovn-kubernetes/libovsdb/cache"
 	"github.com/ovn-kubernetes/libovsdb/client"
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,8 +53,7 @@ func (c Config) validate(database string) error {
 
 // NB is a client of the northbound database with a live copy of the tables that Godwit uses. It is safe for concurrent use.
 type NB struct {
-	ovsdb   client.Client
-	log     *slog.Logger
+	connection
 	queue   chan *request
 	urgent  chan *request
 	metrics *metrics
@@ -74,7 +74,7 @@ func Connect(ctx context.Context, c Config) (*NB, error) {
 		return nil, err
 	}
 	return &NB{
-		ovsdb: db, log: c.Logger, queue: make(chan *request, maxBatch), urgent: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer),
+		connection: newConnection(db, c.Logger, "northbound", nbdb.LogicalSwitchPortTable), queue: make(chan *request, maxBatch), urgent: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer),
 	}, nil
 }
 
@@ -117,34 +117,64 @@ func monitor(ctx context.Context, database string, db client.Client, tables ...c
 	return nil
 }
 
-// probe finds out that a server has gone without a word, and lets the client connect again, until ctx ends.
-func probe(ctx context.Context, database string, db client.Client, log *slog.Logger) error {
+// connection is a client's connection to one database.
+type connection struct {
+	ovsdb client.Client
+	log   *slog.Logger
+	// database is its name for people, table one that is monitored.
+	database, table string
+	renewed         chan struct{}
+}
+
+func newConnection(ovsdb client.Client, log *slog.Logger, database, table string) connection {
+	return connection{ovsdb: ovsdb, log: log, database: database, table: table, renewed: make(chan struct{}, 1)}
+}
+
+// Close ends the connection.
+func (c *connection) Close() { c.ovsdb.Close() }
+
+// Connected reports whether the database can be reached now.
+func (c *connection) Connected() bool { return c.ovsdb.Connected() }
+
+// Renewed receives a value after the live copy was made anew: the connection was lost, and the server could not say what had changed since. What has gone or
+// changed meanwhile was told to no watcher. It is noticed within seconds, by Run. There is one channel, for one receiver.
+func (c *connection) Renewed() <-chan struct{} { return c.renewed }
+
+// probe finds out that a server has gone without a word, and lets the client connect again, and that the copy was made anew, until ctx ends.
+func (c *connection) probe(ctx context.Context) error {
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
+	known := c.copy()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if !db.Connected() {
+		if !c.ovsdb.Connected() {
 			continue
 		}
+		now := c.copy()
 		echo, cancel := context.WithTimeout(ctx, probeInterval)
-		err := db.Echo(echo)
+		err := c.ovsdb.Echo(echo)
 		cancel()
-		if err != nil && ctx.Err() == nil {
-			log.Warn("the database does not answer, connecting again", "db", database, "error", err)
-			db.Disconnect()
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			c.log.Warn("the database does not answer, connecting again", "db", c.database, "error", err)
+			c.ovsdb.Disconnect()
+		case now != known: // and it is whole: the client answers nothing while it fills it
+			known = now
+			select {
+			case c.renewed <- struct{}{}:
+			default:
+			}
 		}
 	}
 }
 
-// Close ends the connection.
-func (nb *NB) Close() { nb.ovsdb.Close() }
-
-// Connected reports whether the database can be reached now.
-func (nb *NB) Connected() bool { return nb.ovsdb.Connected() }
+// copy is the live copy of one table, which the client replaces, with all others, when it cannot go on with it.
+func (c *connection) copy() *cache.RowCache { return c.ovsdb.Cache().Table(c.table) }
 
 func nbModel() (model.ClientDBModel, error) {
 	m, err := model.NewClientDBModel("OVN_Northbound", map[string]model.Model{

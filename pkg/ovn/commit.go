@@ -62,7 +62,7 @@ func (nb *NB) submit(ctx context.Context, queue chan<- *request, changes []Chang
 func (nb *NB) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return nb.commitLoop(ctx) })
-	g.Go(func() error { return probe(ctx, "northbound", nb.ovsdb, nb.log) })
+	g.Go(func() error { return nb.probe(ctx) })
 	return g.Wait()
 }
 

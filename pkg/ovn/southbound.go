@@ -3,7 +3,6 @@ package ovn
 import (
 	"context"
 	"fmt"
-	"log/slog"
 
 	"github.com/ovn-kubernetes/libovsdb/cache"
 	"github.com/ovn-kubernetes/libovsdb/client"
@@ -16,10 +15,7 @@ import (
 
 // SB is a client of the southbound database with a live copy of the VMs' Port_Bindings and of the chassis' names. It writes nothing. It is safe for concurrent
 // use.
-type SB struct {
-	ovsdb client.Client
-	log   *slog.Logger
-}
+type SB struct{ connection }
 
 // ConnectSB reaches the database and fills the live copy. The client reconnects by itself from then on; Run lets it notice a server that has gone without a word.
 func ConnectSB(ctx context.Context, c Config) (*SB, error) {
@@ -44,17 +40,11 @@ func ConnectSB(ctx context.Context, c Config) (*SB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &SB{ovsdb: db, log: c.Logger}, nil
+	return &SB{newConnection(db, c.Logger, "southbound", sbdb.PortBindingTable)}, nil
 }
 
-// Close ends the connection.
-func (sb *SB) Close() { sb.ovsdb.Close() }
-
-// Connected reports whether the database can be reached now.
-func (sb *SB) Connected() bool { return sb.ovsdb.Connected() }
-
 // Run keeps the connection alive until ctx ends.
-func (sb *SB) Run(ctx context.Context) error { return probe(ctx, "southbound", sb.ovsdb, sb.log) }
+func (sb *SB) Run(ctx context.Context) error { return sb.probe(ctx) }
 
 // Binding is the Port_Binding of a VM's port, nil if there is none. It must not be changed.
 func (sb *SB) Binding(ctx context.Context, name ident.PortName) (*sbdb.PortBinding, error) {
