@@ -11,6 +11,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
@@ -36,7 +38,10 @@ type allocations struct {
 	pools        map[string]*ipam.Pool
 	held         map[holder]holding
 	waiting      map[string]map[holder]bool // those that found their Subnet full or missing
-	mtus         map[string]int             // by node
+	turns        uint64                     // how often the choice of a Subnet may have come to mean another
+	found        map[string][]claim         // by Subnet, while addresses are restored
+	macs         macs
+	mtus         map[string]int // by node
 
 	restore *restoration
 }
@@ -63,49 +68,65 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec) *allocations 
 	return &allocations{
 		api: api, nb: nb, join: ipam.New(join),
 		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
-		restore: newRestoration(),
+		macs: newMACs(), restore: newRestoration(),
 	}
 }
 
-// setSubnet makes a pool for a Subnet, or adapts the one there is. A new pool first takes back what pods and Ports already have in it. It succeeds when nothing changed.
+// errTakesAway: a change of a Subnet would take addresses from those who have them.
+var errTakesAway = errors.New("addresses are in use")
+
+// setSubnet makes a pool for a Subnet, or adapts the one there is, unless that takes addresses away (errTakesAway). A new pool first takes back what pods and
+// Ports already have in it. It succeeds when nothing changed.
 func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p, ok := a.pools[name]; ok {
-		if reflect.DeepEqual(p.Spec(), spec) {
-			return nil
-		}
-		next, err := p.With(spec)
-		if err == nil {
-			a.pools[name] = next
-		}
-		return err
+	pool, ok := a.pools[name]
+	if ok && reflect.DeepEqual(pool.Spec(), spec) {
+		return nil
 	}
-	claims, err := a.existing(ctx, name)
-	if err != nil {
+	var err error
+	if ok {
+		if pool, err = pool.With(spec); err != nil {
+			return fmt.Errorf("%w: %w", errTakesAway, err)
+		}
+	} else if pool, err = a.restored(ctx, name, spec); err != nil {
 		return err
-	}
-	pool := ipam.New(spec)
-	for _, c := range claims {
-		if pool.Claim(c.holder.owner(c.uid), c.addrs) == nil {
-			a.held[c.holder] = holding{uid: c.uid, subnet: name}
-		} // whoever loses is given another address when it is reconciled
 	}
 	a.pools[name] = pool
-	a.wake(name)
+	a.wakeWaiting() // it may be what others than its own wait for: a namespace's second Subnet
 	return nil
 }
 
-// dropSubnet forgets a Subnet, unless somebody still has addresses in it; it returns their number.
-func (a *allocations) dropSubnet(name string) (used int64) {
+// dropSubnet forgets a Subnet, unless somebody still has addresses in it; it returns their number. A controller that has just begun finds out who has.
+func (a *allocations) dropSubnet(ctx context.Context, name string, spec ipam.Spec) (used int64, _ error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p, ok := a.pools[name]; ok {
-		used, _ = p.Usage()
+	if _, ok := a.pools[name]; !ok {
+		pool, err := a.restored(ctx, name, spec)
+		if err != nil {
+			return 0, err
+		}
+		a.pools[name] = pool
+	}
+	return a.drop(name), nil
+}
+
+// forgetSubnet is dropSubnet for one that is gone.
+func (a *allocations) forgetSubnet(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drop(name)
+}
+
+func (a *allocations) drop(name string) (used int64) {
+	if pool, ok := a.pools[name]; ok {
+		used, _ = pool.Usage()
 	}
 	if used == 0 {
 		delete(a.pools, name)
 	}
+	a.turns++
+	a.wake(name) // there may be another Subnet for them
 	return used
 }
 
@@ -122,13 +143,13 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 	}
 	pool, ok := a.pools[subnet]
 	if !ok {
-		a.wait(subnet, h)
+		a.wait(subnet, h, ask.turn)
 		return "", nil, fmt.Errorf("Subnet %s: %w", subnet, errNoSubnet)
 	}
 	owner := h.owner(uid)
 	if ask.had == nil || pool.Claim(owner, ask.had) != nil {
 		if _, err := pool.Allocate(owner, ask.wanted...); err != nil {
-			a.wait(subnet, h)
+			a.wait(subnet, h, ask.turn)
 			return "", nil, fmt.Errorf("Subnet %s: %w", subnet, err)
 		}
 	}
@@ -144,9 +165,18 @@ type request struct {
 	had []netip.Addr
 	// wanted are addresses that it must have.
 	wanted []netip.Addr
+	// turn is what turn said before its Subnet was chosen.
+	turn uint64
 }
 
-// release takes back what h has, if anything.
+// turn changes when a choice of Subnet that was made before may be another now.
+func (a *allocations) turn() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.turns
+}
+
+// release takes back what h has, if anything: addresses and MAC.
 func (a *allocations) release(h holder) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -156,6 +186,7 @@ func (a *allocations) release(h holder) {
 	if has, ok := a.held[h]; ok {
 		a.free(h, has)
 	}
+	a.macs.release(h, "", a.enqueue)
 }
 
 func (a *allocations) free(h holder, has holding) {
@@ -165,16 +196,49 @@ func (a *allocations) free(h holder, has holding) {
 	a.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
 }
 
-func (a *allocations) wait(subnet string, h holder) {
+// wait lets h be enqueued when there may be something for it: at once if that was between its choice of a Subnet and now.
+func (a *allocations) wait(subnet string, h holder, turn uint64) {
+	if turn != a.turns {
+		a.enqueue(h)
+		return
+	}
 	if a.waiting[subnet] == nil {
 		a.waiting[subnet] = map[holder]bool{}
 	}
 	a.waiting[subnet][h] = true
 }
 
+// wake enqueues those who wait for a Subnet's addresses. Whoever gets none waits again.
 func (a *allocations) wake(subnet string) {
 	for h := range a.waiting[subnet] {
 		a.enqueue(h)
+	}
+	delete(a.waiting, subnet)
+}
+
+// wakeWaiting enqueues everybody who waits, whatever Subnet they found: there may be another for them now.
+func (a *allocations) wakeWaiting() {
+	a.turns++
+	for subnet := range a.waiting {
+		a.wake(subnet)
+	}
+}
+
+// waitingIn maps a namespace, whose labels have changed, to those of a kind that wait for addresses in it: it may be another Subnet's now.
+func (a *allocations) waitingIn(kind string) handler.MapFunc {
+	return func(_ context.Context, ns client.Object) []reconcile.Request {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.turns++
+		var out []reconcile.Request
+		for _, holders := range a.waiting {
+			for h := range holders {
+				if h.kind == kind && h.key.Namespace == ns.GetName() {
+					out = append(out, reconcile.Request{NamespacedName: h.key})
+				}
+			}
+		}
+		return out
 	}
 }
 

@@ -110,7 +110,5 @@ func (a *allocations) wakeAll() {
 	for subnet := range a.pools {
 		a.subnets.enqueue(types.NamespacedName{Name: subnet})
 	}
-	for subnet := range a.waiting {
-		a.wake(subnet)
-	}
+	a.wakeWaiting()
 }

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -27,68 +30,99 @@ type claim struct {
 	since  time.Time
 }
 
-// existing is what Ports and pods already have in a Subnet: what is proven first, then the oldest. A forged annotation therefore never takes an address from a
-// pod that is in the network.
-func (a *allocations) existing(ctx context.Context, subnet string) ([]claim, error) {
-	ports, err := a.portClaims(ctx, subnet)
+// restored is a pool with what pods and Ports already have in a Subnet.
+func (a *allocations) restored(ctx context.Context, subnet string, spec ipam.Spec) (*ipam.Pool, error) {
+	claims, err := a.claimsIn(ctx, subnet)
 	if err != nil {
 		return nil, err
 	}
-	pods, err := a.podClaims(ctx, subnet)
-	if err != nil {
-		return nil, err
+	pool := ipam.New(spec)
+	for _, c := range claims {
+		if pool.Claim(c.holder.owner(c.uid), c.addrs) == nil {
+			a.held[c.holder] = holding{uid: c.uid, subnet: subnet}
+		} // whoever loses is given another address when it is reconciled
 	}
-	claims := slices.Concat(ports, pods)
-	slices.SortStableFunc(claims, func(x, y claim) int {
-		if x.proven != y.proven {
-			if x.proven {
-				return -1
-			}
-			return 1
+	return pool, nil
+}
+
+// claimsIn is what is claimed in a Subnet. A leader that begins reads all pods once, not once for each Subnet. Later nothing is remembered: a pod that has
+// gone would claim its address for ever.
+func (a *allocations) claimsIn(ctx context.Context, subnet string) ([]claim, error) {
+	if a.restore.isDone() {
+		a.found = nil
+		found, err := a.existing(ctx, func(s string) bool { return s == subnet })
+		return found[subnet], err
+	}
+	if a.found == nil {
+		found, err := a.existing(ctx, func(string) bool { return true })
+		if err != nil {
+			return nil, err
 		}
-		return x.since.Compare(y.since)
-	})
+		a.found = found
+	}
+	claims := a.found[subnet]
+	delete(a.found, subnet)
 	return claims, nil
 }
 
-func (a *allocations) portClaims(ctx context.Context, subnet string) ([]claim, error) {
+// existing is what Ports and pods already have in Subnets that are asked for: what is proven first, then the oldest. A forged annotation therefore never takes
+// an address from a pod that is in the network.
+func (a *allocations) existing(ctx context.Context, asked func(subnet string) bool) (map[string][]claim, error) {
+	found := map[string][]claim{}
+	if err := errors.Join(a.portClaims(ctx, asked, found), a.podClaims(ctx, asked, found)); err != nil {
+		return nil, err
+	}
+	for _, claims := range found {
+		slices.SortStableFunc(claims, func(x, y claim) int {
+			if x.proven != y.proven {
+				if x.proven {
+					return -1
+				}
+				return 1
+			}
+			return x.since.Compare(y.since)
+		})
+	}
+	return found, nil
+}
+
+func (a *allocations) portClaims(ctx context.Context, asked func(subnet string) bool, found map[string][]claim) error {
 	var ports v1alpha1.PortList
 	if err := a.api.List(ctx, &ports, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list Ports to restore the addresses of Subnet %s: %w", subnet, err)
+		return fmt.Errorf("list Ports to restore their addresses: %w", err)
 	}
-	var claims []claim
 	for i := range ports.Items {
 		p := &ports.Items[i]
-		if addrs := parseAddrs(p.Status.IPs); p.Status.Subnet == subnet && len(addrs) > 0 {
-			claims = append(claims, claim{
+		subnet, addrs := p.Status.Subnet, parseAddrs(p.Status.IPs)
+		if len(addrs) > 0 && asked(subnet) {
+			found[subnet] = append(found[subnet], claim{
 				holder: portHolder(client.ObjectKeyFromObject(p)), uid: p.UID, addrs: addrs, proven: true, since: p.CreationTimestamp.Time,
 			})
 		}
 	}
-	return claims, nil
+	return nil
 }
 
-func (a *allocations) podClaims(ctx context.Context, subnet string) ([]claim, error) {
+func (a *allocations) podClaims(ctx context.Context, asked func(subnet string) bool, found map[string][]claim) error {
 	var pods corev1.PodList
 	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list pods to restore the addresses of Subnet %s: %w", subnet, err)
+		return fmt.Errorf("list pods to restore their addresses: %w", err)
 	}
-	var claims []claim
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
-		if err != nil || id.Subnet != subnet || id.PodUID != string(pod.UID) || id.VMI != nil || !networked(pod) {
+		if err != nil || !asked(id.Subnet) || id.PodUID != string(pod.UID) || id.VMI != nil || !networked(pod) {
 			continue
 		}
 		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		c := claim{holder: podHolder(client.ObjectKeyFromObject(pod)), uid: pod.UID, addrs: addrsOf(id.IPs), since: pod.CreationTimestamp.Time}
 		c.proven = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == id.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(id.MAC, id.IPs)})
-		claims = append(claims, c)
+		found[id.Subnet] = append(found[id.Subnet], c)
 	}
-	return claims, nil
+	return nil
 }
 
 // parseAddrs reads addresses without a prefix length; nil if any of them is none.
@@ -104,28 +138,55 @@ func parseAddrs(texts []string) []netip.Addr {
 	return out
 }
 
-// hurry enqueues the pods that lack an identity or a row. To a new leader every pod is news: these come before those that most likely need nothing.
-func (a *allocations) hurry(ctx context.Context) error {
+// enqueuePods enqueues the pods of which wrong says so, by the pod and its row, nil if it has none.
+func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, *nbdb.LogicalSwitchPort) bool) error {
 	var pods corev1.PodList
 	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
-		return fmt.Errorf("list pods to find those that nobody has served: %w", err)
+		return fmt.Errorf("list pods to compare them with their ports: %w", err)
 	}
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		if !networked(pod) || isLauncher(pod) {
 			continue
 		}
-		if !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) {
-			a.pods.enqueue(client.ObjectKeyFromObject(pod))
-			continue
-		}
 		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
 		if err != nil {
 			return err
 		}
-		if lsp == nil && pod.Spec.NodeName != "" {
+		if wrong(pod, lsp) {
 			a.pods.enqueue(client.ObjectKeyFromObject(pod))
 		}
 	}
 	return nil
+}
+
+// unserved: the pod lacks an identity or a row. To a new leader every pod is news: these come before those that most likely need nothing, so they are found
+// without much reading.
+func unserved(pod *corev1.Pod, lsp *nbdb.LogicalSwitchPort) bool {
+	return !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) || lsp == nil && pod.Spec.NodeName != ""
+}
+
+// outdated: the pod's row, or the limits beside it, may be other than its identity and its node ask for.
+func outdated(pod *corev1.Pod, lsp *nbdb.LogicalSwitchPort) bool {
+	if unserved(pod, lsp) {
+		return true
+	}
+	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	if err != nil || pod.Spec.NodeName == "" {
+		return err != nil
+	}
+	want := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)
+	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, network, pod.Annotations)
+	return err == nil && len(limits) > 0 || !slices.Equal(lsp.Addresses, want.Addresses) || !slices.Equal(lsp.PortSecurity, want.PortSecurity) ||
+		!includes(lsp.Options, want.Options) || !includes(lsp.ExternalIDs, want.ExternalIDs)
+}
+
+// includes says whether a map has all of some keys, with their values.
+func includes(have, keys map[string]string) bool {
+	for k, v := range keys {
+		if have[k] != v {
+			return false
+		}
+	}
+	return true
 }

@@ -1,19 +1,24 @@
 package controller
 
 // Garbage collector.
-// In:   every northbound row of ours, Pods, Nodes, Subnets.
+// In:   every northbound row of ours, Pods, Nodes, Subnets, Ports.
 // Out:  enqueues the pods and nodes whose rows have no object any more, so that their own reconcilers delete them; deletes the switches of Subnets and
-//       the rows of Ports that are gone (their finalizer was removed by hand).
-// It runs when this process becomes leader and every ten minutes: what was deleted while no controller ran, or by hand, is seen by no watch.
+//       the rows of Ports that are gone (their finalizer was removed by hand). Makes the network again, and enqueues the objects whose rows may be missing or
+//       wrong: every Subnet, Node and Port, and the pods whose rows are.
+// It runs when this process becomes leader, every ten minutes, and when the copy of a database was made anew: what was deleted while no controller ran or no
+// database could be reached, or by hand, is seen by no watch. The second half is not for a leader that begins: to it every object is news.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,7 +33,8 @@ const gcInterval = 10 * time.Minute
 type garbageCollector struct {
 	api   client.Reader // the manager's cache, which has synced before any runnable starts: nothing is taken for absent that merely has not been read
 	nb    *ovn.NB
-	pods  *trigger
+	sb    *ovn.SB
+	alloc *allocations
 	nodes *trigger
 	log   *slog.Logger
 }
@@ -37,15 +43,21 @@ type garbageCollector struct {
 func (g *garbageCollector) Start(ctx context.Context) error {
 	tick := time.NewTicker(gcInterval)
 	defer tick.Stop()
+	err := g.collect(ctx)
 	for {
-		if err := g.collect(ctx); err != nil {
+		if err != nil {
 			g.log.Error("garbage collection", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-g.nb.Renewed():
+			g.log.Info("the northbound database was replaced or restarted: everything is compared with it")
+		case <-g.sb.Renewed():
+			g.log.Info("the southbound database was replaced or restarted: everything is compared with it")
 		}
+		err = errors.Join(g.collect(ctx), g.putBack(ctx))
 	}
 }
 
@@ -85,6 +97,32 @@ func (g *garbageCollector) collect(ctx context.Context) error {
 	return nil
 }
 
+// putBack lets rows be made again that have vanished or were changed with nobody watching.
+func (g *garbageCollector) putBack(ctx context.Context) error {
+	if err := g.nb.Apply(ctx, networkChanges(g.alloc.join.Spec())...); err != nil {
+		return fmt.Errorf("network %s: %w", network, err)
+	}
+	for _, kind := range []struct {
+		list client.ObjectList
+		to   *trigger
+	}{{&v1alpha1.SubnetList{}, &g.alloc.subnets}, {&corev1.NodeList{}, g.nodes}, {&v1alpha1.PortList{}, &g.alloc.ports}} {
+		if err := g.api.List(ctx, kind.list, client.UnsafeDisableDeepCopy); err != nil {
+			return fmt.Errorf("list %T: %w", kind.list, err)
+		}
+		err := meta.EachListItem(kind.list, func(o runtime.Object) error {
+			obj, err := meta.Accessor(o)
+			if err == nil {
+				kind.to.enqueue(types.NamespacedName{Namespace: obj.GetNamespace(), Name: obj.GetName()})
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("read %T: %w", kind.list, err)
+		}
+	}
+	return g.alloc.enqueuePods(ctx, outdated)
+}
+
 func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) error {
 	key := types.NamespacedName{Namespace: p.ExternalIDs[ident.KeyNamespace], Name: p.ExternalIDs[ident.KeyName]}
 	if p.ExternalIDs[ident.OwnerKey] == ident.OwnerVM {
@@ -94,7 +132,7 @@ func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) 
 	var to *trigger
 	switch p.ExternalIDs[ident.OwnerKey] {
 	case ident.OwnerPod:
-		obj, to = &corev1.Pod{}, g.pods
+		obj, to = &corev1.Pod{}, &g.alloc.pods
 	case ident.OwnerNode:
 		obj, to = &corev1.Node{}, g.nodes
 	default:

@@ -52,7 +52,7 @@ func (r *vmReconciler) identity(ctx context.Context, o observed, port *v1alpha1.
 	if err := r.api.Get(ctx, types.NamespacedName{Name: port.Status.Subnet}, &subnet, client.UnsafeDisableDeepCopy); err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("read Subnet %s of Port %s: %w", port.Status.Subnet, port.Name, err)
 	}
-	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, nil) // what is excluded is no part of an identity
 	if err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 	}
@@ -69,7 +69,7 @@ func (r *vmReconciler) identity(ctx context.Context, o observed, port *v1alpha1.
 			id.IPs = append(id.IPs, netip.PrefixFrom(a, spec.CIDRs[i].Bits()))
 		}
 	}
-	if id.MTU == 0 {
+	if id.MTU == 0 && r.alloc.restore.isDone() { // before, the smallest MTU may be that of some nodes; the Port, which waits for it, asks for its VM again
 		id.MTU = r.alloc.mtu()
 	}
 	if running := runningMTU(o.pods, o.vmi); running != 0 {

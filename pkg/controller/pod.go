@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -58,6 +59,9 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 	if ofVM {
 		return reconcile.Result{}, nil // migration.go's: the interface is the VM's
 	}
+	if err := r.removePredecessor(ctx, &pod); err != nil {
+		return reconcile.Result{}, err
+	}
 	id, err := r.decide(ctx, &pod)
 	if errors.Is(err, errWaiting) {
 		return reconcile.Result{}, nil // enqueued again by whatever it waits for
@@ -87,6 +91,7 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 	if err == nil && current.PodUID == string(pod.UID) {
 		has = addrsOf(current.IPs)
 	}
+	ask := request{had: has, turn: r.alloc.turn()}
 	subnets, err := r.place.subnets(ctx)
 	if err != nil {
 		return v1alpha1.Identity{}, err
@@ -97,7 +102,7 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 			return v1alpha1.Identity{}, err
 		}
 	}
-	subnet, ips, err := r.alloc.take(podHolder(key), pod.UID, name, request{had: has})
+	subnet, ips, err := r.alloc.take(podHolder(key), pod.UID, name, ask)
 	if errors.Is(err, ipam.ErrFull) {
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetFull", "AllocateAddress",
 			"%v: the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods", err)
@@ -111,6 +116,11 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 	if err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("pod %s: %w", key, err)
 	}
+	if has != nil && !slices.Equal(has, addrsOf(ips)) && pod.Status.PodIP != "" {
+		r.log.Warn("a pod that runs gets another address", "pod", key, "had", has, "gets", ips)
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "AddressChanged", "AllocateAddress",
+			"another has %v, the pod gets %v: its interface still has the old address; delete the pod", has, ips)
+	}
 	return r.identity(pod, current, subnets[subnet], ips)
 }
 
@@ -118,7 +128,7 @@ func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, sub
 	if subnet == nil { // deleted between the allocation and now; its reconciler waits for this pod
 		return v1alpha1.Identity{}, errWaiting
 	}
-	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, subnet.Spec.ExcludeIPs)
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, nil) // what is excluded is no part of an identity
 	if err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 	}
@@ -139,20 +149,23 @@ func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, sub
 	return id, nil
 }
 
-// ensurePort writes the pod's row once its node is known. The row of an earlier pod of the same name is replaced whole: it may be on another switch.
+// removePredecessor deletes the row of an earlier pod of the same name, which may be on another switch. It comes before the allocation, which frees that pod's
+// address: the new pod may have no node, and so no row, for a long time, and nobody else gets an address that a port still has.
+func (r *podReconciler) removePredecessor(ctx context.Context, pod *corev1.Pod) error {
+	have, err := r.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
+	if err != nil || have == nil || have.ExternalIDs[ident.KeyUID] == string(pod.UID) {
+		return err
+	}
+	if err := r.nb.Apply(ctx, removal(client.ObjectKeyFromObject(pod))...); err != nil {
+		return fmt.Errorf("pod %s/%s: delete the port of its predecessor: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// ensurePort writes the pod's row once its node is known.
 func (r *podReconciler) ensurePort(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
 	if pod.Spec.NodeName == "" {
 		return nil
-	}
-	name := ident.PodPort(pod.Namespace, pod.Name, network)
-	have, err := r.nb.Port(ctx, name)
-	if err != nil {
-		return err
-	}
-	if have != nil && have.ExternalIDs[ident.KeyUID] != id.PodUID {
-		if err := r.nb.Apply(ctx, removal(client.ObjectKeyFromObject(pod))...); err != nil {
-			return fmt.Errorf("pod %s/%s: delete the port of its predecessor: %w", pod.Namespace, pod.Name, err)
-		}
 	}
 	ls := ident.SubnetSwitch(id.Subnet)
 	lsp := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)

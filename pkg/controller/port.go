@@ -108,8 +108,8 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 		return cond, err
 	}
 	mac := decideMAC(port, vmi, ips)
-	if cond, err := r.checkMAC(ctx, port, mac, ips); err != nil || cond.Type != "" {
-		return cond, err
+	if cond := r.claimMAC(port, mac, ips); cond.Type != "" {
+		return cond, nil
 	}
 	next.Subnet, next.MAC, next.IPs = subnet, mac.String(), nil
 	for _, ip := range ips {
@@ -130,6 +130,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if err != nil {
 		return metav1.Condition{}, err
 	}
+	r.alloc.keepMAC(portHolder(client.ObjectKeyFromObject(port)), mac)
 	where, err := r.observe(ctx, row)
 	if err != nil {
 		return metav1.Condition{}, err
@@ -162,6 +163,7 @@ func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1
 // allocate gives a Port its addresses. A condition says what is in the way; what it waits for enqueues the Port again.
 func (r *portReconciler) allocate(ctx context.Context, port *v1alpha1.Port) (string, []netip.Prefix, metav1.Condition, error) {
 	var none metav1.Condition
+	ask := request{had: parseAddrs(port.Status.IPs), wanted: parseAddrs(port.Spec.IPs), turn: r.alloc.turn()}
 	subnet := port.Status.Subnet
 	if subnet == "" {
 		subnet = port.Spec.Subnet
@@ -175,7 +177,6 @@ func (r *portReconciler) allocate(ctx context.Context, port *v1alpha1.Port) (str
 			return "", nil, none, err
 		}
 	}
-	ask := request{had: parseAddrs(port.Status.IPs), wanted: parseAddrs(port.Spec.IPs)}
 	subnet, ips, err := r.alloc.take(portHolder(client.ObjectKeyFromObject(port)), port.UID, subnet, ask)
 	for sentinel, reason := range map[error]string{
 		errNoSubnet: reasonNoSubnet, ipam.ErrFull: reasonSubnetFull, ipam.ErrTaken: reasonIPTaken, ipam.ErrOutOfRange: reasonIPRange,
@@ -202,25 +203,19 @@ func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips 
 	return v1alpha1.MAC(ident.MAC(ips[0].Addr()))
 }
 
-// checkMAC keeps one VM from answering for another, or for a pod or the gateway: these have MACs that follow from their addresses.
-func (r *portReconciler) checkMAC(ctx context.Context, port *v1alpha1.Port, mac v1alpha1.MAC, ips []netip.Prefix) (metav1.Condition, error) {
+// claimMAC keeps one VM from answering for another, or for a pod or the gateway: these have MACs that follow from their addresses.
+func (r *portReconciler) claimMAC(port *v1alpha1.Port, mac v1alpha1.MAC, ips []netip.Prefix) metav1.Condition {
 	if ident.Derived(net.HardwareAddr(mac)) && mac.String() != ident.MAC(ips[0].Addr()).String() {
 		return condition(metav1.ConditionFalse, reasonMACReserved,
-			fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5])), nil
+			fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5]))
 	}
 	if mac[0]&1 != 0 {
-		return condition(metav1.ConditionFalse, v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac)), nil
+		return condition(metav1.ConditionFalse, v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac))
 	}
-	var same v1alpha1.PortList
-	if err := r.api.List(ctx, &same, client.MatchingFields{indexMAC: mac.String()}); err != nil {
-		return metav1.Condition{}, fmt.Errorf("list the Ports with MAC %s: %w", mac, err)
+	if other, ok := r.alloc.takeMAC(portHolder(client.ObjectKeyFromObject(port)), mac); !ok {
+		return condition(metav1.ConditionFalse, reasonMACTaken, fmt.Sprintf("MAC %s is that of Port %s: choose another", mac, other.key))
 	}
-	for i := range same.Items {
-		if o := &same.Items[i]; o.UID != port.UID && (port.Status.MAC != mac.String() || olderPort(o, port) < 0) {
-			return condition(metav1.ConditionFalse, reasonMACTaken, fmt.Sprintf("MAC %s is that of Port %s/%s: choose another", mac, o.Namespace, o.Name)), nil
-		}
-	}
-	return metav1.Condition{}, nil
+	return metav1.Condition{}
 }
 
 // ensureRow writes the row but for its options. That of an earlier Port for the same interface is replaced whole.

@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -25,11 +29,27 @@ import (
 const (
 	indexVMI    = "vmi"    // launcher pods, migrations and PortMigrations by the name of their VMI
 	indexTarget = "target" // Ports by the name of their VM
-	indexMAC    = "mac"    // Ports by the MAC that they have
 )
 
 // vmWorkers is the number of VMs that are reconciled at once.
 const vmWorkers = 16
+
+// relabelled: what waits for an address is looked at again when its namespace may be another Subnet's.
+func relabelled() builder.WatchesOption {
+	return builder.WithPredicates(predicate.LabelChangedPredicate{})
+}
+
+// readdressed: a Subnet that was refused for a node's address is looked at again when the node has another, or is gone.
+func readdressed() builder.WatchesOption {
+	return builder.WithPredicates(predicate.Funcs{
+		CreateFunc: func(event.CreateEvent) bool { return false }, // what is in the network stays there
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			before, ok := e.ObjectOld.(*corev1.Node)
+			now, is := e.ObjectNew.(*corev1.Node)
+			return ok && is && !slices.Equal(before.Status.Addresses, now.Status.Addresses)
+		},
+	})
+}
 
 // parts is what the reconcilers are made from.
 type parts struct {
@@ -71,18 +91,24 @@ func addReconcilers(ctx context.Context, p parts) error {
 			if err := alloc.restoreMTUs(ctx); err != nil {
 				return err
 			}
-			if err := alloc.hurry(ctx); err != nil {
+			if err := alloc.restoreMACs(ctx); err != nil {
+				return err
+			}
+			if err := alloc.enqueuePods(ctx, unserved); err != nil {
 				return err
 			}
 			return alloc.restore.run(ctx, mgr.GetCache())
 		})),
-		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
-		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
+		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
+			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerPod)), relabelled()).WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
+		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).
+			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerVM)), relabelled()).WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
 		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
 			Complete(&recordReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
-		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
+		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).
+			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request { return subnets.refused(ctx) }), readdressed()).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
 		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, pods: &alloc.pods, nodes: &nodes, log: p.Logger}),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, nodes: &nodes, log: p.Logger}),
 	)
 }
 
@@ -115,10 +141,6 @@ func addIndexes(ctx context.Context, mgr manager.Manager) error {
 		add(&corev1.Pod{}, indexVMI, func(o client.Object) string { return vmOf(o).Name }),
 		add(&v1alpha1.PortMigration{}, indexVMI, func(o client.Object) string { return vmOf(o).Name }),
 		add(&v1alpha1.Port{}, indexTarget, func(o client.Object) string { return vmOf(o).Name }),
-		add(&v1alpha1.Port{}, indexMAC, func(o client.Object) string {
-			port, _ := o.(*v1alpha1.Port)
-			return port.Status.MAC
-		}),
 	)
 }
 

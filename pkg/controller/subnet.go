@@ -8,6 +8,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -49,7 +50,8 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	var subnet v1alpha1.Subnet
 	err := r.api.Get(ctx, req.NamespacedName, &subnet)
 	if apierrors.IsNotFound(err) {
-		return reconcile.Result{}, nil // the finalizer saw to the rows
+		r.forget(ctx, req.Name)
+		return reconcile.Result{}, nil
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read Subnet %s: %w", req.Name, err)
@@ -71,8 +73,11 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
 		// Only now may pods have addresses: their ports find the switch.
-		if err := r.alloc.setSubnet(ctx, subnet.Name, spec); err != nil {
-			cond = condition(metav1.ConditionFalse, reasonInUse, fmt.Sprintf("the change is not in force, it takes addresses from pods that have them: %v", err))
+		err := r.alloc.setSubnet(ctx, subnet.Name, spec)
+		if errors.Is(err, errTakesAway) { // cidrs and gateways cannot be changed: an earlier Subnet of the name had others, and somebody removed its finalizer
+			cond = condition(metav1.ConditionFalse, reasonInUse, fmt.Sprintf("pods and VMs have addresses of an earlier Subnet of this name: %v", err))
+		} else if err != nil {
+			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
 	}
 	return reconcile.Result{}, r.writeStatus(ctx, &subnet, cond)
@@ -199,7 +204,15 @@ func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet
 	if !slices.Contains(subnet.Finalizers, v1alpha1.SubnetFinalizer) {
 		return nil
 	}
-	if used := r.alloc.dropSubnet(subnet.Name); used > 0 {
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, nil)
+	if err != nil {
+		spec = ipam.Spec{} // it never was in the network: its ranges and gateways are the first that it had
+	}
+	used, err := r.alloc.dropSubnet(ctx, subnet.Name, spec)
+	if err != nil {
+		return fmt.Errorf("Subnet %s: %w", subnet.Name, err)
+	}
+	if used > 0 {
 		return r.writeStatus(ctx, subnet, condition(metav1.ConditionFalse, reasonTerminating,
 			fmt.Sprintf("%d pods and VMs still have addresses in this Subnet: it is deleted when they are gone", used)))
 	}
@@ -212,6 +225,29 @@ func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet
 	}
 	r.log.Info("Subnet deleted", "subnet", subnet.Name)
 	return nil
+}
+
+// forget sees to what is left of a Subnet that is gone, and looks again at those that were refused: it may have been in their way. Its rows the finalizer saw to.
+func (r *subnetReconciler) forget(ctx context.Context, name string) {
+	r.alloc.forgetSubnet(name)
+	for _, again := range r.refused(ctx) {
+		r.alloc.subnets.enqueue(again.NamespacedName)
+	}
+}
+
+// refused are the Subnets that are not in the network, perhaps for something that has changed.
+func (r *subnetReconciler) refused(ctx context.Context) []reconcile.Request {
+	var all v1alpha1.SubnetList
+	if err := r.api.List(ctx, &all, client.UnsafeDisableDeepCopy); err != nil {
+		r.log.Error("the Subnets that were refused cannot be found", "error", err)
+	}
+	var out []reconcile.Request
+	for i := range all.Items {
+		if meta.IsStatusConditionFalse(all.Items[i].Status.Conditions, v1alpha1.ConditionReady) {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&all.Items[i])})
+		}
+	}
+	return out
 }
 
 func subnetRemoval(name string) []ovn.Change {
