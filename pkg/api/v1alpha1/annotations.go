@@ -76,11 +76,11 @@ type Attach struct {
 type Activation string
 
 const (
-	// ActivationNone: the port works as soon as OVN has installed it. So it is with a VM's first launcher.
+	// ActivationNone is a port that works as soon as OVN has installed it. So it is with a VM's first launcher.
 	ActivationNone Activation = ""
-	// ActivationRARP: OVN installs the port and blocks it, until a RARP comes from it (activation-strategy=rarp). So it is with a migration's target.
+	// ActivationRARP is one that OVN installs and blocks, until a RARP comes from it (activation-strategy=rarp). So it is with a migration's target.
 	ActivationRARP Activation = "rarp"
-	// ActivationLater: OVN installs the port when the source has given it up. Only the benchmark asks for that, to compare with.
+	// ActivationLater is one that OVN installs when the source has given it up. Only the benchmark asks for that, to compare with.
 	ActivationLater Activation = "later"
 )
 
