@@ -40,6 +40,11 @@ func TestController(t *testing.T) {
 		"Subnets that cannot be":      badSubnets,
 		"Subnet in use":               subnetInUse,
 		"overlap":                     overlap,
+		"another Subnet":              anotherSubnet,
+		"namespace of another Subnet": relabelled,
+		"excluded addresses":          excluded,
+		"refused Subnets":             refusedSubnets,
+		"gateways":                    gatewaysStay,
 		"forged annotations":          forgedAnnotations,
 		"row deleted by hand":         rowDeleted,
 		"row changed by hand":         rowChanged,
@@ -49,6 +54,7 @@ func TestController(t *testing.T) {
 	}
 	// These stop the controller and start another.
 	t.Run("restart", func(t *testing.T) { restart(t, e) })
+	t.Run("Subnets at a restart", func(t *testing.T) { subnetsRestart(t, e) })
 	t.Run("burst", func(t *testing.T) { burst(t, e) })
 }
 
@@ -224,6 +230,20 @@ func (e *env) ready(t *testing.T, name, reason string) *v1alpha1.Subnet {
 	return &s
 }
 
+// eventOf is an error while a pod has no event of that reason.
+func (e *env) eventOf(t *testing.T, pod types.NamespacedName, reason string) error {
+	var events eventsv1.EventList
+	if err := e.api.List(t.Context(), &events, client.InNamespace(pod.Namespace)); err != nil {
+		return err
+	}
+	for _, ev := range events.Items {
+		if ev.Reason == reason && ev.Regarding.Name == pod.Name && strings.Contains(ev.Note, "Subnet ") {
+			return nil
+		}
+	}
+	return fmt.Errorf("no event %s of pod %s among %d", reason, pod, len(events.Items))
+}
+
 // fullSubnet: the pod that finds no address waits with an event, and gets one when it is freed.
 func fullSubnet(t *testing.T, e *env) {
 	spec := v1alpha1.SubnetSpec{CIDRs: []string{"10.99.0.0/30"}, NamespaceSelector: selects("full")}
@@ -238,18 +258,7 @@ func fullSubnet(t *testing.T, e *env) {
 		t.Errorf("the only address is 10.99.0.2/30, got %s", got)
 	}
 	e.pod(t, key("full", "b"), "n1")
-	eventually(t, func() error {
-		var events eventsv1.EventList
-		if err := e.api.List(t.Context(), &events, client.InNamespace("full")); err != nil {
-			return err
-		}
-		for _, ev := range events.Items {
-			if ev.Reason == "SubnetFull" && ev.Regarding.Name == "b" && strings.Contains(ev.Note, "Subnet full") {
-				return nil
-			}
-		}
-		return fmt.Errorf("no event SubnetFull among %d", len(events.Items))
-	})
+	eventually(t, func() error { return e.eventOf(t, key("full", "b"), "SubnetFull") })
 	eventually(t, func() error {
 		s := e.ready(t, "full", "InNetwork")
 		if s.Status.UsedIPs != 1 || s.Status.AvailableIPs != 0 {

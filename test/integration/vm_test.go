@@ -39,10 +39,12 @@ func TestVM(t *testing.T) {
 		"refused":                refusedPorts,
 		"without a pod network":  withoutPodNetwork,
 		"security and addresses": portSecurity,
+		"one MAC for two":        oneMAC,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, e) })
 	}
 	t.Run("restart in the middle", func(t *testing.T) { restartInMigration(t, e) })
+	t.Run("northbound database lost", func(t *testing.T) { northboundLost(t, e) })
 }
 
 // thereAndBack follows one VM over two migrations: one row and one identity.

@@ -65,6 +65,19 @@ func (c *OVNCentral) database(t testing.TB, name, schema string) {
 	serve(t, server{root: c.root, ns: c.ns, dir: c.dir, name: name, schema: schema})
 }
 
+// EmptyNB replaces the northbound database by an empty one, as one that is lost and made again. Its clients lose their connections.
+func (c *OVNCentral) EmptyNB(t testing.TB) {
+	t.Helper()
+	schema, err := c.root.Path("usr/share/ovn/ovn-nb.ovsschema")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl, file := filepath.Join(c.dir, "nb.ctl"), filepath.Join(c.dir, fmt.Sprintf("nb%d.db", c.number()))
+	run(t, c.root.Command(t.Context(), "ovsdb-tool", "create", file, schema))
+	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", ctl, "ovsdb-server/remove-db", "OVN_Northbound"))
+	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", ctl, "ovsdb-server/add-db", file))
+}
+
 type server struct {
 	root              *packages.Root
 	ns                *netns.Namespace
