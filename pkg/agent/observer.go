@@ -201,11 +201,16 @@ func (o *observer) target(at *attachment) *watch {
 		return nil
 	}
 	key := watchKey{sideTarget, types.UID(at.id.Attach.Migration)}
+	l := launcher{key: types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}, uid: types.UID(at.id.UID)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.watches[key] == nil {
-		pod := types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}
-		o.watches[key] = newWatch(o, key, launcher{key: pod, uid: types.UID(at.id.UID)})
+	old := o.watches[key]
+	if old != nil && old.launcher == l {
+		return old
+	}
+	o.watches[key] = newWatch(o, key, l)
+	if old != nil { // KubeVirt has made the migration's target anew
+		old.replace()
 	}
 	return o.watches[key]
 }

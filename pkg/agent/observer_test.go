@@ -506,3 +506,41 @@ func TestReportIsTriedAgain(t *testing.T) {
 	w.records.mu.Unlock()
 	w.records.reported(t, w.pm, sideTarget)
 }
+
+// KubeVirt may make a migration's target pod anew while the first one waits: the VM is announced from the second.
+func TestTargetIsMadeAnew(t *testing.T) {
+	w := newWatched(t)
+	w.records.add(w.pm)
+	first := w.links.capture(t, w.target(t))
+	w.pods.Delete(targetPod())
+	second := readyPod()
+	second.Name, second.UID = "a2", "a2-uid"
+	id, err := v1alpha1.ParseIdentity(second.Annotations[v1alpha1.IdentityAnnotation])
+	if err != nil {
+		t.Fatal(err)
+	}
+	id.PodUID = string(second.UID)
+	second.Annotations[v1alpha1.IdentityAnnotation] = id.Text()
+	w.pods.Add(second)
+	req := addRequest()
+	req.ContainerID, req.Pod.Name, req.Pod.UID = "c2", second.Name, string(second.UID)
+	if _, err := w.handle(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	got := w.records.reported(t, w.pm, sideTarget)
+	if got.Announced == nil || !got.AnnouncedByAgent {
+		t.Errorf("reported %+v, want the agent's announcement on the second pod's link", got)
+	}
+	w.links.mu.Lock()
+	defer w.links.mu.Unlock()
+	for _, link := range w.links.sent {
+		if link != netdev.HostName("c2", "eth0") {
+			t.Errorf("announced on %s, want the second pod's link alone", link)
+		}
+	}
+	select {
+	case <-first.closed:
+	default:
+		t.Error("the first pod's link is still looked at")
+	}
+}

@@ -41,6 +41,8 @@ type watch struct {
 	mu     sync.Mutex
 	taps   map[ident.PortName]*tap
 	closed bool
+	// replaced: another launcher is the migration's target now.
+	replaced bool
 
 	// The rest belongs to run.
 
@@ -65,6 +67,20 @@ func (w *watch) poke() {
 	case w.changed <- struct{}{}:
 	default:
 	}
+}
+
+// replace ends the watch without a report.
+func (w *watch) replace() {
+	w.mu.Lock()
+	w.replaced = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *watch) isReplaced() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.replaced
 }
 
 // run ends when the migration is over and reported, when it is gone, or with ctx.
@@ -95,6 +111,8 @@ func (w *watch) run(ctx context.Context) {
 func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 	pm := w.o.migrations.get(w.key.side, w.key.migration)
 	switch {
+	case w.isReplaced():
+		return 0, true
 	case pm != nil:
 		w.known = true
 		if pm.Status.Over() && w.ended.IsZero() {
