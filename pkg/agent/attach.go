@@ -17,8 +17,9 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// undoTimeout bounds the removal of what a failed ADD made; it runs also when the caller has gone.
-const undoTimeout = 10 * time.Second
+// undoTimeout bounds the removal of what a failed ADD made; it runs also when the caller has gone. It is less than shutdownTimeout, so that an agent that is told to
+// end leaves nothing half made.
+const undoTimeout = 5 * time.Second
 
 // attacher carries CNI operations out. Operations on one container run one after another, others concurrently.
 type attacher struct {

@@ -76,8 +76,8 @@ func (c *Config) Validate() error {
 	if err := validRemote(c.SBRemote); err != nil {
 		errs = append(errs, err)
 	}
-	if !strings.HasPrefix(c.OVSEndpoint, "unix:/") && !strings.HasPrefix(c.OVSEndpoint, "tcp:") {
-		bad("--ovs-db %q is neither unix:/PATH nor tcp:IP:PORT", c.OVSEndpoint)
+	if !strings.HasPrefix(c.OVSEndpoint, "unix:/") {
+		bad("--ovs-db %q is not unix:/PATH: the agent makes links for the Open vSwitch of its own node", c.OVSEndpoint)
 	}
 	if strings.Contains(c.Underlay, "/") {
 		if _, err := netip.ParsePrefix(c.Underlay); err != nil {

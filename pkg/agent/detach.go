@@ -53,6 +53,9 @@ func (a *attacher) check(ctx context.Context, req *wire.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := a.ready.wait(ctx); err != nil { // its MTU is not known before
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
+	}
 	at := &attachment{req: req, db: db, log: a.log}
 	if at.id, _, err = lookIdentity(a.inputs.pod(req.Pod.String()), req.Pod, a.here()); err != nil {
 		return err

@@ -48,16 +48,12 @@ func (a *allocations) joinNode(node string, has []netip.Addr) (v1alpha1.Join, er
 	return v1alpha1.Join{IPs: ips, MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), Gateways: a.join.Spec().Gateways}, nil
 }
 
-// setNodeMTU records the MTU in bytes that a node published and reports whether the smallest of all changed. Zero forgets the node.
+// setNodeMTU records the MTU in bytes that a node published and reports whether the smallest of all changed.
 func (a *allocations) setNodeMTU(node string, mtu int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	before := a.smallestMTU()
-	if mtu == 0 {
-		delete(a.mtus, node)
-	} else {
-		a.mtus[node] = mtu
-	}
+	a.mtus[node] = mtu
 	return a.smallestMTU() != before
 }
 
@@ -92,12 +88,14 @@ func (a *allocations) smallestMTU() int {
 	return smallest
 }
 
-// releaseNode takes back a node's place.
-func (a *allocations) releaseNode(node string) {
+// releaseNode takes back a node's place and reports whether the smallest MTU of all changed.
+func (a *allocations) releaseNode(node string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	before := a.smallestMTU()
 	a.join.Release(node)
 	delete(a.mtus, node)
+	return a.smallestMTU() != before
 }
 
 // wakeAll enqueues everybody: the smallest MTU has changed, pods that are not attached yet take the new one, and Subnets advertise it.

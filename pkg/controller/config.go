@@ -87,8 +87,8 @@ func (c Config) Validate() error {
 	if c.PodWorkers < 1 {
 		errs = append(errs, fmt.Errorf("--pod-workers %d: want at least 1", c.PodWorkers))
 	}
-	if c.KeepMigrations < 0 {
-		errs = append(errs, fmt.Errorf("--keep-migrations %d: want at least 0", c.KeepMigrations))
+	if c.KeepMigrations < 1 {
+		errs = append(errs, fmt.Errorf("--keep-migrations %d: want at least 1", c.KeepMigrations))
 	}
 	return errors.Join(errs...)
 }

@@ -115,6 +115,8 @@ func (r *nodeReconciler) forget(ctx context.Context, node string) error {
 	if err := r.nb.Apply(ctx, ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node)); err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
-	r.alloc.releaseNode(node)
+	if r.alloc.releaseNode(node) {
+		r.alloc.wakeAll()
+	}
 	return nil
 }

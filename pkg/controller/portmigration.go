@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -80,7 +81,11 @@ func (r *recordReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration
 	}
 	before := pm.DeepCopy()
 	pm.Status.Interruption = &want
-	if err := r.api.Status().Patch(ctx, pm, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+	err := r.api.Status().Patch(ctx, pm, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if apierrors.IsConflict(err) {
+		return nil // the copy is behind what was written last: its event comes
+	}
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write the interruption of PortMigration %s/%s: %w", pm.Namespace, pm.Name, err)
 	}
 	if before.Status.Interruption == nil {

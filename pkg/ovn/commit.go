@@ -85,9 +85,13 @@ func (nb *NB) commitLoop(ctx context.Context) error {
 			nb.commit(ctx, gather(nb.urgent, r))
 		case first = <-queue:
 		case <-window:
-			nb.commit(ctx, gather(nb.queue, first))
+			sent := nb.commit(ctx, gather(nb.queue, first))
 			first = nil
-			quiet.Reset(gatherWindow)
+			if sent {
+				quiet.Reset(gatherWindow)
+			} else {
+				quiet.Reset(0) // what changes nothing keeps nobody waiting
+			}
 		}
 	}
 }
@@ -107,8 +111,8 @@ func gather(queue <-chan *request, first *request) []*request {
 }
 
 // commit tries all requests in one transaction. When the database refuses it, each request is committed on its own, so that the one that is at fault is the
-// only one that fails.
-func (nb *NB) commit(ctx context.Context, batch []*request) {
+// only one that fails. It reports whether there was anything to send.
+func (nb *NB) commit(ctx context.Context, batch []*request) (sent bool) {
 	var pending []*request
 	var steps []step
 	for _, r := range batch {
@@ -122,14 +126,14 @@ func (nb *NB) commit(ctx context.Context, batch []*request) {
 		}
 	}
 	if len(pending) == 0 {
-		return
+		return false
 	}
 	err := nb.transact(ctx, steps, len(pending))
 	if len(pending) == 1 || err == nil || !errors.As(err, new(refused)) {
 		for _, r := range pending {
 			r.done <- err
 		}
-		return
+		return true
 	}
 	for _, r := range pending {
 		s, err := nb.steps(ctx, r)
@@ -138,6 +142,7 @@ func (nb *NB) commit(ctx context.Context, batch []*request) {
 		}
 		r.done <- err
 	}
+	return true
 }
 
 func (nb *NB) steps(ctx context.Context, r *request) ([]step, error) {
