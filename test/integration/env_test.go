@@ -82,6 +82,7 @@ func newEnv(t *testing.T) *env {
 		t.Fatal(err)
 	}
 	cfg.QPS, cfg.Burst = -1, 0
+	cfg.WarningHandler = rest.NoWarnings{} // else they go to the process's logger, which is the first test's and outlives it
 	api, err := client.New(cfg, client.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
