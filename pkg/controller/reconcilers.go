@@ -84,32 +84,38 @@ func addReconcilers(ctx context.Context, p parts) error {
 	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, join: join, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, events: events, log: p.Logger}
 	return errors.Join(
-		mgr.Add(leaderTask(func(ctx context.Context) error {
-			if err := prepare(ctx, api, p.nb, p.Config, join); err != nil {
-				return err
-			}
-			if err := alloc.restoreMTUs(ctx); err != nil {
-				return err
-			}
-			if err := alloc.restoreMACs(ctx); err != nil {
-				return err
-			}
-			if err := alloc.enqueuePods(ctx, unserved); err != nil {
-				return err
-			}
-			return alloc.restore.run(ctx, mgr.GetCache())
-		})),
+		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
-			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerPod)), relabelled()).WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
+			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerPod)), relabelled()).
+			WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
 		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).
-			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerVM)), relabelled()).WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
+			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerVM)), relabelled()).
+			WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
 		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
 			Complete(&recordReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
 		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).
-			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request { return subnets.refused(ctx) }), readdressed()).WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
+			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(subnets.afterNode), readdressed()).
+			WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
 		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),
 		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, nodes: &nodes, log: p.Logger}),
 	)
+}
+
+// begin is what a new leader does before it serves pods: it makes the network, and finds out who has what.
+func begin(ctx context.Context, p parts) error {
+	if err := prepare(ctx, p.mgr.GetClient(), p.nb, p.Config, p.alloc.join.Spec()); err != nil {
+		return err
+	}
+	if err := p.alloc.restoreMTUs(ctx); err != nil {
+		return err
+	}
+	if err := p.alloc.restoreMACs(ctx); err != nil {
+		return err
+	}
+	if err := p.alloc.enqueuePods(ctx, unserved); err != nil {
+		return err
+	}
+	return p.alloc.restore.run(ctx, p.mgr.GetCache())
 }
 
 // warm makes a replica that does not lead read all objects, so that it can take over at once.

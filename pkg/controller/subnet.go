@@ -1,7 +1,7 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets, the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes.
+// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
 //       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
 
@@ -248,6 +248,11 @@ func (r *subnetReconciler) refused(ctx context.Context) []reconcile.Request {
 		}
 	}
 	return out
+}
+
+// afterNode maps a node that has gone, or has other addresses, to the Subnets that it may have been in the way of.
+func (r *subnetReconciler) afterNode(ctx context.Context, _ client.Object) []reconcile.Request {
+	return r.refused(ctx)
 }
 
 func subnetRemoval(name string) []ovn.Change {

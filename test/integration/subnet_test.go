@@ -20,7 +20,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// newSubnet creates a Subnet of one range for the namespaces labelled with its name, and waits for the reason of its condition.
+// newSubnet creates a Subnet and waits for the reason of its condition.
 func (e *env) newSubnet(t *testing.T, s *v1alpha1.Subnet, reason string) {
 	t.Helper()
 	if err := e.api.Create(t.Context(), s); err != nil {
