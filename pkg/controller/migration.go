@@ -35,7 +35,9 @@ import (
 const optionIfaceIDVer = "iface-id-ver"
 
 type vmReconciler struct {
-	api     client.Client
+	api client.Client
+	// live reads past the cache.
+	live    client.Reader
 	nb      *ovn.NB
 	sb      *ovn.SB
 	alloc   *allocations

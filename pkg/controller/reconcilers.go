@@ -69,7 +69,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	m := newMetrics(p.Registerer)
 	virt := &kubevirt{mgr: mgr, log: p.Logger}
 	vms := &vmReconciler{
-		api: api, nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, events: events, metrics: m, log: p.Logger, now: time.Now, last: map[types.NamespacedName]said{},
+		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, events: events, metrics: m, log: p.Logger, now: time.Now, last: map[types.NamespacedName]said{},
 		baselines: p.Baselines,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }

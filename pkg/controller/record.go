@@ -40,22 +40,24 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 		case m.decision.Migration != "" && string(pm.Spec.Migration.UID) == m.decision.Migration:
 			current = pm
 		case !pm.Status.Over():
-			errs = append(errs, r.writeRecord(ctx, pm, concluded(pm.Status, s, string(pm.Spec.Migration.UID), m)))
+			errs = append(errs, r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus {
+				return concluded(st, s, string(pm.Spec.Migration.UID), m)
+			}))
 		}
 	}
 	if current == nil {
 		if m.decision.Migration == "" || m.decision.Source.Chassis == "" || m.decision.Target.Chassis == "" || o.vmi == nil {
 			return errors.Join(errs...)
 		}
-		if current, err = r.newRecord(ctx, o, s, m); err != nil || current == nil {
+		if current, err = r.newRecord(ctx, o, s, m); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}
-	errs = append(errs, r.writeRecord(ctx, current, progressed(current.Status, s, m)))
+	errs = append(errs, r.writeRecord(ctx, current, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus { return progressed(st, s, m) }))
 	return errors.Join(errs...)
 }
 
-// newRecord creates the PortMigration of a decision's migration; nil if it is there already. Its name follows from the migration's, and has digits of the UID: names are used again.
+// newRecord creates the PortMigration of a decision's migration, or reads the one that the cache does not have yet. Its name follows from the migration's, and has digits of the UID: names are used again.
 func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Snapshot, m moment) (*v1alpha1.PortMigration, error) {
 	d := m.decision
 	name := d.Migration
@@ -87,7 +89,7 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 	}
 	err := r.api.Create(ctx, pm)
 	if apierrors.IsAlreadyExists(err) {
-		return nil, nil // the copy is behind: its event asks for this VM again
+		err = r.live.Get(ctx, client.ObjectKeyFromObject(pm), pm)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, err)
@@ -95,19 +97,41 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 	return pm, nil
 }
 
-func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigration, next v1alpha1.PortMigrationStatus) error {
-	if equality.Semantic.DeepEqual(pm.Status, next) {
+// recordAttempts bounds how often a status is written that others write too.
+const recordAttempts = 5
+
+// writeRecord brings the status of a PortMigration to what follows from it. The cache may be behind what was written last: then the status is read anew, for a moment
+// that is not noted now is lost.
+func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigration, follow func(v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus) error {
+	for range recordAttempts {
+		next := follow(pm.Status)
+		if equality.Semantic.DeepEqual(pm.Status, next) {
+			return nil
+		}
+		after := pm.DeepCopy()
+		after.Status = next
+		err := r.api.Status().Patch(ctx, after, client.MergeFromWithOptions(pm, client.MergeFromWithOptimisticLock{}))
+		if apierrors.IsConflict(err) {
+			fresh := &v1alpha1.PortMigration{}
+			if err = r.live.Get(ctx, client.ObjectKeyFromObject(pm), fresh); err == nil {
+				pm = fresh
+				continue
+			}
+		}
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("write the status of PortMigration %s: %w", pm.Name, err)
+		}
+		r.recorded(pm, next)
 		return nil
 	}
-	after := pm.DeepCopy()
-	after.Status = next
-	err := r.api.Status().Patch(ctx, after, client.MergeFromWithOptions(pm, client.MergeFromWithOptimisticLock{}))
-	if apierrors.IsConflict(err) {
-		return nil // the copy is behind what was written last: its event asks for this VM again
-	}
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("write the status of PortMigration %s: %w", pm.Name, err)
-	}
+	return fmt.Errorf("write the status of PortMigration %s: it was changed by others %d times meanwhile", pm.Name, recordAttempts)
+}
+
+// recorded counts what a status says that the one before did not.
+func (r *vmReconciler) recorded(pm *v1alpha1.PortMigration, next v1alpha1.PortMigrationStatus) {
 	if next.Over() && !pm.Status.Over() {
 		r.metrics.migrations.WithLabelValues(string(next.Result)).Inc()
 		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
@@ -117,7 +141,6 @@ func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigrati
 	if from, ok := next.Stage(v1alpha1.StageScheduled); is && ok && !was {
 		r.metrics.prepared.Observe(at.Sub(from).Seconds())
 	}
-	return nil
 }
 
 // progressed is the status of a migration that a decision is about. Stages that were noted stay as they are.

@@ -233,7 +233,7 @@ func (s Snapshot) outcome(m Migration, source, target Launcher, env Env) verdict
 			message: fmt.Sprintf("migration %s failed before it was prepared, pod %s carries the VM on %s", m.label(), source.Name, source.Chassis)}
 	case m.Seen:
 		return s.running(m, source, target, env)
-	case m.Ready || target.Ready || s.committedTo(source, target):
+	case m.Ready || stamped && target.Ready || s.committedTo(source, target): // of a migration that was never seen the pod's own word is no proof
 		return committed(target, ReasonTargetReady, fmt.Sprintf("migration %s is gone, but the VM runs in pod %s on %s", m.label(), target.Name, target.Chassis))
 	case m.PostCopy:
 		return verdict{phase: PostCopy, reason: ReasonPostCopyRunning, aim: keep, holder: target,
