@@ -41,8 +41,7 @@ type hardware struct {
 
 func (h hardware) arguments(kernel string) []string {
 	accel, cpu := "tcg,thread=multi,tb-size=512", "max"
-	// Emulated processors have time-stamp counters that may differ by seconds: a thread that moves between them sees time go back, and its timers fail.
-	clock := "notsc clocksource=hpet"
+	clock := "tsc=reliable clocksource=tsc"
 	if h.accelerator == kvm {
 		accel, cpu, clock = "kvm", "host", ""
 	}

@@ -29,10 +29,6 @@ func TestBoot(t *testing.T) {
 			t.Errorf("the kernel does not have %s, but %v", name, loaded)
 		}
 	}
-	clock, err := m.Run(t.Context(), control.Command{Args: []string{"cat", "/sys/devices/system/clocksource/clocksource0/current_clocksource"}})
-	if clock = strings.TrimSpace(clock); err != nil || clock == "tsc" {
-		t.Errorf("the machine's clock is %s (%v), which differs between emulated processors", clock, err)
-	}
 	if said := m.Console(100); strings.Contains(said, "does not load") {
 		t.Errorf("modules failed:\n%s", said)
 	}
