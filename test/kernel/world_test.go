@@ -95,6 +95,7 @@ func (s *scene) begin(c *traffic.Client, spec traffic.Spec) traffic.RunID {
 		s.t.Fatal(err)
 	}
 	if err := c.AwaitOpen(ctx, id); err != nil {
+		s.stop(c, id) // which says why
 		s.t.Fatal(err)
 	}
 	return id
@@ -109,7 +110,7 @@ func (s *scene) stop(c *traffic.Client, run traffic.RunID) *traffic.Result {
 	}
 	for _, conn := range r.Connections {
 		if conn.Broken != "" {
-			s.t.Errorf("connection %d (%s to %s) is broken: %s", conn.Number, conn.Kind, conn.Peer, conn.Broken)
+			s.t.Errorf("connection %d (%s to %s) is broken: %s: %s", conn.Number, conn.Kind, conn.Peer, conn.Broken, conn.Error)
 		}
 	}
 	return r

@@ -20,8 +20,9 @@ const kernelArguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no
 // defaultMemoryMiB holds three nodes with their agents, the controller and OVN.
 const defaultMemoryMiB = 2048
 
-// processors of a machine.
-const processors = 2
+// processors of a machine. With two, emulated on an idle machine, the kernel's datapath of all nodes lost every packet that it had no flow for ("lost" in dpctl/show: ovs-vswitchd never got
+// it; OVS 3.1, Linux 6.1, one socket for each processor); with one it was never seen. The cause is not known.
+const processors = 1
 
 // accelerators of QEMU.
 const (
