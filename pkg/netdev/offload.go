@@ -7,11 +7,7 @@ import (
 	"github.com/safchain/ethtool"
 )
 
-// TXChecksumOff makes the kernel finish checksums itself before a packet leaves on the link.
-func (h Host) TXChecksumOff(name string) error {
-	return h.do(func() error { return txChecksumOff(name) })
-}
-
+// txChecksumOff makes the kernel finish checksums itself before a packet leaves on the link.
 func txChecksumOff(name string) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {

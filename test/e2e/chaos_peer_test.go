@@ -9,7 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 )
@@ -63,22 +62,7 @@ func TestChaosPeerLateOptions(t *testing.T) {
 func TestChaosPeerOldLauncherDeleted(t *testing.T) {
 	deletes := fault{name: "old-launcher-deleted", ends: moved, strike: func(t *testing.T, c *cell) {
 		t.Helper()
-		eventually(t, 20*time.Second, func(ctx context.Context) error {
-			vmi, err := c.vm.VMI(ctx)
-			if err != nil {
-				return err
-			}
-			pods, err := c.vm.Launchers(ctx, vmi)
-			if err != nil {
-				return err
-			}
-			for i := range pods {
-				if p := &pods[i]; p.Status.Phase == corev1.PodSucceeded {
-					return client.IgnoreNotFound(cluster.api.Delete(ctx, p, client.GracePeriodSeconds(0)))
-				}
-			}
-			return fmt.Errorf("VM %s has no old launcher", c.vm)
-		})
+		c.deleteLauncher(t, "that has ended", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded })
 		c.unchanged(t)
 	}}
 	course := fault{name: "old-launcher-deleted", ends: moved, run: func(t *testing.T, c *cell) {

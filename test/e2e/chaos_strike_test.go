@@ -83,24 +83,31 @@ func migrationCancelled(t *testing.T, c *cell) {
 func podDeleted(node func(*cell) string) strike {
 	return func(t *testing.T, c *cell) {
 		t.Helper()
-		eventually(t, 20*time.Second, func(ctx context.Context) error {
-			vmi, err := c.vm.VMI(ctx)
-			if err != nil {
-				return err
-			}
-			pods, err := c.vm.Launchers(ctx, vmi)
-			if err != nil {
-				return err
-			}
-			for i := range pods {
-				p := &pods[i]
-				if p.Spec.NodeName == node(c) && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
-					return client.IgnoreNotFound(cluster.api.Delete(ctx, p, client.GracePeriodSeconds(0)))
-				}
-			}
-			return fmt.Errorf("VM %s has no launcher on %s", c.vm, node(c))
+		c.deleteLauncher(t, "on "+node(c), func(p *corev1.Pod) bool {
+			return p.Spec.NodeName == node(c) && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 		})
 	}
+}
+
+// deleteLauncher waits for a launcher of the VM that is meant, and deletes it.
+func (c *cell) deleteLauncher(t *testing.T, which string, meant func(*corev1.Pod) bool) {
+	t.Helper()
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
+		vmi, err := c.vm.VMI(ctx)
+		if err != nil {
+			return err
+		}
+		pods, err := c.vm.Launchers(ctx, vmi)
+		if err != nil {
+			return err
+		}
+		for i := range pods {
+			if p := &pods[i]; meant(p) {
+				return client.IgnoreNotFound(cluster.api.Delete(ctx, p, client.GracePeriodSeconds(0)))
+			}
+		}
+		return fmt.Errorf("VM %s has no launcher %s", c.vm, which)
+	})
 }
 
 // crashed cuts a node's power.
