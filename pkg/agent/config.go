@@ -84,8 +84,8 @@ func (c *Config) Validate() error {
 			bad("--underlay %q is neither an interface's name nor a CIDR", c.Underlay)
 		}
 	}
-	if c.MTU != 0 && (c.MTU < v1alpha1.MinMTU || c.MTU > 65000) {
-		bad("--mtu %d is not between %d and 65000", c.MTU, v1alpha1.MinMTU)
+	if c.MTU != 0 && !v1alpha1.MTUInBounds(c.MTU) {
+		bad("--mtu %d is not between %d and %d", c.MTU, v1alpha1.MinMTU, v1alpha1.MaxMTU)
 	}
 	if c.Datapath != DatapathAuto && c.Datapath != ovs.DatapathSystem && c.Datapath != ovs.DatapathNetdev {
 		bad("--datapath %q is none of auto, system, netdev", c.Datapath)

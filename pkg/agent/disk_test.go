@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
 // onSmallDisk runs f on a thread that sees a file system of 16 KiB at dir.
@@ -56,7 +58,7 @@ func TestInstallOnFullDisk(t *testing.T) {
 		if err != nil || string(now) != string(conf) {
 			t.Errorf("the configuration was %q and is %q (%v)", conf, now, err)
 		}
-		if old, err := os.ReadFile(filepath.Join(i.cfg.CNIBinDir, pluginName)); err != nil || string(old) != "version 1" {
+		if old, err := os.ReadFile(filepath.Join(i.cfg.CNIBinDir, wire.PluginName)); err != nil || string(old) != "version 1" {
 			t.Errorf("the plugin is %.20q (%v), want the old one whole", old, err)
 		}
 		write(t, i.cfg.CNIBinSource, "version 3")

@@ -8,11 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
 const (
-	// pluginName is CNI's "type": the file's name in the runtime's directory.
-	pluginName = "godwit"
 	// confName sorts before the configurations that distributions leave behind: the runtime takes the first.
 	confName = "05-godwit.conflist"
 	// networkName is the name of the network configuration.
@@ -29,7 +29,7 @@ type installer struct {
 
 // install reports what it changed, and which chained plugins it left out for want of their binary.
 func (i *installer) install() (changed, missing []string, err error) {
-	bin := filepath.Join(i.cfg.CNIBinDir, pluginName)
+	bin := filepath.Join(i.cfg.CNIBinDir, wire.PluginName)
 	program, err := os.ReadFile(i.cfg.CNIBinSource)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read CNI plugin: %w", err)
@@ -58,7 +58,7 @@ func (i *installer) install() (changed, missing []string, err error) {
 
 // conflist is the network configuration list. A chained plugin whose binary the node lacks is left out: the runtime would fail every pod for it.
 func (i *installer) conflist() (conf []byte, missing []string, err error) {
-	plugins := []map[string]any{{"type": pluginName, "socket": i.cfg.CNISocket}}
+	plugins := []map[string]any{{"type": wire.PluginName, "socket": i.cfg.CNISocket}}
 	for _, chained := range []struct{ name, capability string }{{"portmap", "portMappings"}} {
 		_, err := os.Stat(filepath.Join(i.cfg.CNIBinDir, chained.name))
 		if errors.Is(err, fs.ErrNotExist) {

@@ -16,14 +16,15 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// PluginType is the plugin's name in a CNI configuration, and so its file's name in the runtime's directory.
-const PluginType = "godwit"
-
-// Timeouts of one operation. The runtime's own limit on the whole chain is four minutes in containerd's defaults; kubelet's is two.
+// Timeouts of one operation. kubelet's own limit on a whole chain is two minutes. The agent's waits within an ADD
+// (agent.Config: for the identity, then for OVN) must fit into it, or the plugin gives up before the agent says what was missing.
 const (
 	defaultAddTimeout = 55 * time.Second
 	otherTimeout      = 30 * time.Second
 )
+
+// maxAddSeconds is the longest that addTimeoutSeconds may be.
+const maxAddSeconds = int(wire.MaxTimeout / time.Second)
 
 // Conf is the plugin's CNI configuration.
 type Conf struct {
@@ -58,8 +59,8 @@ func parseConf(stdin []byte) (*Conf, error) {
 	if c.Network == "" {
 		c.Network = ident.DefaultNetwork
 	}
-	if c.AddTimeoutSeconds < 0 || c.AddTimeoutSeconds > 240 {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("addTimeoutSeconds %d is not between 1 and 240", c.AddTimeoutSeconds), "")
+	if c.AddTimeoutSeconds < 0 || c.AddTimeoutSeconds > maxAddSeconds {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("addTimeoutSeconds %d is not between 1 and %d", c.AddTimeoutSeconds, maxAddSeconds), "")
 	}
 	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "decode prevResult", err.Error())

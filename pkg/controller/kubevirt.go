@@ -46,8 +46,8 @@ type kubevirt struct {
 // add makes the manager watch KubeVirt's objects from its very start if they exist, so that no VM is ever taken for stopped that has not been read; else
 // as soon as they do.
 func (k *kubevirt) add(ctx context.Context) error {
-	for _, kind := range []string{"VirtualMachineInstance", "VirtualMachineInstanceMigration"} {
-		_, err := k.mgr.GetRESTMapper().RESTMapping(schema.GroupKind{Group: kubevirtv1.GroupVersion.Group, Kind: kind}, kubevirtv1.GroupVersion.Version)
+	for _, kind := range []schema.GroupVersionKind{kubevirtv1.VirtualMachineInstanceGroupVersionKind, kubevirtv1.VirtualMachineInstanceMigrationGroupVersionKind} {
+		_, err := k.mgr.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version)
 		if meta.IsNoMatchError(err) {
 			return k.mgr.Add(k)
 		}

@@ -36,7 +36,7 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 		id.Attach = permission(pod)
 		for _, a := range d.Attach {
 			if a.PodUID == l.UID && o.versioned() && !permits(id.Attach, a) {
-				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration, Activation: v1alpha1.Activation(a.Strategy)}
+				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration, Activation: a.Activation}
 			}
 		}
 		if id.Attach != nil {

@@ -31,9 +31,6 @@ import (
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 )
 
-// optionIfaceIDVer is the VMI's UID: a launcher of an earlier VMI of the name cannot claim the port.
-const optionIfaceIDVer = "iface-id-ver"
-
 type vmReconciler struct {
 	api client.Client
 	// live reads past the cache.
@@ -168,7 +165,7 @@ func (r *vmReconciler) observePorts(ctx context.Context, vm types.NamespacedName
 
 func (r *vmReconciler) environment(ctx context.Context) (migration.Env, error) {
 	names, err := r.sb.Chassis(ctx)
-	env := migration.Env{Now: r.now(), Chassis: map[ident.ChassisName]bool{}, RARPActivation: true} // 23.03, the oldest OVN that is supported, has it
+	env := migration.Env{Now: r.now(), Chassis: map[ident.ChassisName]bool{}}
 	for name := range maps.Values(names) {
 		env.Chassis[name] = true
 	}
@@ -189,12 +186,12 @@ func (o observed) changes(d migration.Decision) []ovn.Change {
 	for _, p := range d.Ports {
 		row := o.rows[p.Network]
 		observed, want := keysOf(p.Observed), keysOf(p.Want)
-		version := row.Options[optionIfaceIDVer]
-		observed.Options[optionIfaceIDVer], want.Options[optionIfaceIDVer] = version, version
+		version := row.Options[ident.OptionIfaceIDVer]
+		observed.Options[ident.OptionIfaceIDVer], want.Options[ident.OptionIfaceIDVer] = version, version
 		if o.vmi != nil {
-			want.Options[optionIfaceIDVer] = string(o.vmi.UID)
+			want.Options[ident.OptionIfaceIDVer] = string(o.vmi.UID)
 		}
-		if p.Changed() || version != want.Options[optionIfaceIDVer] {
+		if p.Changed() || version != want.Options[ident.OptionIfaceIDVer] {
 			out = append(out, ovn.UpdatePort(p.Name, observed, want))
 		}
 	}
@@ -204,7 +201,7 @@ func (o observed) changes(d migration.Decision) []ovn.Change {
 // versioned says whether all rows are for this very VMI. A launcher may attach only then: requested-chassis may be the same as for an earlier one.
 func (o observed) versioned() bool {
 	for _, row := range o.rows {
-		if o.vmi == nil || row.Options[optionIfaceIDVer] != string(o.vmi.UID) {
+		if o.vmi == nil || row.Options[ident.OptionIfaceIDVer] != string(o.vmi.UID) {
 			return false
 		}
 	}
@@ -213,9 +210,9 @@ func (o observed) versioned() bool {
 
 func keysOf(s migration.PortState) ovn.PortKeys {
 	return ovn.PortKeys{
-		Options: map[string]string{migration.OptionRequestedChassis: s.Requested, migration.OptionActivationStrategy: s.Strategy},
+		Options: map[string]string{ident.OptionRequestedChassis: s.Requested, ident.OptionActivationStrategy: string(s.Strategy)},
 		ExternalIDs: map[string]string{
-			migration.KeyMigration: s.Stamp.Migration, migration.KeySource: string(s.Stamp.Source), migration.KeyTarget: string(s.Stamp.Target),
+			ident.KeyMigration: s.Stamp.Migration, ident.KeyMigrationSource: string(s.Stamp.Source), ident.KeyMigrationTarget: string(s.Stamp.Target),
 		},
 	}
 }

@@ -83,8 +83,8 @@ func (r *nodeReconciler) observeMTU(node *corev1.Node) {
 	mtu, ok := parseMTU(text)
 	if !ok {
 		r.events.Eventf(node, nil, corev1.EventTypeWarning, "BadMTU", "JoinNetwork",
-			"annotation %s is %q, want bytes between %d and 65535: ignored; delete the annotation and restart the node's godwit-agent",
-			v1alpha1.MTUAnnotation, text, v1alpha1.MinMTU)
+			"annotation %s is %q, want bytes between %d and %d: ignored; delete the annotation and restart the node's godwit-agent",
+			v1alpha1.MTUAnnotation, text, v1alpha1.MinMTU, v1alpha1.MaxMTU)
 		return
 	}
 	if r.alloc.setNodeMTU(node.Name, mtu) {
@@ -96,7 +96,7 @@ func (r *nodeReconciler) observeMTU(node *corev1.Node) {
 // parseMTU reads the value of MTUAnnotation in bytes.
 func parseMTU(text string) (mtu int, ok bool) {
 	mtu, err := strconv.Atoi(text)
-	return mtu, err == nil && mtu >= v1alpha1.MinMTU && mtu <= 65535
+	return mtu, err == nil && v1alpha1.MTUInBounds(mtu)
 }
 
 func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v1alpha1.Join) error {

@@ -104,12 +104,12 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 	}
 	subnet, ips, err := r.alloc.take(podHolder(key), pod.UID, name, ask)
 	if errors.Is(err, ipam.ErrFull) {
-		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetFull", "AllocateAddress",
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, reasonSubnetFull, "AllocateAddress",
 			"%v: the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods", err)
 		return v1alpha1.Identity{}, errWaiting
 	}
 	if errors.Is(err, errNoSubnet) {
-		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "SubnetNotReady", "AllocateAddress",
+		r.events.Eventf(pod, nil, corev1.EventTypeWarning, reasonNoSubnet, "AllocateAddress",
 			"%v: see the conditions of `kubectl get subnet %s -o yaml`", err, name)
 		return v1alpha1.Identity{}, errWaiting
 	}

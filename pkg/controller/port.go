@@ -32,7 +32,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
-// Reasons of a Port's condition Ready, besides those of Subnets.
+// Reasons of a Port's condition Ready, besides those of Subnets. The first two are also those of a pod's events.
 const (
 	reasonSubnetFull  = "SubnetFull"
 	reasonNoSubnet    = "SubnetNotReady"

@@ -6,7 +6,6 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
-	"github.com/godwit-cni/godwit/pkg/migration"
 )
 
 // whereabouts is what a Port's phase follows from.
@@ -20,7 +19,7 @@ type whereabouts struct {
 
 // observe finds out where a port is. The flag "up" plays no part: it goes down for a moment whenever a migration is committed.
 func (r *portReconciler) observe(ctx context.Context, row portRow) (whereabouts, error) {
-	w := whereabouts{requested: row.options[migration.OptionRequestedChassis]}
+	w := whereabouts{requested: row.options[ident.OptionRequestedChassis]}
 	binding, err := r.sb.Binding(ctx, row.name)
 	if err != nil || binding == nil || binding.Chassis == nil {
 		return w, err

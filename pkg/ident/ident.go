@@ -38,29 +38,6 @@ const GatewayInterface = "ovn0"
 // IntegrationBridge is the OVS bridge that ovn-controller programs.
 const IntegrationBridge = "br-int"
 
-// OwnerKey is the external_ids key that marks an NB row as Godwit's; its value is the owner's kind.
-const OwnerKey = "godwit.dev/owner"
-
-// Values of OwnerKey.
-const (
-	OwnerPod     = "pod"
-	OwnerNode    = "node"
-	OwnerSubnet  = "subnet"
-	OwnerNetwork = "network"
-	// OwnerVM: KeyNamespace and KeyName name the VM, or the VMI that has none.
-	OwnerVM = "vm"
-)
-
-// external_ids keys of the rows that Godwit owns. KeyName is the owner's name; KeyFamily, ipv4 or ipv6, tells apart the rows that one owner has for each
-// family.
-const (
-	KeyFamily    = "godwit.dev/family"
-	KeyNamespace = "godwit.dev/namespace"
-	KeyName      = "godwit.dev/name"
-	KeyUID       = "godwit.dev/uid"
-	KeySubnet    = "godwit.dev/subnet"
-)
-
 // Router is the logical router of a network.
 func Router(network string) RouterName { return RouterName("network/" + network) }
 

@@ -1,5 +1,7 @@
 package migration
 
+import "github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+
 // Baseline is a simpler way to move a VM's ports than Godwit's, which make bench-migration puts beside it. The zero value is none: Godwit's own.
 type Baseline string
 
@@ -18,13 +20,10 @@ const AnnotationBaseline = "lab.godwit.dev/baseline"
 // ReasonBaseline is the reason of a VM that BaselineFlip keeps on the source, in phase Settled.
 const ReasonBaseline Reason = "Baseline"
 
-// StrategyLater is the strategy in the Attach of a target whose chassis is not asked for yet: its agent waits for nothing. It is never written into a row.
-const StrategyLater = "later"
-
 // strategy is the activation strategy of a pair.
-func (b Baseline) strategy() string {
+func (b Baseline) strategy() v1alpha1.Activation {
 	if b == BaselineClone {
-		return ""
+		return v1alpha1.ActivationNone
 	}
-	return StrategyRARP
+	return v1alpha1.ActivationRARP
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
@@ -47,32 +48,33 @@ func TestBaselines(t *testing.T) {
 		baseline Baseline
 		lines    []string
 		// requested and strategy are what the row has in the end, target is the strategy of the target's permission, "none" if it has no permission.
-		requested, strategy, target string
+		requested        string
+		strategy, target v1alpha1.Activation
 	}{
-		"Godwit's own, prepared":     {"", nil, "n1,n2", StrategyRARP, StrategyRARP},
-		"an unknown one is none":     {"other", nil, "n1,n2", StrategyRARP, StrategyRARP},
+		"Godwit's own, prepared":     {"", nil, "n1,n2", v1alpha1.ActivationRARP, v1alpha1.ActivationRARP},
+		"an unknown one is none":     {"other", nil, "n1,n2", v1alpha1.ActivationRARP, v1alpha1.ActivationRARP},
 		"clone, prepared":            {BaselineClone, nil, "n1,n2", "", ""},
 		"clone, ready":               {BaselineClone, []string{ready}, "n2", "", ""},
 		"clone, failed":              {BaselineClone, []string{"vmim m1 phase=Failed"}, "n1", "", "none"},
-		"flip, target scheduled":     {BaselineFlip, nil, "n1", "", StrategyLater},
-		"flip, ready is not the end": {BaselineFlip, []string{ready}, "n1", "", StrategyLater},
+		"flip, target scheduled":     {BaselineFlip, nil, "n1", "", v1alpha1.ActivationLater},
+		"flip, ready is not the end": {BaselineFlip, []string{ready}, "n1", "", v1alpha1.ActivationLater},
 		"flip, succeeded":            {BaselineFlip, []string{ready, succeeded}, "n2", "", ""},
 		"flip, failed":               {BaselineFlip, []string{"vmim m1 phase=Failed"}, "n1", "", "none"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := baselineWorld(t, c.baseline, c.lines...)
 			row := w.ovn.rows[ident.DefaultNetwork]
-			if got := row.Options[OptionRequestedChassis]; got != c.requested {
+			if got := row.Options[ident.OptionRequestedChassis]; got != c.requested {
 				t.Errorf("requested-chassis %q: want %q", got, c.requested)
 			}
-			if got := row.Options[OptionActivationStrategy]; got != c.strategy {
+			if got := row.Options[ident.OptionActivationStrategy]; got != string(c.strategy) {
 				t.Errorf("activation-strategy %q: want %q", got, c.strategy)
 			}
 			attach := w.decide().Attach
 			i := slices.IndexFunc(attach, func(a Attach) bool { return a.Pod == "p2" })
-			got := "none"
+			got := v1alpha1.Activation("none")
 			if i >= 0 {
-				got = attach[i].Strategy
+				got = attach[i].Activation
 			}
 			if got != c.target {
 				t.Errorf("the target may attach with strategy %q: want %q; %+v", got, c.target, attach)

@@ -275,10 +275,6 @@ func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict
 				m.label(), l.Chassis, l.Name))
 		}
 	}
-	if !env.RARPActivation {
-		return unclear(ReasonOVNTooOld, fmt.Sprintf("migration %s: OVN does not know activation-strategy=rarp: "+
-			"live migration needs OVN 23.03 or newer on every node", m.label()))
-	}
 	prepared, activated := s.prepared(source, target)
 	from := fmt.Sprintf("migration %s from %s to %s", m.label(), source.Chassis, target.Chassis)
 	switch {

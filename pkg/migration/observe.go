@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
@@ -106,14 +107,21 @@ func Observe(pods []*corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance, vmims [
 	return s
 }
 
+// How KubeVirt marks its launcher pods (virt-controller, pkg/virt-controller/services/template.go): the value of the label kubevirtv1.AppLabel, and the name of the
+// container in which QEMU runs.
+const (
+	launcherApp      = "virt-launcher"
+	computeContainer = "compute"
+)
+
 // LauncherOf names the VMI, of the pod's namespace, whose launcher a pod is; ok is false for any other pod. Hotplug attachment pods have a migration's label
 // too, and are ordinary pods. The pod's labels and owner references are its creator's word: a VMI of that name need not exist, nor have that UID.
 func LauncherOf(pod *corev1.Pod) (name string, uid types.UID, ok bool) {
-	if pod == nil || pod.Labels[kubevirtv1.AppLabel] != "virt-launcher" {
+	if pod == nil || pod.Labels[kubevirtv1.AppLabel] != launcherApp {
 		return "", "", false
 	}
 	owner := metav1.GetControllerOfNoCopy(pod)
-	if owner == nil || owner.Kind != "VirtualMachineInstance" || !strings.HasPrefix(owner.APIVersion, "kubevirt.io/") || owner.UID == "" {
+	if owner == nil || owner.Kind != v1alpha1.KindVirtualMachineInstance || !strings.HasPrefix(owner.APIVersion, "kubevirt.io/") || owner.UID == "" {
 		return "", "", false
 	}
 	return owner.Name, owner.UID, true
@@ -132,7 +140,7 @@ func finished(pod *corev1.Pod) bool {
 		return true
 	}
 	for i := range pod.Status.ContainerStatuses {
-		if c := &pod.Status.ContainerStatuses[i]; c.Name == "compute" {
+		if c := &pod.Status.ContainerStatuses[i]; c.Name == computeContainer {
 			return c.State.Terminated != nil
 		}
 	}
@@ -217,7 +225,7 @@ func observePorts(rows map[string]*nbdb.LogicalSwitchPort, bindings []*sbdb.Port
 		if b := byName[row.Name]; b != nil {
 			p.Additional = len(b.RequestedAdditionalChassis) > 0
 			p.Synced = observeState(b.Options, b.ExternalIDs) == p.State
-			for name := range strings.SplitSeq(b.Options["additional-chassis-activated"], ",") {
+			for name := range strings.SplitSeq(b.Options[ident.BindingActivated], ",") {
 				if name != "" {
 					p.Activated = append(p.Activated, ident.ChassisName(name))
 				}
@@ -231,12 +239,12 @@ func observePorts(rows map[string]*nbdb.LogicalSwitchPort, bindings []*sbdb.Port
 // observeState reads what this package writes, from a row or from northd's copy of it.
 func observeState(options, externalIDs map[string]string) PortState {
 	return PortState{
-		Requested: options[OptionRequestedChassis],
-		Strategy:  options[OptionActivationStrategy],
+		Requested: options[ident.OptionRequestedChassis],
+		Strategy:  v1alpha1.Activation(options[ident.OptionActivationStrategy]),
 		Stamp: Stamp{
-			Migration: externalIDs[KeyMigration],
-			Source:    ident.ChassisName(externalIDs[KeySource]),
-			Target:    ident.ChassisName(externalIDs[KeyTarget]),
+			Migration: externalIDs[ident.KeyMigration],
+			Source:    ident.ChassisName(externalIDs[ident.KeyMigrationSource]),
+			Target:    ident.ChassisName(externalIDs[ident.KeyMigrationTarget]),
 		},
 	}
 }

@@ -47,10 +47,10 @@ func exampleObjects() objects {
 	return objects{
 		Pods: []*corev1.Pod{pod, nil}, VMI: vmi, VMIMs: []*kubevirtv1.VirtualMachineInstanceMigration{nil, vmim},
 		Ports: map[string]*nbdb.LogicalSwitchPort{"gone": nil, "default": {
-			Name: "vm/default", Options: map[string]string{OptionRequestedChassis: "n1,n2", OptionActivationStrategy: "rarp"},
-			ExternalIDs: map[string]string{KeyMigration: "M1", KeySource: "n1", KeyTarget: "n2"}}},
+			Name: "vm/default", Options: map[string]string{ident.OptionRequestedChassis: "n1,n2", ident.OptionActivationStrategy: "rarp"},
+			ExternalIDs: map[string]string{ident.KeyMigration: "M1", ident.KeyMigrationSource: "n1", ident.KeyMigrationTarget: "n2"}}},
 		Bindings: []*sbdb.PortBinding{nil, {LogicalPort: "vm/default", RequestedAdditionalChassis: []string{"uuid"}, Options: map[string]string{
-			"additional-chassis-activated": "n2,n3", OptionRequestedChassis: "n1,n2"}}},
+			ident.BindingActivated: "n2,n3", ident.OptionRequestedChassis: "n1,n2"}}},
 	}
 }
 
@@ -155,14 +155,14 @@ func FuzzObserve(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b, true)
+		f.Add(b)
 	}
-	f.Fuzz(func(t *testing.T, b []byte, capable bool) {
+	f.Fuzz(func(t *testing.T, b []byte) {
 		var o objects
 		if json.Unmarshal(b, &o) != nil {
 			return
 		}
-		if err := total(o, Env{Now: epoch, Chassis: map[ident.ChassisName]bool{"n1": true, "n2": true}, RARPActivation: capable}); err != nil {
+		if err := total(o, Env{Now: epoch, Chassis: map[ident.ChassisName]bool{"n1": true, "n2": true}}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -173,7 +173,7 @@ func TestArbitrary(t *testing.T) {
 	word := rapid.SampledFrom([]string{"", "n1", "n2", "n1", "n2", "n3", "godwit-none", "a,b"})
 	rapid.Check(t, func(t *rapid.T) {
 		env := Env{Now: epoch.Add(time.Duration(rapid.IntRange(-5, 200).Draw(t, "now")) * time.Second),
-			Chassis: map[ident.ChassisName]bool{"n1": true, "n2": true, "n3": rapid.Bool().Draw(t, "n3")}, RARPActivation: rapid.IntRange(0, 9).Draw(t, "OVN") > 0}
+			Chassis: map[ident.ChassisName]bool{"n1": true, "n2": true, "n3": rapid.Bool().Draw(t, "n3")}}
 		o := objects{Ports: map[string]*nbdb.LogicalSwitchPort{}}
 		if rapid.IntRange(0, 9).Draw(t, "VMI") > 0 {
 			o.VMI = exampleObjects().VMI
@@ -196,16 +196,16 @@ func TestArbitrary(t *testing.T) {
 			row := &nbdb.LogicalSwitchPort{Name: "vm/" + network, Options: map[string]string{}, ExternalIDs: map[string]string{}}
 			requested := rapid.SampledFrom([]string{"", "n1", "n2", "n1,n2", "n2,n1", "n1,n2", "n2,n3", "godwit-none",
 				",", "n1,n2,n3", "n1,n1"}).Draw(t, "requested")
-			set(row.Options, OptionRequestedChassis, requested)
-			set(row.Options, OptionActivationStrategy, rapid.SampledFrom([]string{"", "rarp", "garp"}).Draw(t, "strategy"))
-			set(row.ExternalIDs, KeyMigration, rapid.SampledFrom([]string{"", "M0", "M1", "M2"}).Draw(t, "stamp"))
-			set(row.ExternalIDs, KeySource, word.Draw(t, "stamp source"))
-			set(row.ExternalIDs, KeyTarget, word.Draw(t, "stamp target"))
+			set(row.Options, ident.OptionRequestedChassis, requested)
+			set(row.Options, ident.OptionActivationStrategy, rapid.SampledFrom([]string{"", "rarp", "garp"}).Draw(t, "strategy"))
+			set(row.ExternalIDs, ident.KeyMigration, rapid.SampledFrom([]string{"", "M0", "M1", "M2"}).Draw(t, "stamp"))
+			set(row.ExternalIDs, ident.KeyMigrationSource, word.Draw(t, "stamp source"))
+			set(row.ExternalIDs, ident.KeyMigrationTarget, word.Draw(t, "stamp target"))
 			o.Ports[network] = row
 			b := &sbdb.PortBinding{LogicalPort: row.Name, Options: map[string]string{}, ExternalIDs: row.ExternalIDs}
-			set(b.Options, OptionRequestedChassis, requested)
-			set(b.Options, OptionActivationStrategy, row.Options[OptionActivationStrategy])
-			set(b.Options, "additional-chassis-activated", rapid.SampledFrom([]string{"", "", "n1", "n2", "n2,n1"}).Draw(t, "activated"))
+			set(b.Options, ident.OptionRequestedChassis, requested)
+			set(b.Options, ident.OptionActivationStrategy, row.Options[ident.OptionActivationStrategy])
+			set(b.Options, ident.BindingActivated, rapid.SampledFrom([]string{"", "", "n1", "n2", "n2,n1"}).Draw(t, "activated"))
 			if rapid.IntRange(0, 4).Draw(t, "binding") > 0 {
 				o.Bindings = append(o.Bindings, b)
 			}

@@ -50,11 +50,11 @@ func (o *fakeOVN) apply(d Decision) error {
 	o.writes++
 	for _, p := range d.Ports {
 		row := o.rows[p.Network]
-		set(row.Options, OptionRequestedChassis, p.Want.Requested)
-		set(row.Options, OptionActivationStrategy, p.Want.Strategy)
-		set(row.ExternalIDs, KeyMigration, p.Want.Stamp.Migration)
-		set(row.ExternalIDs, KeySource, string(p.Want.Stamp.Source))
-		set(row.ExternalIDs, KeyTarget, string(p.Want.Stamp.Target))
+		set(row.Options, ident.OptionRequestedChassis, p.Want.Requested)
+		set(row.Options, ident.OptionActivationStrategy, string(p.Want.Strategy))
+		set(row.ExternalIDs, ident.KeyMigration, p.Want.Stamp.Migration)
+		set(row.ExternalIDs, ident.KeyMigrationSource, string(p.Want.Stamp.Source))
+		set(row.ExternalIDs, ident.KeyMigrationTarget, string(p.Want.Stamp.Target))
 	}
 	return nil
 }
@@ -71,7 +71,7 @@ func set(m map[string]string, key, value string) {
 func (o *fakeOVN) check(d Decision) error {
 	main := map[string]string{}
 	for _, p := range d.Ports {
-		if got := o.rows[p.Network].Options[OptionRequestedChassis]; got != p.Observed.Requested {
+		if got := o.rows[p.Network].Options[ident.OptionRequestedChassis]; got != p.Observed.Requested {
 			return fmt.Errorf("port %s: observed %q, the row says %q", p.Network, p.Observed.Requested, got)
 		}
 		if d.Phase == Unclear && !slices.Contains(strings.Split(p.Observed.Requested, ","), "") && p.Changed() {
@@ -111,7 +111,7 @@ func (o *fakeOVN) checkPort(p PortDecision) error {
 			return fmt.Errorf("%s is no chassis: the other one would be main at once", n)
 		}
 	}
-	if b := o.sb[p.Network]; b != nil && (b.Options["additional-chassis-activated"] != "" || len(b.RequestedAdditionalChassis) > 0) {
+	if b := o.sb[p.Network]; b != nil && (b.Options[ident.BindingActivated] != "" || len(b.RequestedAdditionalChassis) > 0) {
 		return fmt.Errorf("the target would not be blocked: southbound still says %v %v", b.RequestedAdditionalChassis, b.Options)
 	}
 	return nil
@@ -127,13 +127,13 @@ func (o *fakeOVN) northd() {
 			o.sb[network] = b
 		}
 		if len(b.RequestedAdditionalChassis) == 0 {
-			delete(b.Options, "additional-chassis-activated")
+			delete(b.Options, ident.BindingActivated)
 		}
 		b.RequestedAdditionalChassis = nil
-		activated := b.Options["additional-chassis-activated"]
+		activated := b.Options[ident.BindingActivated]
 		b.Options, b.ExternalIDs = maps.Clone(row.Options), maps.Clone(row.ExternalIDs)
-		set(b.Options, "additional-chassis-activated", activated)
-		for i, name := range strings.Split(row.Options[OptionRequestedChassis], ",") {
+		set(b.Options, ident.BindingActivated, activated)
+		for i, name := range strings.Split(row.Options[ident.OptionRequestedChassis], ",") {
 			if i > 0 && o.chassis[ident.ChassisName(name)] {
 				b.RequestedAdditionalChassis = append(b.RequestedAdditionalChassis, "uuid-of-"+name)
 			}
@@ -147,11 +147,11 @@ func (o *fakeOVN) activate(c ident.ChassisName) {
 		if !slices.Contains(b.RequestedAdditionalChassis, "uuid-of-"+string(c)) {
 			continue
 		}
-		have := b.Options["additional-chassis-activated"]
+		have := b.Options[ident.BindingActivated]
 		if slices.Contains(strings.Split(have, ","), string(c)) {
 			continue
 		}
-		b.Options["additional-chassis-activated"] = strings.TrimPrefix(have+","+string(c), ",")
+		b.Options[ident.BindingActivated] = strings.TrimPrefix(have+","+string(c), ",")
 	}
 }
 
@@ -161,7 +161,7 @@ func (o *fakeOVN) asks(c ident.ChassisName, networks []string) bool {
 		if networks != nil && !slices.Contains(networks, network) {
 			continue
 		}
-		if !slices.Contains(strings.Split(row.Options[OptionRequestedChassis], ","), string(c)) {
+		if !slices.Contains(strings.Split(row.Options[ident.OptionRequestedChassis], ","), string(c)) {
 			return false
 		}
 	}
@@ -196,7 +196,7 @@ func describeState(s PortState) string {
 		out = "(absent)"
 	}
 	if s.Strategy != "" {
-		out += " " + s.Strategy
+		out += " " + string(s.Strategy)
 	}
 	if s.Stamp != (Stamp{}) {
 		out += fmt.Sprintf(" [%s %s>%s]", s.Stamp.Migration, s.Stamp.Source, s.Stamp.Target)

@@ -3,6 +3,7 @@ package migration
 import (
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
@@ -72,23 +73,6 @@ const (
 	ReasonContradiction    Reason = "Contradiction" // the migration has both succeeded and failed
 	ReasonUnknownChassis   Reason = "UnknownChassis"
 	ReasonSameNode         Reason = "SameNode"
-	ReasonOVNTooOld        Reason = "OVNTooOld"
-)
-
-// Option names of NB Logical_Switch_Port, and the one activation strategy that is written. A list ("rarp,garp,na") blocks nothing at all before OVN
-// 25.09, and from then on would let an announcement of the pod's own kernel activate the port before the VM is there.
-const (
-	OptionRequestedChassis   = "requested-chassis"
-	OptionActivationStrategy = "activation-strategy"
-	StrategyRARP             = "rarp"
-)
-
-// Keys of NB Logical_Switch_Port external_ids: the stamp of the migration that last asked for the port. It stays after the migration's end, as the
-// record of it, until the next one or until the VM stops.
-const (
-	KeyMigration = "godwit.dev/migration"
-	KeySource    = "godwit.dev/migration-source"
-	KeyTarget    = "godwit.dev/migration-target"
 )
 
 // ActivationGrace is how long after the target's domain became ready a target that was not activated is committed all the same: 2 s. KubeVirt reports
@@ -109,8 +93,6 @@ type Env struct {
 	// Chassis are the chassis that the southbound database knows. OVN skips the name of any other without a word, which would make the second
 	// of a pair the main one.
 	Chassis map[ident.ChassisName]bool
-	// RARPActivation says that every chassis obeys activation-strategy=rarp (OVN 22.09; Godwit's floor is 23.03). Without it nothing is prepared.
-	RARPActivation bool
 	// Baseline is set by benchmarks alone.
 	Baseline Baseline
 }
@@ -125,8 +107,9 @@ type Stamp struct {
 type PortState struct {
 	// Requested is options:requested-chassis: "chassis", or "main,additional".
 	Requested string
-	// Strategy is options:activation-strategy; empty means that the key is absent.
-	Strategy string
+	// Strategy is options:activation-strategy; empty means that the key is absent. Nothing but v1alpha1.ActivationRARP is written: a list ("rarp,garp,na") blocks nothing
+	// at all before OVN 25.09, and from then on would let an announcement of the pod's own kernel activate the port before the VM is there.
+	Strategy v1alpha1.Activation
 	// Stamp is in external_ids; zero means that its keys are absent.
 	Stamp Stamp
 }
@@ -151,8 +134,8 @@ type Attach struct {
 	Chassis     ident.ChassisName
 	// Migration is the UID of the migration that made the pod, empty for a VM's first launcher.
 	Migration string
-	// Strategy is the activation strategy by which the chassis is asked for, empty for a main chassis; StrategyLater with BaselineFlip.
-	Strategy string
+	// Activation is how the port begins on the chassis: v1alpha1.ActivationLater with BaselineFlip, else as the rows' strategy says.
+	Activation v1alpha1.Activation
 }
 
 // Decision is what Decide found. Equal snapshots and environments make equal decisions.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
@@ -208,24 +209,24 @@ func attach(v verdict, ports []PortDecision) []Attach {
 	var out []Attach
 	for _, l := range candidates {
 		if v.aim != keep && v.aim != none && mayAttach(l, ports) {
-			out = append(out, Attach{Pod: l.Name, PodUID: l.UID, Chassis: l.Chassis, Migration: l.Job, Strategy: strategyFor(l, ports)})
+			out = append(out, Attach{Pod: l.Name, PodUID: l.UID, Chassis: l.Chassis, Migration: l.Job, Activation: activationFor(l, ports)})
 		}
 	}
 	if v.aim == later {
 		t := v.target
-		out = append(out, Attach{Pod: t.Name, PodUID: t.UID, Chassis: t.Chassis, Migration: t.Job, Strategy: StrategyLater})
+		out = append(out, Attach{Pod: t.Name, PodUID: t.UID, Chassis: t.Chassis, Migration: t.Job, Activation: v1alpha1.ActivationLater})
 	}
 	return out
 }
 
-// strategyFor is how the launcher's chassis begins: as an additional one by the rows' strategy, as the main one by none.
-func strategyFor(l Launcher, ports []PortDecision) string {
+// activationFor is how the launcher's chassis begins: as an additional one by the rows' strategy, as the main one by none.
+func activationFor(l Launcher, ports []PortDecision) v1alpha1.Activation {
 	for _, p := range ports {
 		if main, _, _ := strings.Cut(p.Want.Requested, ","); l.carries(p.Network) && main != string(l.Chassis) {
 			return p.Want.Strategy
 		}
 	}
-	return ""
+	return v1alpha1.ActivationNone
 }
 
 func mayAttach(l Launcher, ports []PortDecision) bool {

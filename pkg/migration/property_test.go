@@ -97,7 +97,7 @@ func (s *sim) decide() Decision {
 	for _, m := range s.view.vmims {
 		vmims = append(vmims, m)
 	}
-	env := Env{Now: epoch.Add(time.Duration(s.clock) * time.Second), Chassis: s.ovn.chassis, RARPActivation: true}
+	env := Env{Now: epoch.Add(time.Duration(s.clock) * time.Second), Chassis: s.ovn.chassis}
 	return Decide(Observe(pods, s.view.vmi, vmims, s.ovn.rows, s.ovn.bindings()), env)
 }
 
@@ -131,7 +131,7 @@ func (s *sim) check() {
 	if s.job != nil && s.job.stage < resumed && s.truth.pods[s.job.target] != nil {
 		if c := s.attached[s.truth.pods[s.job.target].UID]; c != "" {
 			for network, b := range s.ovn.sb {
-				if slices.Contains(b.RequestedAdditionalChassis, "uuid-of-"+c) && strings.Contains(b.Options["additional-chassis-activated"], c) {
+				if slices.Contains(b.RequestedAdditionalChassis, "uuid-of-"+c) && strings.Contains(b.Options[ident.BindingActivated], c) {
 					s.t.Fatalf("port %s is open on %s before the VM is there: %s", network, c, describe(s.last))
 				}
 			}
@@ -140,7 +140,7 @@ func (s *sim) check() {
 	if s.home == "" || s.forced {
 		return
 	}
-	got := s.ovn.rows[ident.DefaultNetwork].Options[OptionRequestedChassis]
+	got := s.ovn.rows[ident.DefaultNetwork].Options[ident.OptionRequestedChassis]
 	if !slices.Contains(strings.Split(got, ","), s.homeNode) {
 		s.t.Fatalf("the VM runs on %s, requested-chassis is %q: %s", s.homeNode, got, describe(s.last))
 	}
@@ -197,7 +197,7 @@ func (s *sim) finish() {
 		want, phase = live[0].Spec.NodeName, Settled
 	}
 	row := s.ovn.rows[ident.DefaultNetwork]
-	if s.last.Phase != phase || row.Options[OptionRequestedChassis] != want || row.Options[OptionActivationStrategy] != "" {
+	if s.last.Phase != phase || row.Options[ident.OptionRequestedChassis] != want || row.Options[ident.OptionActivationStrategy] != "" {
 		s.t.Fatalf("want %s on %q, the row has %v: %s", phase, want, row.Options, describe(s.last))
 	}
 }

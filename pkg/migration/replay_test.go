@@ -220,7 +220,7 @@ func replay(t *testing.T, m mode, events []event) map[string]string {
 		}
 		p.end(vm)
 		for network, row := range vm.ovn.rows {
-			ends[vm.name+"/"+network] = row.Options[OptionRequestedChassis] + " " + row.Options[OptionActivationStrategy]
+			ends[vm.name+"/"+network] = row.Options[ident.OptionRequestedChassis] + " " + row.Options[ident.OptionActivationStrategy]
 		}
 	}
 	return ends
@@ -346,7 +346,7 @@ func (p *player) decide(vm *playedVM) Decision {
 	pods := slices.Collect(maps.Values(p.pods))
 	vmims := slices.Collect(maps.Values(p.vmims))
 	now := p.base.Add(time.Duration(p.now * float64(time.Second)))
-	return Decide(Observe(pods, p.vmis[vm.name], vmims, vm.ovn.rows, vm.ovn.bindings()), Env{Now: now, Chassis: p.nodes, RARPActivation: true})
+	return Decide(Observe(pods, p.vmis[vm.name], vmims, vm.ovn.rows, vm.ovn.bindings()), Env{Now: now, Chassis: p.nodes})
 }
 
 func (p *player) tell(vm *playedVM) {

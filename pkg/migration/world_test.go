@@ -38,7 +38,7 @@ type world struct {
 
 func newWorld() *world {
 	w := &world{pods: map[string]*corev1.Pod{}, vmims: map[string]*kubevirtv1.VirtualMachineInstanceMigration{}, ovn: newFakeOVN("n1", "n2", "n3"), northd: true}
-	w.env = Env{Now: epoch, Chassis: w.ovn.chassis, RARPActivation: true}
+	w.env = Env{Now: epoch, Chassis: w.ovn.chassis}
 	w.ovn.port(ident.DefaultNetwork)
 	return w
 }
@@ -290,14 +290,14 @@ func (w *world) doOVN(verb, name string, args map[string]string, words []string)
 		for key, value := range args {
 			switch key {
 			case "requested":
-				set(row.Options, OptionRequestedChassis, value)
+				set(row.Options, ident.OptionRequestedChassis, value)
 			case "strategy":
-				set(row.Options, OptionActivationStrategy, value)
+				set(row.Options, ident.OptionActivationStrategy, value)
 			case "stamp":
 				f := append(strings.Split(value, ","), "", "", "")
-				set(row.ExternalIDs, KeyMigration, f[0])
-				set(row.ExternalIDs, KeySource, f[1])
-				set(row.ExternalIDs, KeyTarget, f[2])
+				set(row.ExternalIDs, ident.KeyMigration, f[0])
+				set(row.ExternalIDs, ident.KeyMigrationSource, f[1])
+				set(row.ExternalIDs, ident.KeyMigrationTarget, f[2])
 			default:
 				return fmt.Errorf("row: unknown %q", key)
 			}
@@ -305,7 +305,7 @@ func (w *world) doOVN(verb, name string, args map[string]string, words []string)
 	case "activate":
 		w.ovn.activate(ident.ChassisName(words[0]))
 	case "binding":
-		w.ovn.sb[name].Options["additional-chassis-activated"] = args["activated"]
+		w.ovn.sb[name].Options[ident.BindingActivated] = args["activated"]
 	case "chassis":
 		clear(w.ovn.chassis)
 		for _, c := range words {
@@ -315,8 +315,6 @@ func (w *world) doOVN(verb, name string, args map[string]string, words []string)
 		at, err := second(words[0])
 		w.env.Now = at.Time
 		return err
-	case "rarp":
-		w.env.RARPActivation = words[0] == "on"
 	case "northd":
 		w.northd = words[0] == "on"
 	default:

@@ -18,8 +18,8 @@ import (
 
 // Keys of Interface.external_ids. The first four are OVN's.
 const (
-	keyIfaceID      = "iface-id"
-	keyIfaceIDVer   = "iface-id-ver"
+	keyIfaceID      = ident.KeyIfaceID
+	keyIfaceIDVer   = ident.KeyIfaceIDVer
 	keyAttachedMAC  = "attached-mac"
 	keyOVNInstalled = "ovn-installed"
 

@@ -94,7 +94,7 @@ func switchRows(ls ident.SwitchName, spec ipam.Spec, owner map[string]string) Sw
 		},
 		Uplink: &nbdb.LogicalSwitchPort{
 			Name: string(ident.SwitchRouterPort(ls)), Type: "router", Addresses: []string{"router"},
-			Options: map[string]string{"router-port": string(ident.RouterPort(ls))}, ExternalIDs: owner,
+			Options: map[string]string{ident.OptionRouterPort: string(ident.RouterPort(ls))}, ExternalIDs: owner,
 		},
 	}
 	for i, c := range spec.CIDRs {

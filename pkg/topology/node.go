@@ -23,7 +23,7 @@ func Node(node string, join v1alpha1.Join) NodeRows {
 	rows := NodeRows{Port: &nbdb.LogicalSwitchPort{
 		Name:        string(port),
 		Addresses:   []string{Addresses(join.MAC, join.IPs)},
-		Options:     map[string]string{"requested-chassis": node},
+		Options:     map[string]string{ident.OptionRequestedChassis: node},
 		ExternalIDs: owner,
 	}}
 	for _, ip := range join.IPs {

@@ -22,8 +22,8 @@ func Pod(namespace, pod, network string, chassis ident.ChassisName, id v1alpha1.
 		Addresses:    []string{addresses},
 		PortSecurity: []string{addresses},
 		Options: map[string]string{
-			"requested-chassis": string(chassis),
-			"iface-id-ver":      id.PodUID,
+			ident.OptionRequestedChassis: string(chassis),
+			ident.OptionIfaceIDVer:       id.PodUID,
 		},
 		ExternalIDs: map[string]string{
 			ident.OwnerKey:     ident.OwnerPod,

@@ -58,5 +58,5 @@ func VM(p VMPort) *nbdb.LogicalSwitchPort {
 
 // Unclaimed are the options of a VM's port that nobody may claim yet. With requested-chassis absent, any leftover iface-id would claim it.
 func Unclaimed() map[string]string {
-	return map[string]string{"requested-chassis": string(ident.NoChassis)}
+	return map[string]string{ident.OptionRequestedChassis: string(ident.NoChassis)}
 }

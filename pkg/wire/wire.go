@@ -16,6 +16,9 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
+// PluginName is the plugin's name in a CNI configuration ("type"), and so its file's name in the runtime's directory.
+const PluginName = "godwit"
+
 const (
 	// Version is of the types below. Both ends are installed together; a request of another version is refused by name.
 	Version = 1

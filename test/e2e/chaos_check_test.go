@@ -12,7 +12,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // recovered sees the network recover promptly, and its record be complete.
@@ -85,7 +85,7 @@ func (c *cell) tidy(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance)
 		return err
 	}
 	node, o := vmi.Status.NodeName, row.Options
-	stamp := row.ExternalIDs[migration.KeyMigration]
+	stamp := row.ExternalIDs[ident.KeyMigration]
 	switch {
 	case row.UUID != c.vm.row:
 		return fmt.Errorf("the row of VM %s was %s, is %s", c.vm, c.vm.row, row.UUID)

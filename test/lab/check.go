@@ -170,8 +170,8 @@ func portFacts(ctx context.Context, endpoint string) ([]check.Port, error) {
 		}
 		for _, r := range rows {
 			ports = append(ports, check.Port{
-				Name: ident.PortName(r.Name), Type: r.Type, Addresses: r.Addresses, RequestedChassis: r.Options["requested-chassis"],
-				ActivationStrategy: r.Options["activation-strategy"], UID: r.ExternalIDs[ident.KeyUID],
+				Name: ident.PortName(r.Name), Type: r.Type, Addresses: r.Addresses, RequestedChassis: r.Options[ident.OptionRequestedChassis],
+				ActivationStrategy: r.Options[ident.OptionActivationStrategy], UID: r.ExternalIDs[ident.KeyUID],
 			})
 		}
 		return nil
@@ -225,7 +225,7 @@ func nodeFacts(ctx context.Context, name string, p process) (check.Node, error) 
 			return err
 		}
 		for _, r := range rows {
-			i := check.Interface{Name: r.Name, IfaceID: ident.PortName(r.ExternalIDs["iface-id"]), IfaceIDVer: r.ExternalIDs["iface-id-ver"]}
+			i := check.Interface{Name: r.Name, IfaceID: ident.PortName(r.ExternalIDs[ident.KeyIfaceID]), IfaceIDVer: r.ExternalIDs[ident.KeyIfaceIDVer]}
 			if r.Ofport != nil {
 				i.Ofport = *r.Ofport
 			}

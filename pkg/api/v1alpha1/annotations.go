@@ -22,8 +22,15 @@ const (
 	PortFinalizer = "godwit.dev/port"
 )
 
-// MinMTU is the least that a node's MTUAnnotation may say, in bytes: IPv6 does not work with less (RFC 8200, section 5).
-const MinMTU = 1280
+// The bounds of an MTU in bytes, of nodes, Subnets and pods. IPv6 does not work with less than MinMTU (RFC 8200, section 5); no packet is longer than MaxMTU. The markers
+// of SubnetSpec.MTU repeat them, which TestMTUBounds holds.
+const (
+	MinMTU = 1280
+	MaxMTU = 65535
+)
+
+// MTUInBounds says whether an MTU in bytes is one that a link may have.
+func MTUInBounds(mtu int) bool { return mtu >= MinMTU && mtu <= MaxMTU }
 
 // Identity is what a pod's network interface is: the controller decides it when the pod is created, the agent plugs it in.
 // Its addresses are not proof of anything: OVN's port security, written by the controller, decides what the pod may send.
@@ -129,8 +136,8 @@ func ParseIdentity(s string) (Identity, error) {
 	if id.PodUID == "" {
 		return Identity{}, fmt.Errorf("annotation %s: podUID is empty", IdentityAnnotation)
 	}
-	if id.MTU < 576 || id.MTU > 65535 {
-		return Identity{}, fmt.Errorf("annotation %s: mtu %d is not between 576 and 65535", IdentityAnnotation, id.MTU)
+	if !MTUInBounds(id.MTU) {
+		return Identity{}, fmt.Errorf("annotation %s: mtu %d is not between %d and %d", IdentityAnnotation, id.MTU, MinMTU, MaxMTU)
 	}
 	if err := checkAttachment(id.IPs, id.Gateways, id.MAC); err != nil {
 		return Identity{}, fmt.Errorf("annotation %s: %w", IdentityAnnotation, err)

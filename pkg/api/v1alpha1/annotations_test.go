@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -65,6 +66,23 @@ func TestAdmissionPolicyCoversAnnotations(t *testing.T) {
 	for _, key := range []string{IdentityAnnotation, JoinAnnotation, MTUAnnotation} {
 		if !strings.Contains(string(b), `"`+key+`"`) {
 			t.Errorf("no admission policy names %s", key)
+		}
+	}
+}
+
+// The bounds stand in the Subnet's definition too, where a constant cannot be named.
+func TestMTUBounds(t *testing.T) {
+	b, err := os.ReadFile("../../../yamls/crds/godwit.dev_subnets.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mtu, found := strings.Cut(string(b), "              mtu:\n")
+	if want := fmt.Sprintf("maximum: %d\n                minimum: %d\n", MaxMTU, MinMTU); !found || !strings.Contains(mtu, want) {
+		t.Errorf("spec.mtu of the Subnet's definition has other bounds than %d and %d: `make generate`", MinMTU, MaxMTU)
+	}
+	for mtu, want := range map[int]bool{0: false, MinMTU - 1: false, MinMTU: true, MaxMTU: true, MaxMTU + 1: false} {
+		if MTUInBounds(mtu) != want {
+			t.Errorf("MTU %d: in bounds is %v, want %v", mtu, !want, want)
 		}
 	}
 }

@@ -45,7 +45,7 @@ type SubnetSpec struct {
 	// MTU in bytes of the pods' interfaces. The smallest that all nodes can carry if left out.
 	// +optional
 	// +kubebuilder:validation:Minimum=1280
-	// +kubebuilder:validation:Maximum=65000
+	// +kubebuilder:validation:Maximum=65535
 	MTU int `json:"mtu,omitempty"`
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
@@ -76,7 +77,7 @@ func (l *ledger) written(ctx context.Context, nb *ovn.NB, at time.Time) {
 		return
 	}
 	if row != nil {
-		l.writes = append(l.writes, write{at: at, requested: row.Options[migration.OptionRequestedChassis], strategy: row.Options[migration.OptionActivationStrategy]})
+		l.writes = append(l.writes, write{at: at, requested: row.Options[ident.OptionRequestedChassis], strategy: row.Options[ident.OptionActivationStrategy]})
 	}
 }
 
@@ -89,7 +90,7 @@ func (l *ledger) bind(ctx context.Context, at time.Time) {
 		return
 	}
 	if row != nil {
-		l.bounds = append(l.bounds, bound{at: at, activated: row.Options["additional-chassis-activated"]})
+		l.bounds = append(l.bounds, bound{at: at, activated: row.Options[ident.BindingActivated]})
 	}
 }
 
@@ -138,7 +139,7 @@ func (n noted) activated(chassis string) time.Time {
 // obeyed says whether the ports were moved by the means that was asked for.
 func (n noted) obeyed(kind migration.Baseline) error {
 	at, strategy := n.paired()
-	want := map[migration.Baseline]string{"": migration.StrategyRARP}[kind]
+	want := map[migration.Baseline]string{"": string(v1alpha1.ActivationRARP)}[kind]
 	switch {
 	case kind == migration.BaselineFlip && !at.IsZero():
 		return fmt.Errorf("%s: the row asked for two chassis, want one all the time: does the controller know the annotation %s?", title(kind), migration.AnnotationBaseline)
