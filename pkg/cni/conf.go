@@ -16,25 +16,20 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// Timeouts of one operation. kubelet's own limit on a whole chain is two minutes. The agent's waits within an ADD
-// (agent.Config: for the identity, then for OVN) must fit into it, or the plugin gives up before the agent says what was missing.
+// Timeouts of one operation. kubelet's own limit on a whole chain is two minutes. The agent's waits within an ADD (agent.Config:
+// for the identity, then for OVN) must fit into it, or the plugin gives up before the agent says what was missing.
 const (
-	defaultAddTimeout = 55 * time.Second
-	otherTimeout      = 30 * time.Second
+	addTimeout   = 55 * time.Second
+	otherTimeout = 30 * time.Second
 )
 
-// maxAddSeconds is the longest that addTimeoutSeconds may be.
-const maxAddSeconds = int(wire.MaxTimeout / time.Second)
-
-// Conf is the plugin's CNI configuration.
-type Conf struct {
+// netConf is the plugin's CNI configuration.
+type netConf struct {
 	types.PluginConf
 	// Socket is where the agent listens; wire.DefaultSocket if empty.
 	Socket string `json:"socket,omitempty"`
 	// Network is the Godwit network to attach to; the default network if empty.
 	Network string `json:"network,omitempty"`
-	// AddTimeoutSeconds is how long ADD waits in all; 55 if zero.
-	AddTimeoutSeconds int `json:"addTimeoutSeconds,omitempty"`
 
 	previous *current.Result
 }
@@ -45,8 +40,8 @@ func SupportedVersions() version.PluginInfo {
 }
 
 // parseConf reads the configuration with its prevResult; its errors are *types.Error.
-func parseConf(stdin []byte) (*Conf, error) {
-	c := &Conf{}
+func parseConf(stdin []byte) (*netConf, error) {
+	c := &netConf{}
 	if err := json.Unmarshal(stdin, c); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "decode CNI configuration", err.Error())
 	}
@@ -59,9 +54,6 @@ func parseConf(stdin []byte) (*Conf, error) {
 	if c.Network == "" {
 		c.Network = ident.DefaultNetwork
 	}
-	if c.AddTimeoutSeconds < 0 || c.AddTimeoutSeconds > maxAddSeconds {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("addTimeoutSeconds %d is not between 1 and %d", c.AddTimeoutSeconds, maxAddSeconds), "")
-	}
 	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "decode prevResult", err.Error())
 	}
@@ -73,11 +65,4 @@ func parseConf(stdin []byte) (*Conf, error) {
 		c.previous = prev
 	}
 	return c, nil
-}
-
-func (c *Conf) addTimeout() time.Duration {
-	if c.AddTimeoutSeconds > 0 {
-		return time.Duration(c.AddTimeoutSeconds) * time.Second
-	}
-	return defaultAddTimeout
 }

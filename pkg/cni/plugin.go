@@ -35,7 +35,7 @@ func (p *Plugin) add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	res, err := p.call(conf, req, conf.addTimeout())
+	res, err := p.call(conf, req, addTimeout)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (p *Plugin) status(args *skel.CmdArgs) error {
 	return types.NewError(wire.CodeUnavailable, "Godwit cannot attach pods on this node now", err.Error())
 }
 
-func attachment(conf *Conf, args *skel.CmdArgs, cmd wire.Command) (wire.Request, error) {
+func attachment(conf *netConf, args *skel.CmdArgs, cmd wire.Command) (wire.Request, error) {
 	pod, err := wire.ParseArgs(args.Args)
 	if err != nil {
 		return wire.Request{}, types.NewError(types.ErrInvalidEnvironmentVariables, "cannot tell the pod from CNI_ARGS", err.Error())
@@ -115,7 +115,7 @@ func attachment(conf *Conf, args *skel.CmdArgs, cmd wire.Command) (wire.Request,
 }
 
 // call returns *types.Error only. An agent that is not there is "try again later": it is about to be, or a person has to see to it.
-func (p *Plugin) call(conf *Conf, req wire.Request, timeout time.Duration) (*wire.Result, error) {
+func (p *Plugin) call(conf *netConf, req wire.Request, timeout time.Duration) (*wire.Result, error) {
 	ctx, cancel := context.WithTimeout(p.Context, timeout)
 	defer cancel()
 	res, err := wire.NewClient(conf.Socket).Do(ctx, req)

@@ -14,7 +14,7 @@ import (
 
 // print writes the agent's answer as a CNI result of the configuration's version. A result of earlier plugins of the chain keeps its place, ours
 // is appended.
-func (p *Plugin) print(conf *Conf, res *wire.Result) error {
+func (p *Plugin) print(conf *netConf, res *wire.Result) error {
 	out := toResult(conf.previous, res)
 	versioned, err := out.GetAsVersion(conf.CNIVersion)
 	if err != nil {

@@ -65,7 +65,7 @@ func (g *garbageCollector) Start(ctx context.Context) error {
 func (g *garbageCollector) NeedLeaderElection() bool { return true }
 
 func (g *garbageCollector) collect(ctx context.Context) error {
-	ports, err := g.nb.Ports(ctx, func(*nbdb.LogicalSwitchPort) bool { return true })
+	ports, err := g.nb.Ports(ctx)
 	if err != nil {
 		return err
 	}

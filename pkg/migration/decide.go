@@ -297,13 +297,13 @@ func (s Snapshot) ready(m Migration, source, target Launcher, env Env) verdict {
 	if at.IsZero() {
 		at = target.ReadyAt
 	}
-	due := ActivationGrace // a timestamp that could not be read never comes to its end: then KubeVirt's word is waited for
+	due := activationGrace // a timestamp that could not be read never comes to its end: then KubeVirt's word is waited for
 	if !at.IsZero() {
-		due = at.Add(ActivationGrace).Sub(env.Now)
+		due = at.Add(activationGrace).Sub(env.Now)
 	}
 	switch {
 	case prepared && !activated && due > 0:
-		return verdict{phase: Prepared, reason: ReasonNotActivated, aim: pair, holder: target, requeue: min(due, ActivationGrace),
+		return verdict{phase: Prepared, reason: ReasonNotActivated, aim: pair, holder: target, requeue: min(due, activationGrace),
 			message: fmt.Sprintf("migration %s: the VM runs in pod %s on %s, which was not activated: no RARP came through yet",
 				m.label(), target.Name, target.Chassis)}
 	case prepared && !activated:

@@ -279,7 +279,7 @@ func total(o objects, env Env) error {
 	if err := ovn.apply(d); err != nil {
 		return err
 	}
-	if again := Decide(o.observe(), env); again.Changed() {
+	if again := Decide(o.observe(), env); changed(again) {
 		return fmt.Errorf("deciding twice changes a port:\n%s%s", describe(d), describe(again))
 	}
 	return nil

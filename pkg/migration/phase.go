@@ -59,7 +59,7 @@ const (
 	// Committed
 	ReasonMigrationSucceeded Reason = "MigrationSucceeded"
 	ReasonTargetReady        Reason = "TargetReady"
-	ReasonActivationOverdue  Reason = "ActivationOverdue" // the VM runs on the target since ActivationGrace, which was not activated
+	ReasonActivationOverdue  Reason = "ActivationOverdue" // the VM runs on the target since activationGrace, which was not activated
 	ReasonSourceFinished     Reason = "SourceFinished"
 	// RolledBack
 	ReasonMigrationFailed  Reason = "MigrationFailed"
@@ -75,10 +75,10 @@ const (
 	ReasonSameNode         Reason = "SameNode"
 )
 
-// ActivationGrace is how long after the target's domain became ready a target that was not activated is committed all the same: 2 s. KubeVirt reports
+// activationGrace is how long after the target's domain became ready a target that was not activated is committed all the same: 2 s. KubeVirt reports
 // success 0.7 s after readiness, which commits at once; only when virt-controller is away does the grace matter. The two clocks are of
 // different machines and the timestamp is in whole seconds; committing early is harmless, since the VM runs there.
-const ActivationGrace = 2 * time.Second
+const activationGrace = 2 * time.Second
 
 // How soon to look again when no event may come. Each is a safety net below the watches.
 const (
@@ -88,7 +88,7 @@ const (
 
 // Env is what Decide knows besides the snapshot.
 type Env struct {
-	// Now is the present time. Only ActivationGrace depends on it.
+	// Now is the present time. Only activationGrace depends on it.
 	Now time.Time
 	// Chassis are the chassis that the southbound database knows. OVN skips the name of any other without a word, which would make the second
 	// of a pair the main one.
@@ -153,14 +153,4 @@ type Decision struct {
 	Attach []Attach
 	// RequeueAfter is when to decide again though nothing happened; zero is never.
 	RequeueAfter time.Duration
-}
-
-// Changed says whether there is anything to write.
-func (d Decision) Changed() bool {
-	for _, p := range d.Ports {
-		if p.Changed() {
-			return true
-		}
-	}
-	return false
 }

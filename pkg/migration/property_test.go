@@ -114,7 +114,7 @@ func (s *sim) controller() {
 		s.t.Fatal(err)
 	}
 	again := s.decide()
-	if again.Changed() {
+	if changed(again) {
 		s.t.Fatalf("deciding twice changes a port:\n%s%s", describe(d), describe(again))
 	}
 	for _, a := range d.Attach {

@@ -332,7 +332,7 @@ func (p *player) controller(vm *playedVM) {
 	if err := vm.ovn.apply(d); err != nil {
 		p.t.Errorf("%s: t=%.3f: %v", p.mode.name, p.now, err)
 	}
-	if again := p.decide(vm); again.Changed() {
+	if again := p.decide(vm); changed(again) {
 		p.t.Errorf("%s: t=%.3f: deciding twice changes a port:\n%s%s", p.mode.name, p.now, describe(d), describe(again))
 	}
 	for _, a := range p.decide(vm).Attach { // the next look, at what was just written

@@ -58,7 +58,7 @@ func (w *world) settle() (string, error) {
 		if err := w.ovn.apply(d); err != nil {
 			return b.String(), err
 		}
-		if again := w.decide(); again.Changed() {
+		if again := w.decide(); changed(again) {
 			return b.String(), fmt.Errorf("deciding twice changes a port:\n%s%s", describe(d), describe(again))
 		}
 		if text := describe(d); text != last {

@@ -77,11 +77,11 @@ func TestCheckNetns(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, "/nonexistent"} {
-		if err := CheckNetns(path); !errors.Is(err, ErrNoNetns) {
-			t.Errorf("CheckNetns(%s) = %v, want ErrNoNetns", path, err)
+		if err := CheckNetns(path); !errors.Is(err, errNoNetns) {
+			t.Errorf("CheckNetns(%s) = %v, want errNoNetns", path, err)
 		}
-		if err := InNetns(path, func() error { return nil }); !errors.Is(err, ErrNoNetns) {
-			t.Errorf("InNetns(%s) = %v, want ErrNoNetns", path, err)
+		if err := InNetns(path, func() error { return nil }); !errors.Is(err, errNoNetns) {
+			t.Errorf("InNetns(%s) = %v, want errNoNetns", path, err)
 		}
 	}
 	ns := namespace(t)
@@ -449,14 +449,14 @@ func TestNetnsGone(t *testing.T) {
 	path := ns.Path()
 	ns.Close()
 	deadline := time.Now().Add(5 * time.Second)
-	for !errors.Is(CheckNetns(path), ErrNoNetns) {
+	for !errors.Is(CheckNetns(path), errNoNetns) {
 		if time.Now().After(deadline) {
 			t.Fatal("the namespace is still there")
 		}
 		time.Sleep(time.Millisecond)
 	}
 	h := newHost(t)
-	if _, err := h.CreateVeth(Veth{Host: "gw0", Netns: path, Name: "eth0", MTU: 1400}); !errors.Is(err, ErrNoNetns) {
-		t.Errorf("CreateVeth into it: %v, want ErrNoNetns", err)
+	if _, err := h.CreateVeth(Veth{Host: "gw0", Netns: path, Name: "eth0", MTU: 1400}); !errors.Is(err, errNoNetns) {
+		t.Errorf("CreateVeth into it: %v, want errNoNetns", err)
 	}
 }

@@ -14,13 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sentinel errors, for errors.Is.
-var (
-	// ErrNoNetns: the path is not, or no longer, a network namespace.
-	ErrNoNetns = errors.New("not a network namespace")
-	// ErrNoLink: the namespace has no link of that name.
-	ErrNoLink = errors.New("no such link")
-)
+// ErrNoLink is what errors wrap when the namespace has no link of that name.
+var ErrNoLink = errors.New("no such link")
+
+var errNoNetns = errors.New("not a network namespace")
 
 // Host is one network namespace as seen by this package: the node's. The zero value is the process's own. Safe for concurrent use.
 type Host struct {
@@ -80,15 +77,15 @@ func onNetnsThread(path string, fn func() error) error {
 	return fnErr
 }
 
-// CheckNetns returns an error that wraps ErrNoNetns unless path is a network namespace.
+// CheckNetns returns an error unless path is, still, a network namespace.
 func CheckNetns(path string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrNoNetns, path, err)
+		return fmt.Errorf("%w: %s: %w", errNoNetns, path, err)
 	}
 	// /proc/PID/ns/net is on nsfs too; before Linux 3.19 it was on procfs.
 	if fs.Type != unix.NSFS_MAGIC && fs.Type != unix.PROC_SUPER_MAGIC {
-		return fmt.Errorf("%w: %s is on a file system of type %#x, want nsfs", ErrNoNetns, path, fs.Type)
+		return fmt.Errorf("%w: %s is on a file system of type %#x, want nsfs", errNoNetns, path, fs.Type)
 	}
 	return nil
 }
@@ -105,7 +102,7 @@ func (h Host) SameNetns(path string) (bool, error) {
 	}
 	b, err := os.Stat(path)
 	if err != nil {
-		return false, fmt.Errorf("%w: %s: %w", ErrNoNetns, path, err)
+		return false, fmt.Errorf("%w: %s: %w", errNoNetns, path, err)
 	}
 	return os.SameFile(a, b), nil
 }

@@ -47,7 +47,7 @@ func (h Host) CreateVeth(v Veth) (net.HardwareAddr, error) {
 	err := h.do(func() error {
 		target, err := netns.GetFromPath(v.Netns)
 		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrNoNetns, v.Netns, err)
+			return fmt.Errorf("%w: %s: %w", errNoNetns, v.Netns, err)
 		}
 		defer func() { _ = target.Close() }()
 		if err := deleteLink(v.Host); err != nil {

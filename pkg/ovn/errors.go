@@ -8,6 +8,4 @@ var (
 	ErrConflict = errors.New("row was changed meanwhile")
 	// ErrNotOurs: a row of that name exists and has no owner mark of Godwit's.
 	ErrNotOurs = errors.New("row exists and is not Godwit's")
-	// ErrParentMissing: the switch or router that should hold the row does not exist yet.
-	ErrParentMissing = errors.New("parent row does not exist")
 )

@@ -18,7 +18,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 		batched: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "godwit_nb_changes_total", Help: "Requests committed to the northbound database; more than transactions when requests were batched.",
+			Name: "godwit_nb_requests_total", Help: "Requests committed to the northbound database; more than transactions when requests were batched.",
 		}),
 	}
 	r.MustRegister(m.transactions, m.batched)

@@ -104,12 +104,10 @@ func (nb *NB) Port(ctx context.Context, name ident.PortName) (*nbdb.LogicalSwitc
 	return get(ctx, nb, &nbdb.LogicalSwitchPort{Name: string(name)})
 }
 
-// Ports are all LogicalSwitchPorts of ours that match.
-func (nb *NB) Ports(ctx context.Context, match func(*nbdb.LogicalSwitchPort) bool) ([]*nbdb.LogicalSwitchPort, error) {
+// Ports are all LogicalSwitchPorts of ours.
+func (nb *NB) Ports(ctx context.Context) ([]*nbdb.LogicalSwitchPort, error) {
 	var out []*nbdb.LogicalSwitchPort
-	err := nb.ovsdb.WhereCache(func(p *nbdb.LogicalSwitchPort) bool {
-		return p.ExternalIDs[ident.OwnerKey] != "" && match(p)
-	}).List(ctx, &out)
+	err := nb.ovsdb.WhereCache(func(p *nbdb.LogicalSwitchPort) bool { return p.ExternalIDs[ident.OwnerKey] != "" }).List(ctx, &out)
 	if err != nil {
 		return nil, fmt.Errorf("list LogicalSwitchPorts: %w", err)
 	}

@@ -21,7 +21,7 @@ var qosKind = kind[nbdb.QoS]{
 // SetPodQoS makes want the QoS rows of a pod, at most one per direction, and deletes others that it has. All columns are written.
 func SetPodQoS(ls ident.SwitchName, namespace, pod string, want []*nbdb.QoS) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		have, err := nb.PodQoS(ctx, namespace, pod)
+		have, err := nb.podQoS(ctx, namespace, pod)
 		if err != nil {
 			return nil, err
 		}
@@ -49,8 +49,8 @@ func SetPodQoS(ls ident.SwitchName, namespace, pod string, want []*nbdb.QoS) Cha
 	}
 }
 
-// PodQoS is the live copy's QoS rows of a pod.
-func (nb *NB) PodQoS(ctx context.Context, namespace, pod string) ([]*nbdb.QoS, error) {
+// podQoS is the live copy's QoS rows of a pod.
+func (nb *NB) podQoS(ctx context.Context, namespace, pod string) ([]*nbdb.QoS, error) {
 	var rows []*nbdb.QoS
 	index := &nbdb.QoS{ExternalIDs: map[string]string{ident.KeyNamespace: namespace, ident.KeyName: pod}}
 	if err := nb.ovsdb.Where(index).List(ctx, &rows); err != nil {

@@ -79,7 +79,7 @@ func (k kind[T]) create(nb *NB, want *T, in *parent) ([]step, error) {
 		step{
 			op: ovsdb.Operation{Op: ovsdb.OperationWait, Table: in.table, Where: where, Columns: []string{"name"}, Until: "==",
 				Rows: []ovsdb.Row{{"name": in.name}}, Timeout: &zero},
-			fails: fmt.Errorf("%s %s: %w: %s %s", k.table, k.label(want), ErrParentMissing, in.table, in.name),
+			fails: fmt.Errorf("%s %s: the %s %s that should hold it does not exist yet", k.table, k.label(want), in.table, in.name),
 		},
 		step{op: ovsdb.Operation{Op: ovsdb.OperationMutate, Table: in.table, Where: where,
 			Mutations: []ovsdb.Mutation{*ovsdb.NewMutation(in.column, ovsdb.MutateOperationInsert, reference(*k.uuid(row)))}}},

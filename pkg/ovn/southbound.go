@@ -31,11 +31,11 @@ func ConnectSB(ctx context.Context, c Config) (*SB, error) {
 		return nil, err
 	}
 	pb, ch := &sbdb.PortBinding{}, &sbdb.Chassis{}
+	// Only what is read: "up" and the like change at every commit of a migration, and each change is a decision anew.
 	// northd copies the row's external_ids: a cluster has many more pods than VMs, and nothing is read of theirs.
 	ofVM := model.Condition{Field: &pb.ExternalIDs, Function: ovsdb.ConditionIncludes, Value: map[string]string{ident.OwnerKey: ident.OwnerVM}}
 	err = monitor(ctx, "southbound", db,
-		client.WithConditionalTable(pb, []model.Condition{ofVM}, &pb.LogicalPort, &pb.Options, &pb.ExternalIDs, &pb.Chassis, &pb.Up,
-			&pb.RequestedChassis, &pb.RequestedAdditionalChassis, &pb.AdditionalChassis),
+		client.WithConditionalTable(pb, []model.Condition{ofVM}, &pb.LogicalPort, &pb.Options, &pb.ExternalIDs, &pb.Chassis, &pb.RequestedAdditionalChassis),
 		client.WithTable(ch, &ch.Name))
 	if err != nil {
 		return nil, err

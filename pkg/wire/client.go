@@ -15,8 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// ErrNotRunning says that nothing listens on the agent's socket.
-var ErrNotRunning = errors.New("godwit-agent is not running on this node")
+var errNotRunning = errors.New("godwit-agent is not running on this node")
 
 // Client calls the agent.
 type Client struct {
@@ -35,7 +34,7 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
-// Do carries one request out. The error is a *types.Error if the agent refused or failed, and wraps ErrNotRunning if there is none. Version and
+// Do carries one request out. The error is a *types.Error if the agent refused or failed, any other if there is none to be reached. Version and
 // TimeoutMillis are filled in from the context's deadline, which must be set.
 func (c *Client) Do(ctx context.Context, req Request) (*Result, error) {
 	req.Version = Version
@@ -64,7 +63,7 @@ func (c *Client) explain(err error) error {
 	const remedy = "check the godwit-agent pod of this node (kubectl -n godwit-system get pods -o wide -l app.kubernetes.io/component=agent)"
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w: nothing listens on %s: %s", ErrNotRunning, c.socket, remedy)
+		return fmt.Errorf("%w: nothing listens on %s: %s", errNotRunning, c.socket, remedy)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("godwit-agent did not answer on %s in time: %w: see its log", c.socket, err)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):

@@ -20,12 +20,11 @@ import (
 
 const (
 	// answerMargin is how much earlier than its caller's deadline an operation ends, so that its error still arrives.
-	answerMargin       = 500 * time.Millisecond
+	answerMargin = 500 * time.Millisecond
+	// maxTimeout bounds what a caller may ask for: the runtime's own limit on a whole chain is four minutes in containerd's defaults.
+	maxTimeout         = 4 * time.Minute
 	defaultReadTimeout = 10 * time.Second
 )
-
-// MaxTimeout bounds what a caller may ask for: the runtime's own limit on a whole chain is four minutes in containerd's defaults.
-const MaxTimeout = 4 * time.Minute
 
 func untilMillis(deadline time.Time) int64 { return time.Until(deadline).Milliseconds() }
 
@@ -71,7 +70,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, http.StatusBadRequest, Response{Version: Version, Error: asCNIError(err)})
 		return
 	}
-	timeout := time.Duration(min(req.TimeoutMillis, MaxTimeout.Milliseconds())) * time.Millisecond
+	timeout := time.Duration(min(req.TimeoutMillis, maxTimeout.Milliseconds())) * time.Millisecond
 	ctx, cancel := context.WithTimeout(r.Context(), max(timeout-answerMargin, timeout/2))
 	defer cancel()
 	result, err := s.handle(ctx, req)

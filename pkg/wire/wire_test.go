@@ -108,8 +108,8 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 func TestNotRunning(t *testing.T) {
 	dir := t.TempDir()
 	_, err := do(t, filepath.Join(dir, "none.sock"), validAdd())
-	if !errors.Is(err, ErrNotRunning) {
-		t.Errorf("no socket: %v, want ErrNotRunning", err)
+	if !errors.Is(err, errNotRunning) {
+		t.Errorf("no socket: %v, want errNotRunning", err)
 	}
 	stale := filepath.Join(dir, "stale.sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
@@ -118,8 +118,8 @@ func TestNotRunning(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	_ = l.Close()
-	if _, err := do(t, stale, validAdd()); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("a stale socket: %v, want ErrNotRunning", err)
+	if _, err := do(t, stale, validAdd()); !errors.Is(err, errNotRunning) {
+		t.Errorf("a stale socket: %v, want errNotRunning", err)
 	}
 	again, err := Listen(t.Context(), stale)
 	if err != nil {

@@ -40,7 +40,7 @@ type PortMigrationSpec struct {
 	Migration ObjectName   `json:"migration"`
 	Source    MigrationEnd `json:"source"`
 	Target    MigrationEnd `json:"target"`
-	// Ports that both sides have, in order of network.
+	// Ports of the VM, in order of network. One that is being plugged in or out is on one side only.
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=map
 	// +listMapKey=network
@@ -50,20 +50,12 @@ type PortMigrationSpec struct {
 // StageName is a step of a migration.
 type StageName string
 
-// The stages of a migration, in the order in which they usually come. Any may be missing in one that fails.
+// The stages of a migration, all seen by the controller, in the order in which they usually come. Any may be missing in one that fails. What the agents saw is in Observation.
 const (
 	// StageScheduled: the controller saw that the target pod has a node.
 	StageScheduled StageName = "Scheduled"
 	// StagePrepared: the northbound database asks for both chassis.
 	StagePrepared StageName = "Prepared"
-	// StageAttached: the target's ovn-controller has installed the port's flows. Its agent reports it.
-	StageAttached StageName = "Attached"
-	// StageLastFrame: the VM's last frame on the source. The source's agent reports it.
-	StageLastFrame StageName = "LastFrame"
-	// StageAnnounced: the first RARP on the target. The target's agent reports it.
-	StageAnnounced StageName = "Announced"
-	// StageFirstFrame: the VM's first frame on the target that is no RARP. The target's agent reports it.
-	StageFirstFrame StageName = "FirstFrame"
 	// StageActivated: the controller saw the southbound database say that the target was activated.
 	StageActivated StageName = "Activated"
 	// StageReady: the controller saw KubeVirt say that the VM runs on the target.
