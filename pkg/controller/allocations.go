@@ -31,7 +31,7 @@ type allocations struct {
 	nb   *ovn.NB
 	join *ipam.Pool
 
-	pods, ports, subnets trigger // asked for when an address is freed, and when a Subnet's usage has changed
+	queues *queues // pods and Ports are asked for when an address is freed, a Subnet when its usage has changed
 
 	mu           sync.Mutex
 	joinRestored bool
@@ -64,9 +64,9 @@ type holding struct {
 	subnet string
 }
 
-func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec) *allocations {
+func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec, q *queues) *allocations {
 	return &allocations{
-		api: api, nb: nb, join: ipam.New(join),
+		api: api, nb: nb, join: ipam.New(join), queues: q,
 		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
 		macs: newMACs(), restore: newRestoration(),
 	}
@@ -155,7 +155,7 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 	}
 	a.held[h] = holding{uid: uid, subnet: subnet}
 	delete(a.waiting[subnet], h)
-	a.subnets.enqueueAfter(types.NamespacedName{Name: subnet}, statusDelay)
+	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: subnet}, statusDelay)
 	return subnet, pool.Of(owner), nil
 }
 
@@ -193,7 +193,7 @@ func (a *allocations) free(h holder, has holding) {
 	a.pools[has.subnet].Release(h.owner(has.uid))
 	delete(a.held, h)
 	a.wake(has.subnet)
-	a.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
+	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
 }
 
 // wait lets h be enqueued when there may be something for it: at once if that was between its choice of a Subnet and now.
@@ -244,9 +244,9 @@ func (a *allocations) waitingIn(kind string) handler.MapFunc {
 
 func (a *allocations) enqueue(h holder) {
 	if h.kind == ident.OwnerVM {
-		a.ports.enqueue(h.key)
+		a.queues.ports.enqueue(h.key)
 	} else {
-		a.pods.enqueue(h.key)
+		a.queues.pods.enqueue(h.key)
 	}
 }
 

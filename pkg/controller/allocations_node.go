@@ -106,7 +106,7 @@ func (a *allocations) wakeAll() {
 		a.enqueue(h)
 	}
 	for subnet := range a.pools {
-		a.subnets.enqueue(types.NamespacedName{Name: subnet})
+		a.queues.subnets.enqueue(types.NamespacedName{Name: subnet})
 	}
 	a.wakeWaiting()
 }

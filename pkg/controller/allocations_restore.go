@@ -114,7 +114,7 @@ func (a *allocations) podClaims(ctx context.Context, asked func(subnet string) b
 		if err != nil || !asked(id.Subnet) || id.PodUID != string(pod.UID) || id.VMI != nil || !networked(pod) {
 			continue
 		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
+		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, podNetwork))
 		if err != nil {
 			return err
 		}
@@ -149,12 +149,12 @@ func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, *
 		if !networked(pod) || isLauncher(pod) {
 			continue
 		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
+		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, podNetwork))
 		if err != nil {
 			return err
 		}
 		if wrong(pod, lsp) {
-			a.pods.enqueue(client.ObjectKeyFromObject(pod))
+			a.queues.pods.enqueue(client.ObjectKeyFromObject(pod))
 		}
 	}
 	return nil
@@ -175,8 +175,8 @@ func outdated(pod *corev1.Pod, lsp *nbdb.LogicalSwitchPort) bool {
 	if err != nil || pod.Spec.NodeName == "" {
 		return err != nil
 	}
-	want := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)
-	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, network, pod.Annotations)
+	want := topology.Pod(pod.Namespace, pod.Name, podNetwork, ident.ChassisName(pod.Spec.NodeName), id)
+	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, podNetwork, pod.Annotations)
 	return err == nil && len(limits) > 0 || !slices.Equal(lsp.Addresses, want.Addresses) || !slices.Equal(lsp.PortSecurity, want.PortSecurity) ||
 		!includes(lsp.Options, want.Options) || !includes(lsp.ExternalIDs, want.ExternalIDs)
 }

@@ -68,7 +68,7 @@ func mustSpec(t *testing.T, cidr string, exclude ...string) ipam.Spec {
 
 func newTestAllocations(t *testing.T, api *apiOf) *allocations {
 	t.Helper()
-	return newAllocations(api, nil, mustSpec(t, "100.64.0.0/16"))
+	return newAllocations(api, nil, mustSpec(t, "100.64.0.0/16"), &queues{})
 }
 
 // queueOf lets a trigger work, and returns what has been asked for since the last call.
@@ -148,7 +148,7 @@ func TestUnknownUsage(t *testing.T) {
 func TestWaitersAreWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newTestAllocations(t, &apiOf{})
-		asked := queueOf(t, &a.pods)
+		asked := queueOf(t, &a.queues.pods)
 		full := mustSpec(t, "10.1.0.0/30", "10.1.0.2")
 		wait := func(turn uint64) {
 			t.Helper()
@@ -208,7 +208,7 @@ func TestMACs(t *testing.T) {
 		a := newTestAllocations(t, &apiOf{ports: []v1alpha1.Port{
 			portWith("younger", 2, v1alpha1.PortStatus{MAC: one.String()}), portWith("older", 1, v1alpha1.PortStatus{MAC: one.String()}),
 		}})
-		asked := queueOf(t, &a.ports)
+		asked := queueOf(t, &a.queues.ports)
 		if err := a.restoreMACs(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
-	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
@@ -114,6 +113,3 @@ func hasFamily(cidrs []netip.Prefix, of netip.Prefix) bool {
 	}
 	return false
 }
-
-// network is the one network that there is.
-const network = ident.DefaultNetwork

@@ -35,8 +35,8 @@ type garbageCollector struct {
 	nb    *ovn.NB
 	sb    *ovn.SB
 	alloc *allocations
-	nodes *trigger
-	log   *slog.Logger
+	*queues
+	log *slog.Logger
 }
 
 // Start implements manager.Runnable.
@@ -100,12 +100,12 @@ func (g *garbageCollector) collect(ctx context.Context) error {
 // putBack lets rows be made again that have vanished or were changed with nobody watching.
 func (g *garbageCollector) putBack(ctx context.Context) error {
 	if err := g.nb.Apply(ctx, networkChanges(g.alloc.join.Spec())...); err != nil {
-		return fmt.Errorf("network %s: %w", network, err)
+		return fmt.Errorf("network %s: %w", podNetwork, err)
 	}
 	for _, kind := range []struct {
 		list client.ObjectList
 		to   *trigger
-	}{{&v1alpha1.SubnetList{}, &g.alloc.subnets}, {&corev1.NodeList{}, g.nodes}, {&v1alpha1.PortList{}, &g.alloc.ports}} {
+	}{{&v1alpha1.SubnetList{}, &g.subnets}, {&corev1.NodeList{}, &g.nodes}, {&v1alpha1.PortList{}, &g.ports}} {
 		if err := g.api.List(ctx, kind.list, client.UnsafeDisableDeepCopy); err != nil {
 			return fmt.Errorf("list %T: %w", kind.list, err)
 		}
@@ -132,9 +132,9 @@ func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) 
 	var to *trigger
 	switch p.ExternalIDs[ident.OwnerKey] {
 	case ident.OwnerPod:
-		obj, to = &corev1.Pod{}, &g.alloc.pods
+		obj, to = &corev1.Pod{}, &g.pods
 	case ident.OwnerNode:
-		obj, to = &corev1.Node{}, g.nodes
+		obj, to = &corev1.Node{}, &g.nodes
 	default:
 		return nil
 	}

@@ -38,7 +38,7 @@ type kubevirt struct {
 	start   func(context.Context) error
 	indexed bool // start has got as far as that
 
-	vms trigger
+	vms *trigger
 	// ready: VMIs can be read.
 	ready atomic.Bool
 }

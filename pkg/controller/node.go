@@ -68,9 +68,9 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 
 func nodeChanges(node string, join v1alpha1.Join) []ovn.Change {
 	rows := topology.Node(node, join)
-	changes := []ovn.Change{ovn.EnsurePort(ident.JoinSwitch(network), rows.Port)}
+	changes := []ovn.Change{ovn.EnsurePort(ident.JoinSwitch(podNetwork), rows.Port)}
 	for _, p := range rows.Egress {
-		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))
+		changes = append(changes, ovn.EnsurePolicy(ident.Router(podNetwork), p))
 	}
 	return changes
 }

@@ -57,7 +57,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 		return reconcile.Result{}, fmt.Errorf("pod %s: %w", req.NamespacedName, err)
 	}
 	if ofVM {
-		return reconcile.Result{}, nil // migration.go's: the interface is the VM's
+		return reconcile.Result{}, nil // vm.go's: the interface is the VM's
 	}
 	if err := r.removePredecessor(ctx, &pod); err != nil {
 		return reconcile.Result{}, err
@@ -71,7 +71,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return writeIdentity(gctx, r.api, &pod, id) })
-	g.Go(func() error { return r.ensurePort(gctx, &pod, id) })
+	g.Go(func() error { return r.ensureRow(gctx, &pod, id) })
 	return reconcile.Result{}, g.Wait()
 }
 
@@ -152,7 +152,7 @@ func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, sub
 // removePredecessor deletes the row of an earlier pod of the same name, which may be on another switch. It comes before the allocation, which frees that pod's
 // address: the new pod may have no node, and so no row, for a long time, and nobody else gets an address that a port still has.
 func (r *podReconciler) removePredecessor(ctx context.Context, pod *corev1.Pod) error {
-	have, err := r.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, network))
+	have, err := r.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, podNetwork))
 	if err != nil || have == nil || have.ExternalIDs[ident.KeyUID] == string(pod.UID) {
 		return err
 	}
@@ -162,14 +162,14 @@ func (r *podReconciler) removePredecessor(ctx context.Context, pod *corev1.Pod) 
 	return nil
 }
 
-// ensurePort writes the pod's row once its node is known.
-func (r *podReconciler) ensurePort(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
+// ensureRow writes the pod's row once its node is known.
+func (r *podReconciler) ensureRow(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
 	if pod.Spec.NodeName == "" {
 		return nil
 	}
 	ls := ident.SubnetSwitch(id.Subnet)
-	lsp := topology.Pod(pod.Namespace, pod.Name, network, ident.ChassisName(pod.Spec.NodeName), id)
-	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, network, pod.Annotations)
+	lsp := topology.Pod(pod.Namespace, pod.Name, podNetwork, ident.ChassisName(pod.Spec.NodeName), id)
+	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, podNetwork, pod.Annotations)
 	if err != nil { // the pod runs without limits rather than not at all
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "BadBandwidth", "LimitBandwidth", "%v: the pod has no bandwidth limit", err)
 	}
@@ -181,7 +181,7 @@ func (r *podReconciler) ensurePort(ctx context.Context, pod *corev1.Pod, id v1al
 
 // forget frees what a pod had that is gone, finished, or needs nothing.
 func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) error {
-	name := ident.PodPort(key.Namespace, key.Name, network)
+	name := ident.PodPort(key.Namespace, key.Name, podNetwork)
 	have, err := r.nb.Port(ctx, name)
 	if err != nil {
 		return err
@@ -197,5 +197,5 @@ func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) er
 
 // removal is what takes a pod's rows away.
 func removal(key types.NamespacedName) []ovn.Change {
-	return []ovn.Change{ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, network)), ovn.SetPodQoS("", key.Namespace, key.Name, nil)}
+	return []ovn.Change{ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, podNetwork)), ovn.SetPodQoS("", key.Namespace, key.Name, nil)}
 }

@@ -3,7 +3,7 @@ package controller
 // Port reconciler.
 // In:   Ports, Subnets, Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
 // Out:  the Port's finalizer and status; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv6_options, external_ids godwit.dev/{owner,
-//       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are migration.go's.
+//       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are vm.go's.
 
 import (
 	"context"
@@ -44,13 +44,14 @@ const (
 )
 
 type portReconciler struct {
-	api   client.Client
-	nb    *ovn.NB
-	sb    *ovn.SB
-	alloc *allocations
-	virt  *kubevirt
-	place subnetChoice
-	log   *slog.Logger
+	api    client.Client
+	nb     *ovn.NB
+	sb     *ovn.SB
+	alloc  *allocations
+	queues *queues
+	virt   *kubevirt
+	place  subnetChoice
+	log    *slog.Logger
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -131,7 +132,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 		return metav1.Condition{}, err
 	}
 	r.alloc.keepMAC(portHolder(client.ObjectKeyFromObject(port)), mac)
-	where, err := r.observe(ctx, row)
+	where, err := r.locate(ctx, row)
 	if err != nil {
 		return metav1.Condition{}, err
 	}
@@ -282,7 +283,7 @@ func (r *portReconciler) retryOthers(ctx context.Context) error {
 	}
 	for i := range all.Items {
 		if meta.IsStatusConditionFalse(all.Items[i].Status.Conditions, v1alpha1.ConditionReady) {
-			r.alloc.ports.enqueue(client.ObjectKeyFromObject(&all.Items[i]))
+			r.queues.ports.enqueue(client.ObjectKeyFromObject(&all.Items[i]))
 		}
 	}
 	return nil

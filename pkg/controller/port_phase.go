@@ -17,8 +17,8 @@ type whereabouts struct {
 	inUse bool
 }
 
-// observe finds out where a port is. The flag "up" plays no part: it goes down for a moment whenever a migration is committed.
-func (r *portReconciler) observe(ctx context.Context, row portRow) (whereabouts, error) {
+// locate finds out where a port is. The flag "up" plays no part: it goes down for a moment whenever a migration is committed.
+func (r *portReconciler) locate(ctx context.Context, row portRow) (whereabouts, error) {
 	w := whereabouts{requested: row.options[ident.OptionRequestedChassis]}
 	binding, err := r.sb.Binding(ctx, row.name)
 	if err != nil || binding == nil || binding.Chassis == nil {

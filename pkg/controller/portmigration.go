@@ -18,14 +18,14 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
 
-type recordReconciler struct {
+type portMigrationReconciler struct {
 	api     client.Client
 	keep    int
 	metrics *metrics
 }
 
 // Reconcile implements reconcile.Reconciler.
-func (r *recordReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+func (r *portMigrationReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pm v1alpha1.PortMigration
 	if err := r.api.Get(ctx, req.NamespacedName, &pm); err != nil {
 		if client.IgnoreNotFound(err) != nil {
@@ -71,7 +71,7 @@ func clockUncertainty(a, b v1alpha1.Clock) time.Duration {
 	return time.Duration(a.MaxErrorMicroseconds+b.MaxErrorMicroseconds) * time.Microsecond
 }
 
-func (r *recordReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration, d, uncertainty time.Duration) error {
+func (r *portMigrationReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration, d, uncertainty time.Duration) error {
 	want := v1alpha1.Interruption{Milliseconds: milliseconds(d)}
 	if uncertainty >= 0 {
 		want.UncertaintyMilliseconds = milliseconds(uncertainty)
@@ -99,7 +99,7 @@ func milliseconds(d time.Duration) string {
 }
 
 // prune deletes the oldest migrations of a VM that are over, beyond those that are kept.
-func (r *recordReconciler) prune(ctx context.Context, pm *v1alpha1.PortMigration) error {
+func (r *portMigrationReconciler) prune(ctx context.Context, pm *v1alpha1.PortMigration) error {
 	var list v1alpha1.PortMigrationList
 	err := r.api.List(ctx, &list, client.InNamespace(pm.Namespace), client.MatchingFields{indexVMI: pm.Spec.VMI.Name}, client.UnsafeDisableDeepCopy)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -58,6 +59,7 @@ type parts struct {
 	nb    *ovn.NB
 	sb    *ovn.SB
 	alloc *allocations
+	*queues
 }
 
 func addReconcilers(ctx context.Context, p parts) error {
@@ -67,37 +69,36 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
 	m := newMetrics(p.Registerer)
-	virt := &kubevirt{mgr: mgr, log: p.Logger}
+	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
 	vms := &vmReconciler{
-		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, events: events, metrics: m, log: p.Logger, now: time.Now, last: map[types.NamespacedName]said{},
-		baselines: p.Baselines,
+		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
+		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {
 		return err
 	}
-	var nodes trigger
-	p.watchOVN(ctx, virt, vms, &nodes)
+	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, place: place, virt: virt, events: events, log: p.Logger}
-	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, place: place, log: p.Logger}
-	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, join: join, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, place: place, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, join: join, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
 			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerPod)), relabelled()).
-			WatchesRawSource(&alloc.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
+			WatchesRawSource(&p.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
 		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).
 			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerVM)), relabelled()).
-			WatchesRawSource(&alloc.ports).WithOptions(options(vmWorkers)).Complete(ports),
+			WatchesRawSource(&p.ports).WithOptions(options(vmWorkers)).Complete(ports),
 		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
-			Complete(&recordReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
+			Complete(&portMigrationReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
 		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).
 			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(subnets.afterNode), readdressed()).
-			WatchesRawSource(&alloc.subnets).WithOptions(options(1)).Complete(subnets),
-		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&nodes).WithOptions(options(4)).Complete(node),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, nodes: &nodes, log: p.Logger}),
+			WatchesRawSource(&p.subnets).WithOptions(options(1)).Complete(subnets),
+		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&p.nodes).WithOptions(options(4)).Complete(node),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, log: p.Logger}),
 	)
 }
 
@@ -190,14 +191,21 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 		return nil
 	})
 	// A VMI that comes, goes or changes may change what its Ports are.
-	ofVMI := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-		p.enqueuePorts(ctx, vmOf(o))
-		return nil
-	})
+	ofVMI := whenever(func(ctx context.Context, o client.Object) { p.enqueuePorts(ctx, vmOf(o)) })
 	return ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).Watches(&kubevirtv1.VirtualMachineInstance{}, ofVMI).
 		Watches(&kubevirtv1.VirtualMachineInstanceMigration{}, toVM).Watches(&corev1.Pod{}, toVM).
 		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
-		WatchesRawSource(&virt.vms).WithOptions(options(vmWorkers)).Complete(vms)
+		WatchesRawSource(&p.vms).WithOptions(options(vmWorkers)).Complete(vms)
+}
+
+// whenever handles every event of an object by telling somebody else: the reconciler that watches is asked for nothing.
+func whenever(tell func(context.Context, client.Object)) handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, _ queue) { tell(ctx, e.Object) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, _ queue) { tell(ctx, e.ObjectNew) },
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, _ queue) { tell(ctx, e.Object) },
+	}
 }
 
 // enqueuePorts asks for a VM's Ports to be reconciled.
@@ -207,12 +215,12 @@ func (p parts) enqueuePorts(ctx context.Context, vm types.NamespacedName) {
 		p.Logger.Error("the Ports of a VM that changed cannot be found", "vm", vm, "error", err)
 	}
 	for _, port := range ports {
-		p.alloc.ports.enqueue(client.ObjectKeyFromObject(port))
+		p.ports.enqueue(client.ObjectKeyFromObject(port))
 	}
 }
 
 // watchOVN lets whatever a row belongs to be reconciled when the row changes. Only the leader does; whoever leads next looks at everything anyway.
-func (p parts) watchOVN(ctx context.Context, virt *kubevirt, vms *vmReconciler, nodes *trigger) {
+func (p parts) watchOVN(ctx context.Context, virt *kubevirt, vms *vmReconciler) {
 	vm := func(namespace, name string) {
 		key := types.NamespacedName{Namespace: namespace, Name: name}
 		virt.enqueue(key)
@@ -224,9 +232,9 @@ func (p parts) watchOVN(ctx context.Context, virt *kubevirt, vms *vmReconciler, 
 		}
 		switch kind {
 		case ident.OwnerPod:
-			p.alloc.pods.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
+			p.pods.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
 		case ident.OwnerNode:
-			nodes.enqueue(types.NamespacedName{Name: name})
+			p.nodes.enqueue(types.NamespacedName{Name: name})
 		case ident.OwnerVM:
 			vm(namespace, name)
 		}

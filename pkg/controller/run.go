@@ -10,8 +10,6 @@ import (
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -26,7 +24,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
@@ -63,11 +60,12 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	alloc := newAllocations(mgr.GetCache(), nb, join)
+	q := &queues{}
+	alloc := newAllocations(mgr.GetCache(), nb, join, q)
 	if err := addReadiness(mgr, nb, sb, alloc.restore); err != nil {
 		return err
 	}
-	if err := addReconcilers(ctx, parts{Config: c, mgr: mgr, nb: nb, sb: sb, alloc: alloc}); err != nil {
+	if err := addReconcilers(ctx, parts{Config: c, mgr: mgr, nb: nb, sb: sb, alloc: alloc, queues: q}); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -191,15 +189,3 @@ type leaderTask func(context.Context) error
 
 // Start implements manager.Runnable.
 func (t leaderTask) Start(ctx context.Context) error { return t(ctx) }
-
-// prepare makes what everything else needs: the network, and the default Subnet if there is none of that name.
-func prepare(ctx context.Context, api client.Client, nb *ovn.NB, c Config, join ipam.Spec) error {
-	if err := nb.Apply(ctx, networkChanges(join)...); err != nil {
-		return fmt.Errorf("network %s: %w", network, err)
-	}
-	subnet := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: DefaultSubnet}, Spec: v1alpha1.SubnetSpec{CIDRs: c.DefaultCIDRs}}
-	if err := api.Create(ctx, subnet); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create the Subnet %s: %w", DefaultSubnet, err)
-	}
-	return nil
-}

@@ -30,11 +30,12 @@ import (
 )
 
 type subnetReconciler struct {
-	api   client.Client
-	nb    *ovn.NB
-	alloc *allocations
-	join  ipam.Spec
-	log   *slog.Logger
+	api    client.Client
+	nb     *ovn.NB
+	alloc  *allocations
+	queues *queues
+	join   ipam.Spec
+	log    *slog.Logger
 }
 
 // Reasons of the conditions of Subnets and Ports, besides those that others read (package v1alpha1).
@@ -173,32 +174,6 @@ func condition(status metav1.ConditionStatus, reason, message string) metav1.Con
 	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: status, Reason: reason, Message: message}
 }
 
-func switchChanges(rows topology.SwitchRows) []ovn.Change {
-	ls := ident.SwitchName(rows.Switch.Name)
-	changes := []ovn.Change{
-		ovn.EnsureSwitch(rows.Switch),
-		ovn.EnsureRouterPort(ident.Router(network), rows.RouterPort),
-		ovn.EnsurePort(ls, rows.Uplink),
-	}
-	if rows.DHCPv6 != nil {
-		changes = append(changes, ovn.EnsureDHCP(rows.DHCPv6))
-	}
-	for _, p := range rows.Inside {
-		changes = append(changes, ovn.EnsurePolicy(ident.Router(network), p))
-	}
-	return changes
-}
-
-// networkChanges make the network that every Subnet and node joins.
-func networkChanges(join ipam.Spec) []ovn.Change {
-	rows := topology.Network(network, join)
-	changes := append([]ovn.Change{ovn.EnsureRouter(rows.Router)}, switchChanges(rows.Join)...)
-	for _, route := range rows.DefaultRoutes {
-		changes = append(changes, ovn.EnsureRoute(ident.Router(network), route))
-	}
-	return changes
-}
-
 // finalize lets a Subnet go once no pod has an address in it.
 func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet) error {
 	if !slices.Contains(subnet.Finalizers, v1alpha1.SubnetFinalizer) {
@@ -231,7 +206,7 @@ func (r *subnetReconciler) finalize(ctx context.Context, subnet *v1alpha1.Subnet
 func (r *subnetReconciler) forget(ctx context.Context, name string) {
 	r.alloc.forgetSubnet(name)
 	for _, again := range r.refused(ctx) {
-		r.alloc.subnets.enqueue(again.NamespacedName)
+		r.queues.subnets.enqueue(again.NamespacedName)
 	}
 }
 

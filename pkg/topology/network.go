@@ -2,7 +2,6 @@ package topology
 
 import (
 	"net/netip"
-	"strconv"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
@@ -22,17 +21,6 @@ type NetworkRows struct {
 	// DefaultRoutes let a packet for an outside address reach the policy stage; without a route OVN drops it before. Their next hop, the last address of the join
 	// network, belongs to nobody.
 	DefaultRoutes []*nbdb.LogicalRouterStaticRoute
-}
-
-// SwitchRows are a logical switch and its connection to the router.
-type SwitchRows struct {
-	Switch     *nbdb.LogicalSwitch
-	RouterPort *nbdb.LogicalRouterPort
-	Uplink     *nbdb.LogicalSwitchPort
-	// DHCPv6 is what OVN answers the guests of VMs with; nil if there is no IPv6.
-	DHCPv6 *nbdb.DHCPOptions
-	// Inside are the policies that keep traffic for the switch's own addresses from leaving through a node.
-	Inside []*nbdb.LogicalRouterPolicy
 }
 
 // Network returns the rows of a network whose join switch has the addresses of join.
@@ -60,52 +48,6 @@ func learning() map[string]string {
 
 // EgressPlaceholder is the address of a join network that is the next hop of its default route: the last one but one, which must not be given to a node.
 func EgressPlaceholder(join netip.Prefix) netip.Addr { return ipam.Last(join).Prev() }
-
-// Subnet returns the rows of a Subnet whose interfaces have the MTU in bytes; 0 if that is not known yet.
-func Subnet(name string, spec ipam.Spec, mtu int) SwitchRows {
-	owner := ownedBy(ident.OwnerSubnet, name)
-	rows := switchRows(ident.SubnetSwitch(name), spec, owner)
-	for _, c := range spec.CIDRs {
-		if c.Addr().Is6() {
-			rows.RouterPort.Ipv6RaConfigs = advertisement(mtu)
-			rows.DHCPv6 = &nbdb.DHCPOptions{
-				Cidr: c.String(), Options: map[string]string{"server_id": rows.RouterPort.MAC}, ExternalIDs: withFamily(owner, c.Addr()),
-			}
-		}
-	}
-	return rows
-}
-
-// advertisement is what the router advertises to guests, which have their addresses by DHCPv6: pods are configured by the agent and listen to none. It is
-// repeated, for a guest does not ask again when its default route expires.
-func advertisement(mtu int) map[string]string {
-	ra := map[string]string{"address_mode": "dhcpv6_stateful", "send_periodic": "true", "max_interval": "900", "min_interval": "300"}
-	if mtu != 0 {
-		ra["mtu"] = strconv.Itoa(mtu)
-	}
-	return ra
-}
-
-func switchRows(ls ident.SwitchName, spec ipam.Spec, owner map[string]string) SwitchRows {
-	rows := SwitchRows{
-		Switch: &nbdb.LogicalSwitch{Name: string(ls), ExternalIDs: owner},
-		RouterPort: &nbdb.LogicalRouterPort{
-			Name: string(ident.RouterPort(ls)), MAC: ident.GatewayMAC(ls).String(), ExternalIDs: owner,
-		},
-		Uplink: &nbdb.LogicalSwitchPort{
-			Name: string(ident.SwitchRouterPort(ls)), Type: "router", Addresses: []string{"router"},
-			Options: map[string]string{ident.OptionRouterPort: string(ident.RouterPort(ls))}, ExternalIDs: owner,
-		},
-	}
-	for i, c := range spec.CIDRs {
-		rows.RouterPort.Networks = append(rows.RouterPort.Networks, netip.PrefixFrom(spec.Gateways[i], c.Bits()).String())
-		rows.Inside = append(rows.Inside, &nbdb.LogicalRouterPolicy{
-			Priority: priorityInside, Match: family(c.Addr()) + ".dst == " + c.String(), Action: nbdb.LogicalRouterPolicyActionAllow,
-			ExternalIDs: withFamily(owner, c.Addr()),
-		})
-	}
-	return rows
-}
 
 // family is OVN's name of an address family in matches.
 func family(a netip.Addr) string {

@@ -1,27 +1,14 @@
 package controller
 
-// VM reconciler.
-// In:   a VMI, its launcher pods and migrations, its Ports; the northbound rows of its NICs, their southbound Port_Bindings, the names of all chassis.
-// Out:  LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: options:requested-chassis, options:activation-strategy, options:iface-id-ver, external_ids
-//       godwit.dev/migration{,-source,-target}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
-//       but for source, target and interruption; events on the VMI.
-// What the options must be is decided by package migration. The rows are written first and alone: nothing that has to do with the API is in their way.
-
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
-	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/events"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -30,32 +17,6 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 )
-
-type vmReconciler struct {
-	api client.Client
-	// live reads past the cache.
-	live    client.Reader
-	nb      *ovn.NB
-	sb      *ovn.SB
-	alloc   *allocations
-	virt    *kubevirt
-	events  events.EventRecorder
-	metrics *metrics
-	log     *slog.Logger
-	now     func() time.Time
-	// baselines is Config.Baselines.
-	baselines bool
-
-	mu sync.Mutex
-	// last is what was decided last, for logs and events alone.
-	last map[types.NamespacedName]said
-}
-
-// said is a decision as it was told to people.
-type said struct {
-	phase  migration.Phase
-	reason migration.Reason
-}
 
 // observed is all that a decision about one VM is made from.
 type observed struct {
@@ -67,44 +28,6 @@ type observed struct {
 	bindings []*sbdb.PortBinding
 	env      migration.Env
 }
-
-// Reconcile implements reconcile.Reconciler.
-func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	start := r.now()
-	vm := req.NamespacedName
-	o, err := r.observe(ctx, vm)
-	if err != nil {
-		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
-	}
-	if o.vmi != nil && !hasPodNetwork(o.vmi) {
-		for _, pod := range o.pods { // to the pod network these are pods like others
-			r.alloc.pods.enqueue(client.ObjectKeyFromObject(pod))
-		}
-		o.vmi, o.pods = nil, nil
-	}
-	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings)
-	decision := migration.Decide(snapshot, o.env)
-	changes := o.changes(decision)
-	if len(changes) > 0 {
-		err := r.nb.ApplyNow(ctx, changes...)
-		if errors.Is(err, ovn.ErrConflict) {
-			r.log.Debug("a row was changed meanwhile, deciding again", "vm", vm)
-			return reconcile.Result{RequeueAfter: conflictDelay}, nil
-		}
-		if err != nil {
-			return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
-		}
-	}
-	r.tell(vm, o.vmi, decision)
-	m := moment{decision: decision, seen: start, written: r.now(), wrote: len(changes) > 0}
-	if err := errors.Join(r.identify(ctx, o, snapshot, decision), r.record(ctx, vm, o, snapshot, m)); err != nil {
-		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
-	}
-	return reconcile.Result{RequeueAfter: decision.RequeueAfter}, nil
-}
-
-// conflictDelay is how soon to decide again when a row was changed between reading and writing it.
-const conflictDelay = 5 * time.Millisecond
 
 // observe reads everything again: nothing depends on which event brought us here.
 func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (observed, error) {
@@ -139,23 +62,23 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 func (r *vmReconciler) observePorts(ctx context.Context, vm types.NamespacedName, o *observed) error {
 	onPodNetwork := o.vmi != nil && hasPodNetwork(o.vmi)
 	if onPodNetwork {
-		port, err := r.ensurePort(ctx, o.vmi, network)
+		port, err := r.ensurePort(ctx, o.vmi, podNetwork)
 		if err != nil {
 			return err
 		}
 		if port != nil {
-			o.ports[network] = port
+			o.ports[podNetwork] = port
 		}
 	}
-	name := ident.VMPort(vm.Namespace, vm.Name, network)
+	name := ident.VMPort(vm.Namespace, vm.Name, podNetwork)
 	row, err := r.nb.Port(ctx, name)
 	if err != nil || row == nil {
 		return err
 	}
-	if port := o.ports[network]; onPodNetwork && (port == nil || row.ExternalIDs[ident.KeyUID] != string(port.UID)) {
+	if port := o.ports[podNetwork]; onPodNetwork && (port == nil || row.ExternalIDs[ident.KeyUID] != string(port.UID)) {
 		return nil // an earlier VM's, about to be replaced
 	}
-	o.rows[network] = row
+	o.rows[podNetwork] = row
 	binding, err := r.sb.Binding(ctx, name)
 	if binding != nil {
 		o.bindings = append(o.bindings, binding)
@@ -214,44 +137,5 @@ func keysOf(s migration.PortState) ovn.PortKeys {
 		ExternalIDs: map[string]string{
 			ident.KeyMigration: s.Stamp.Migration, ident.KeyMigrationSource: string(s.Stamp.Source), ident.KeyMigrationTarget: string(s.Stamp.Target),
 		},
-	}
-}
-
-// unclear are the VMs whose decision may change when a chassis comes or goes.
-func (r *vmReconciler) unclear() []types.NamespacedName {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var out []types.NamespacedName
-	for vm, s := range r.last {
-		if s.phase == migration.Unclear || s.reason == migration.ReasonChassisMissing {
-			out = append(out, vm)
-		}
-	}
-	return out
-}
-
-// tell logs a decision that differs from the last one, and makes an event of it where that matters to the VM's owner.
-func (r *vmReconciler) tell(vm types.NamespacedName, vmi *kubevirtv1.VirtualMachineInstance, d migration.Decision) {
-	now := said{phase: d.Phase, reason: d.Reason}
-	r.mu.Lock()
-	was, known := r.last[vm]
-	if vmi == nil {
-		delete(r.last, vm)
-	} else {
-		r.last[vm] = now
-	}
-	r.mu.Unlock()
-	if was == now || vmi == nil && !known {
-		return
-	}
-	r.log.Info("VM", "vm", vm, "phase", d.Phase, "was", was.phase, "reason", d.Reason, "migration", d.Migration, "message", d.Message)
-	if vmi == nil || was.phase == d.Phase && d.Phase != migration.Unclear {
-		return
-	}
-	switch d.Phase {
-	case migration.Prepared, migration.Committed, migration.RolledBack:
-		r.events.Eventf(vmi, nil, corev1.EventTypeNormal, "Network"+string(d.Phase), "Migrate", "%s (%s)", d.Message, d.Reason)
-	case migration.Unclear:
-		r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "NetworkUnclear", "Migrate", "%s (%s)", d.Message, d.Reason)
 	}
 }

@@ -10,6 +10,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
+// queues are the triggers of the reconcilers, by the kind of object that they take.
+type queues struct {
+	pods, ports, subnets, nodes trigger
+	// vms is for VMs of KubeVirt: see kubevirt.enqueue.
+	vms trigger
+}
+
 // trigger lets one reconciler ask for a key of another to be reconciled. It is a controller-runtime source. Keys that are asked for before the other
 // reconciler runs are kept. The zero value is ready; it is safe for concurrent use.
 type trigger struct {

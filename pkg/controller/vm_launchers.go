@@ -20,7 +20,7 @@ import (
 // identify writes into the annotation of each live launcher that may attach who its VM is in the network. One that may not gets nothing: an answer of the API
 // server to wait for is in the way of the next decision, which for a migration's target comes as soon as it has a node.
 func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Snapshot, d migration.Decision) error {
-	port := o.ports[network]
+	port := o.ports[podNetwork]
 	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 {
 		return nil // the Port's reconciler asks for this VM again when it has its addresses
 	}
