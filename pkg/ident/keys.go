@@ -34,6 +34,8 @@ const (
 	OwnerNetwork = "network"
 	// OwnerVM: KeyNamespace and KeyName name the VM, or the VMI that has none.
 	OwnerVM = "vm"
+	// OwnerPolicy: an ACL's KeyNamespace and KeyName name the NetworkPolicy. Port groups and address sets are shared by policies, and name none.
+	OwnerPolicy = "policy"
 )
 
 // external_ids keys of the NB rows that Godwit owns. KeyName is the owner's name; KeyFamily, ip4 or ip6, tells apart the rows that one owner has for each family.
@@ -43,6 +45,9 @@ const (
 	KeyName      = "godwit.dev/name"
 	KeyUID       = "godwit.dev/uid"
 	KeySubnet    = "godwit.dev/subnet"
+	// KeyRule tells apart the ACLs of one owner; KeyContent says, for people, what a port group or an address set has in it.
+	KeyRule    = "godwit.dev/rule"
+	KeyContent = "godwit.dev/content"
 )
 
 // external_ids keys of a VM's port: the stamp of the migration that last asked for it, its UID, source and target. It stays after the migration's end, as the
