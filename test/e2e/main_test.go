@@ -26,6 +26,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/binaries"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // cluster is the lab that all tests share.
@@ -61,21 +62,7 @@ func run(m *testing.M) int {
 		}
 		return 0
 	}
-	finished := make(chan struct{})
-	defer close(finished) // runs before stop ends ctx
-	go func() {           // the tests cannot be told to stop; their cluster can
-		select {
-		case <-finished:
-			return
-		case <-ctx.Done():
-		}
-		select {
-		case <-finished: // both at once: the tests have ended
-		default:
-			down()
-			os.Exit(130)
-		}
-	}()
+	defer suite.DownWhenStopped(ctx, down)()
 	if err := connect(ctx, l, log); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		down()

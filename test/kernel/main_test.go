@@ -13,6 +13,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/godwit-cni/godwit/test/kernel/cluster"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // nodes of the cluster.
@@ -40,21 +41,7 @@ func run(m *testing.M) int {
 		}
 		return 0
 	}
-	finished := make(chan struct{})
-	defer close(finished) // runs before stop ends ctx
-	go func() {           // the tests cannot be told to stop; their cluster can
-		select {
-		case <-finished:
-			return
-		case <-ctx.Done():
-		}
-		select {
-		case <-finished: // both at once: the tests have ended
-		default:
-			down()
-			os.Exit(130)
-		}
-	}()
+	defer suite.DownWhenStopped(ctx, down)()
 	kernelCluster = c
 	return max(m.Run(), down())
 }

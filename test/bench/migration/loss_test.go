@@ -6,6 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/godwit-cni/godwit/test/lab/traffic"
+	"github.com/godwit-cni/godwit/test/lab/traffic/traffictest"
 )
 
 // A loss that has nothing to do with the switch-over does not count, one that begins soon after it does; an answer in between makes two of it.
@@ -29,7 +30,7 @@ func TestUnanswered(t *testing.T) {
 					r.Arrived[ms/5] = traffic.Never
 				}
 			}
-			if got := interrupting(losses(&r, arrivals(r), at(100)), 10).length(); got != c.want {
+			if got := interrupting(losses(&r, traffictest.Arrivals(r), at(100)), 10).length(); got != c.want {
 				t.Errorf("unanswered for %v ms: want %v", got, c.want)
 			}
 		})
@@ -39,7 +40,7 @@ func TestUnanswered(t *testing.T) {
 // What the guest got though nobody got its answer is told apart.
 func TestLosses(t *testing.T) {
 	r := probes(100, 120)
-	a := arrivals(r)
+	a := traffictest.Arrivals(r)
 	a.Flows[0].Seq, a.Flows[0].At = append(a.Flows[0].Seq, 21, 22), append(a.Flows[0].At, 0, 0)
 	r.Arrived[50] = traffic.Never
 	want := []loss{{From: -10, To: 10, Probes: 4, Arrived: 2}, {From: 140, To: 145, Probes: 1, Arrived: 1}}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -14,33 +13,11 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/timeline"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
+	"github.com/godwit-cni/godwit/test/lab/traffic/traffictest"
 )
 
 // probes are sent every 5 ms for a second and answered after 1 ms; those that are sent from one time to another are lost.
-func probes(from, to int) traffic.Probes {
-	p := traffic.Probes{Peer: netip.MustParseAddr("10.244.0.2"), Start: start, Interval: 5 * time.Millisecond}
-	for ms := 0; ms < 1000; ms += 5 {
-		sent := time.Duration(ms) * time.Millisecond
-		p.Sent, p.Arrived = append(p.Sent, sent), append(p.Arrived, sent+time.Millisecond)
-		p.Counts.Sent++
-		if ms >= from && ms < to {
-			p.Arrived[len(p.Arrived)-1] = traffic.Never
-			p.Counts.Lost++
-		}
-	}
-	p.Counts.Received = p.Counts.Sent - p.Counts.Lost
-	return p
-}
-
-func arrivals(p traffic.Probes) *traffic.Arrivals {
-	a := &traffic.Arrivals{Start: start, Flows: []traffic.Flow{{}}}
-	for seq, at := range p.Arrived {
-		if at != traffic.Never {
-			a.Flows[0].Seq, a.Flows[0].At = append(a.Flows[0].Seq, uint32(seq)), append(a.Flows[0].At, at)
-		}
-	}
-	return a
-}
+func probes(from, to int) traffic.Probes { return traffictest.Probes("10.244.0.2", start, from, to) }
 
 func micro(ms int) *metav1.MicroTime {
 	t := metav1.NewMicroTime(at(ms))
@@ -50,12 +27,12 @@ func micro(ms int) *metav1.MicroTime {
 // passed: QEMU stops the VM at 500 and lets it run at 520; probes to it are lost for 30 ms, those from it for 25.
 func passed() *passage.Passage {
 	to, from := probes(500, 530), probes(500, 525)
-	seen := passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{to}}, Arrivals: arrivals(to)}
+	seen := passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{to}}, Arrivals: traffictest.Arrivals(to)}
 	seen.Arrivals.Flows[0].Seq = append(seen.Arrivals.Flows[0].Seq, 3, 4)
 	seen.Arrivals.Flows[0].At = append(seen.Arrivals.Flows[0].At, time.Second, time.Second)
 	p := &passage.Passage{
 		Source: "node1", Target: "node2", Calm: at(100), Created: at(200), Ended: at(900), Stop: lab.Stop{Stopped: at(500), Resumed: at(520)}, To: seen,
-		From:    passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{from}}, Arrivals: arrivals(from)},
+		From:    passage.Seen{Result: &traffic.Result{Probes: []traffic.Probes{from}}, Arrivals: traffictest.Arrivals(from)},
 		Watched: []timeline.Stage{{At: at(302), Name: "target pod scheduled"}, {At: at(890), Name: "migration succeeded"}},
 	}
 	st := &p.Record.Status

@@ -1,12 +1,12 @@
 package passage
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
+	"github.com/godwit-cni/godwit/test/lab/traffic/traffictest"
 )
 
 var start = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
@@ -15,33 +15,7 @@ func at(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecon
 
 // probes are sent every 5 ms for a second; those from one time to another are lost.
 func probes(peer string, from, to int) traffic.Probes {
-	p := traffic.Probes{Peer: netip.MustParseAddr(peer), Start: start, Interval: 5 * time.Millisecond}
-	for ms := 0; ms < 1000; ms += 5 {
-		sent := time.Duration(ms) * time.Millisecond
-		p.Sent, p.Arrived = append(p.Sent, sent), append(p.Arrived, sent+time.Millisecond)
-		p.Counts.Sent++
-		if ms >= from && ms < to {
-			p.Arrived[len(p.Arrived)-1] = traffic.Never
-			p.Counts.Lost++
-			continue
-		}
-		p.Counts.Received++
-	}
-	if to >= 1000 {
-		p.Gap = traffic.Gap{From: time.Duration(from-4) * time.Millisecond, To: time.Second, Open: true}
-	}
-	return p
-}
-
-// arrivals of probes at the peer.
-func arrivals(p traffic.Probes) *traffic.Arrivals {
-	a := &traffic.Arrivals{Start: start, Flows: []traffic.Flow{{}}}
-	for seq, at := range p.Arrived {
-		if at != traffic.Never {
-			a.Flows[0].Seq, a.Flows[0].At = append(a.Flows[0].Seq, uint32(seq)), append(a.Flows[0].At, at)
-		}
-	}
-	return a
+	return traffictest.Probes(peer, start, from, to)
 }
 
 // passed is a migration in which probes were lost for 30 ms, while QEMU had stopped the VM and a little longer.
@@ -49,8 +23,8 @@ func passed() *Passage {
 	there, back := probes("10.244.0.2", 500, 530), probes("10.244.0.3", 500, 525)
 	return &Passage{
 		Source: "node1", Target: "node2", Calm: at(100), Created: at(300), Ended: at(900), Stop: lab.Stop{Stopped: at(500), Resumed: at(520)},
-		To:   Seen{Result: &traffic.Result{Probes: []traffic.Probes{there}}, Arrivals: arrivals(there)},
-		From: Seen{Result: &traffic.Result{Probes: []traffic.Probes{back}}, Arrivals: arrivals(back)},
+		To:   Seen{Result: &traffic.Result{Probes: []traffic.Probes{there}}, Arrivals: traffictest.Arrivals(there)},
+		From: Seen{Result: &traffic.Result{Probes: []traffic.Probes{back}}, Arrivals: traffictest.Arrivals(back)},
 	}
 }
 

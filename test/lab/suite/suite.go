@@ -1,0 +1,34 @@
+// Package suite is what test binaries have in common that share one cluster among all of their tests.
+package suite
+
+import (
+	"context"
+	"os"
+)
+
+// interrupted is the status of a process that Ctrl-C ended.
+const interrupted = 130
+
+// DownWhenStopped takes the cluster down and ends the process when ctx ends: tests cannot be told to stop, their cluster can. What it returns says that the tests
+// have ended; it is to be deferred after that which cancels ctx, so that it comes before.
+func DownWhenStopped(ctx context.Context, down func() int) (ended func()) {
+	return downWhenStopped(ctx, down, os.Exit) //nolint:forbidigo // it is for TestMain
+}
+
+func downWhenStopped(ctx context.Context, down func() int, exit func(int)) (ended func()) {
+	finished := make(chan struct{})
+	go func() {
+		select {
+		case <-finished:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-finished: // both at once: the tests have ended
+		default:
+			down()
+			exit(interrupted)
+		}
+	}()
+	return func() { close(finished) }
+}
