@@ -1,0 +1,233 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+)
+
+// ACL is an ACL row and the port group that holds it. A policy's ACLs are told apart by group and KeyRule.
+type ACL struct {
+	Group string
+	Row   *nbdb.ACL
+}
+
+// numbersOf says at which numbers the members of a view have its named port now, sorted.
+type numbersOf func(viewSpec) []int32
+
+// acls are the policy's ACLs. They depend on pods by the numbers of named ports alone.
+func (p *parsed) acls(numbers numbersOf) []ACL {
+	c := compiler{policy: p, group: selectionView(p.selects).name, numbers: numbers}
+	for i := range p.rules {
+		c.rule(&p.rules[i])
+	}
+	for d, isolates := range p.isolates {
+		if isolates && p.log.drop {
+			d := direction(d)
+			c.add(d, d.String()+"/drop", ACL{Group: c.group, Row: &nbdb.ACL{
+				Priority: PriorityLoggedDrop, Action: nbdb.ACLActionDrop, Match: d.own(c.group) + " && ip",
+			}})
+		}
+	}
+	return c.out
+}
+
+// views are those that the policy's ACLs need.
+func (p *parsed) views() []viewSpec {
+	out := []viewSpec{selectionView(p.selects)}
+	for d, isolates := range p.isolates {
+		if isolates {
+			out = append(out, isolationView(p.selects, direction(d)))
+		}
+	}
+	for i := range p.rules {
+		r := &p.rules[i]
+		if len(r.peers) > 0 {
+			out = append(out, peersView(r.peers))
+		}
+		for proto, ps := range r.ports {
+			for _, name := range ps.names {
+				out = append(out, p.portViews(r, namedPort{proto, name})...)
+			}
+		}
+	}
+	return out
+}
+
+// portViews are those of a named port of a rule: the port is one of the pods that are connected to.
+func (p *parsed) portViews(r *rule, port namedPort) []viewSpec {
+	if r.direction == ingress {
+		return []viewSpec{selectionPortView(p.selects, port)}
+	}
+	if r.anyPeer {
+		return []viewSpec{peersPortView([]classSpec{everyPod()}, port)}
+	}
+	var out []viewSpec
+	if len(r.peers) > 0 {
+		out = append(out, peersPortView(r.peers, port))
+	}
+	if len(r.blocks) > 0 {
+		out = append(out, peersPortView([]classSpec{podsWithin(r.blocks)}, port))
+	}
+	return out
+}
+
+// blocks are the sets of prefixes that the policy's ACLs need.
+func (p *parsed) blocks() []blockSpec {
+	var out []blockSpec
+	for i := range p.rules {
+		if b := p.rules[i].blocks; len(b) > 0 {
+			out = append(out, newBlockSpec(b))
+		}
+	}
+	return out
+}
+
+type compiler struct {
+	policy  *parsed
+	group   string
+	numbers numbersOf
+	out     []ACL
+}
+
+func (c *compiler) rule(r *rule) {
+	if r.ports == nil {
+		c.permit(r, "", c.group, "ip")
+		return
+	}
+	for _, proto := range protocols {
+		ps, ok := r.ports[proto]
+		if !ok {
+			continue
+		}
+		id := "/" + strings.ToLower(string(proto))
+		if ps.all || len(ps.spans) > 0 {
+			c.permit(r, id, c.group, spans(ps.spans).match(proto))
+		}
+		for _, name := range ps.names {
+			c.named(r, id+"/"+name, namedPort{proto, name})
+		}
+	}
+}
+
+// named permits a named port, at each number that it has.
+func (c *compiler) named(r *rule, id string, port namedPort) {
+	for _, v := range c.policy.portViews(r, port) {
+		for _, n := range c.numbers(v) {
+			id, match := fmt.Sprintf("%s/%d", id, n), spans{{n, n}}.match(port.protocol)
+			switch {
+			case r.direction == ingress:
+				c.permit(r, id, v.row(n), match)
+			case v.classes[0].within != nil:
+				c.permitSet(r, id+"/within", c.group, peer{v.row(n), match})
+			default:
+				c.permitSet(r, id, c.group, peer{v.row(n), match})
+			}
+		}
+	}
+}
+
+// permit permits what matches between the pods of a group and the rule's peers.
+func (c *compiler) permit(r *rule, id, group, match string) {
+	if r.anyPeer {
+		c.allow(r, id, group, match)
+		return
+	}
+	if len(r.peers) > 0 {
+		c.permitSet(r, id+"/pods", group, peer{peersView(r.peers).name, match})
+	}
+	if len(r.blocks) > 0 {
+		c.permitSet(r, id+"/blocks", group, peer{newBlockSpec(r.blocks).name, match})
+	}
+}
+
+// peer is the other side: the address sets of that name, and what the packet is besides.
+type peer struct{ set, match string }
+
+// permitSet permits a peer to the pods of a group, in either family.
+func (c *compiler) permitSet(r *rule, id, group string, p peer) {
+	for _, f := range families {
+		match := r.direction.peer(f.match) + " == $" + p.set + f.suffix
+		if p.match != "ip" { // the address says that already
+			match += " && " + p.match
+		}
+		c.allow(r, id+"/"+f.match, group, match)
+	}
+}
+
+func (c *compiler) allow(r *rule, id, group, match string) {
+	c.add(r.direction, fmt.Sprintf("%s/%d%s", r.direction, r.index, id), ACL{Group: group, Row: &nbdb.ACL{
+		Priority: PriorityAllow, Action: nbdb.ACLActionAllowRelated, Match: r.direction.own(group) + " && " + match,
+	}})
+}
+
+func (c *compiler) add(d direction, id string, a ACL) {
+	a.Row.Direction = d.acl()
+	a.Row.Options = options(d)
+	name := aclName("np/" + c.policy.key.String() + "/" + id)
+	a.Row.Name = &name
+	a.Row.ExternalIDs = map[string]string{
+		ident.OwnerKey: ident.OwnerPolicy, ident.KeyNamespace: c.policy.key.Namespace, ident.KeyName: c.policy.key.Name, ident.KeyRule: id,
+	}
+	if drop := a.Row.Action == nbdb.ACLActionDrop; drop || c.policy.log.allow {
+		logged(a.Row)
+	}
+	c.out = append(c.out, a)
+}
+
+// own is the isolated pod's side of a match, peer the field of the other's address.
+func (d direction) own(group string) string {
+	return [...]string{"outport", "inport"}[d] + " == @" + group
+}
+
+func (d direction) peer(family string) string { return family + [...]string{".src", ".dst"}[d] }
+
+// options: what a pod sends is judged by the address of the Service's backend, not by the Service's own.
+func options(d direction) map[string]string {
+	if d == egress {
+		return map[string]string{"apply-after-lb": "true"}
+	}
+	return nil
+}
+
+// maxACLName is what the column takes.
+const maxACLName = 63
+
+// aclName is a name for log lines and listings. Nothing is found by it.
+func aclName(text string) string {
+	if len(text) <= maxACLName {
+		return text
+	}
+	sum := sha256.Sum256([]byte(text))
+	return text[:maxACLName-9] + "#" + hex.EncodeToString(sum[:4])
+}
+
+// sortACLs puts ACLs into the order in which they are given out.
+func sortACLs(acls []ACL) {
+	slices.SortFunc(acls, func(a, b ACL) int { return strings.Compare(aclKey(a), aclKey(b)) })
+}
+
+func aclKey(a ACL) string {
+	ids := a.Row.ExternalIDs
+	return strings.Join([]string{ids[ident.OwnerKey], ids[ident.KeyNamespace], ids[ident.KeyName], ids[ident.KeyRule], a.Group}, "\x00")
+}
+
+func byKey(acls []ACL) map[string]ACL {
+	out := make(map[string]ACL, len(acls))
+	for _, a := range acls {
+		out[aclKey(a)] = a
+	}
+	return out
+}
+
+func sameACL(a, b ACL) bool {
+	x, y := a.Row, b.Row
+	return a.Group == b.Group && x.Match == y.Match && x.Priority == y.Priority && x.Action == y.Action && x.Direction == y.Direction && x.Log == y.Log &&
+		maps.Equal(x.Options, y.Options)
+}

@@ -1,0 +1,113 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+)
+
+// Host is a node as policies see it.
+type Host struct {
+	Node string
+	// IPs are the Node's own addresses.
+	IPs []netip.Addr
+	// Own are the addresses on the join network of what the node itself sends, Clients those under which it passes on the clients that it source-NATs.
+	Own, Clients []netip.Addr
+}
+
+// names are the addresses of a family by which ipBlocks know a join address: the node's own, or itself if the node has none.
+func (h Host) names(join netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range h.IPs {
+		if a.Is4() == join.Is4() {
+			out = append(out, a)
+		}
+	}
+	if out == nil {
+		out = []netip.Addr{join}
+	}
+	return out
+}
+
+// within are the join addresses of a host that a block holds by another name.
+func (h Host) within(block []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, join := range append(append([]netip.Addr(nil), h.Own...), h.Clients...) {
+		for _, a := range h.names(join) {
+			if holds(block, a) {
+				out = append(out, join)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// exemption permits what a node sends to the pods on it, wherever they are isolated. OVN evaluates to-lport ACLs on the chassis of the receiving port, so that
+// there is one for each node, in force on that node only.
+func (h Host) exemption() []ACL {
+	var from []string
+	for _, a := range h.Own {
+		for _, f := range families {
+			if f.has(a) {
+				from = append(from, f.match+".src == "+a.String())
+			}
+		}
+	}
+	if len(from) == 0 {
+		return nil
+	}
+	name := aclName("np/node/" + h.Node)
+	return []ACL{{Group: IngressGroup, Row: &nbdb.ACL{
+		Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Direction: ingress.acl(), Name: &name,
+		Match:       fmt.Sprintf("%s && (%s) && is_chassis_resident(%q)", ingress.own(IngressGroup), strings.Join(from, " || "), ident.NodePort(h.Node)),
+		ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode, ident.KeyName: h.Node, ident.KeyRule: "ingress/exempt"},
+	}}}
+}
+
+// baseACLs are there without any policy.
+func baseACLs() []ACL {
+	base := func(d direction, rule string, row nbdb.ACL) ACL {
+		name := aclName("np/" + rule)
+		row.Direction, row.Options, row.Name = d.acl(), options(d), &name
+		row.ExternalIDs = map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork, ident.KeyRule: rule}
+		row.Match = d.own(isolationGroup(d)) + " && " + row.Match
+		return ACL{Group: isolationGroup(d), Row: &row}
+	}
+	return []ACL{
+		base(ingress, "ingress/drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
+		base(egress, "egress/drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
+		// A guest's DHCPv6 request (RFC 8415), which OVN answers itself. Being allow-related, it also makes the switch one with connection tracking, to which northd
+		// adds that neighbour discovery passes: of drops alone it would not.
+		base(egress, "egress/dhcpv6", nbdb.ACL{
+			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip6.dst == ff02::1:2 && udp.src == 546 && udp.dst == 547",
+		}),
+	}
+}
+
+// Meter returns the rows of LogMeter. They are always the same.
+func Meter() (*nbdb.Meter, *nbdb.MeterBand) {
+	fair := true
+	owner := map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork}
+	return &nbdb.Meter{Name: LogMeter, Unit: nbdb.MeterUnitPktps, Fair: &fair, ExternalIDs: owner},
+		&nbdb.MeterBand{Action: nbdb.MeterBandActionDrop, Rate: logRate, ExternalIDs: owner}
+}
+
+// blockSpec is a set of prefixes.
+type blockSpec struct {
+	name     string
+	prefixes []netip.Prefix
+}
+
+func newBlockSpec(prefixes []netip.Prefix) blockSpec {
+	return blockSpec{name: identifier('b', blockText(prefixes)), prefixes: prefixes}
+}
+
+// block is a blockSpec in use.
+type block struct {
+	blockSpec
+	users map[*policy]int
+}

@@ -1,0 +1,246 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// packet is what a match looks at.
+type packet struct {
+	inport, outport  ident.PortName // empty for what is no pod's
+	src, dst         netip.Addr
+	proto            string // tcp, udp, sctp, or another
+	srcPort, dstPort int
+	// chassis has the ports that are resident where the ACL is evaluated.
+	chassis []ident.PortName
+}
+
+// scope is what a match may name: groups and sets.
+type scope struct {
+	groups map[string]map[ident.PortName]bool
+	sets   map[string][]netip.Prefix
+}
+
+type predicate func(*scope, *packet) bool
+
+// parseMatch reads the part of OVN's language that doc.go documents, written from ovn-sb(5); anything else is an error. "&&" and "||" may not be mixed without
+// parentheses, as in OVN.
+func parseMatch(text string) (predicate, error) {
+	p := matchParser{tokens: tokens(text)}
+	e, err := p.expression()
+	if err == nil && len(p.tokens) > 0 {
+		err = fmt.Errorf("%q is left over", p.tokens)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", text, err)
+	}
+	return e, nil
+}
+
+// tokens splits at spaces and punctuation; operators and quoted strings are tokens.
+func tokens(text string) []string {
+	for _, s := range []string{"(", ")", "{", "}", ","} {
+		text = strings.ReplaceAll(text, s, " "+s+" ")
+	}
+	return strings.Fields(text)
+}
+
+type matchParser struct{ tokens []string }
+
+func (p *matchParser) peek() string {
+	if len(p.tokens) == 0 {
+		return ""
+	}
+	return p.tokens[0]
+}
+
+func (p *matchParser) next() string {
+	t := p.peek()
+	if t != "" {
+		p.tokens = p.tokens[1:]
+	}
+	return t
+}
+
+func (p *matchParser) expect(want string) error {
+	if got := p.next(); got != want {
+		return fmt.Errorf("%q, want %q", got, want)
+	}
+	return nil
+}
+
+func (p *matchParser) expression() (predicate, error) {
+	first, err := p.term()
+	if err != nil {
+		return nil, err
+	}
+	operator := p.peek()
+	if operator != "&&" && operator != "||" {
+		return first, nil
+	}
+	all := []predicate{first}
+	for p.peek() == operator {
+		p.next()
+		t, err := p.term()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return func(s *scope, k *packet) bool {
+		for _, t := range all {
+			if t(s, k) == (operator == "||") {
+				return operator == "||"
+			}
+		}
+		return operator == "&&"
+	}, nil
+}
+
+func (p *matchParser) term() (predicate, error) {
+	switch t := p.next(); t {
+	case "(":
+		e, err := p.expression()
+		if err != nil {
+			return nil, err
+		}
+		return e, p.expect(")")
+	case "ip":
+		return func(_ *scope, k *packet) bool { return k.src.IsValid() }, nil
+	case "tcp", "udp", "sctp":
+		return func(_ *scope, k *packet) bool { return k.proto == t }, nil
+	case "inport", "outport":
+		return p.port(t)
+	case "is_chassis_resident":
+		return p.resident()
+	case "ip4.src", "ip4.dst", "ip6.src", "ip6.dst":
+		return p.address(t)
+	default:
+		if n, err := strconv.Atoi(t); err == nil {
+			return p.portRange(n)
+		}
+		return p.number(t)
+	}
+}
+
+func (p *matchParser) port(field string) (predicate, error) {
+	if err := p.expect("=="); err != nil {
+		return nil, err
+	}
+	group, ok := strings.CutPrefix(p.next(), "@")
+	if !ok {
+		return nil, fmt.Errorf("%s: want a port group", field)
+	}
+	return func(s *scope, k *packet) bool {
+		members, ok := s.groups[group]
+		return ok && members[map[string]ident.PortName{"inport": k.inport, "outport": k.outport}[field]]
+	}, nil
+}
+
+func (p *matchParser) resident() (predicate, error) {
+	if err := p.expect("("); err != nil {
+		return nil, err
+	}
+	name, err := strconv.Unquote(p.next())
+	if err != nil {
+		return nil, err
+	}
+	return func(_ *scope, k *packet) bool { return slices.Contains(k.chassis, ident.PortName(name)) }, p.expect(")")
+}
+
+func (p *matchParser) address(field string) (predicate, error) {
+	if err := p.expect("=="); err != nil {
+		return nil, err
+	}
+	family, side, _ := strings.Cut(field, ".")
+	of := func(k *packet) (netip.Addr, bool) {
+		a := k.src
+		if side == "dst" {
+			a = k.dst
+		}
+		return a, a.Is4() == (family == "ip4")
+	}
+	text := p.next()
+	if set, ok := strings.CutPrefix(text, "$"); ok {
+		return func(s *scope, k *packet) bool {
+			a, ok := of(k)
+			return ok && slices.ContainsFunc(s.sets[set], func(p netip.Prefix) bool { return p.Contains(a) })
+		}, nil
+	}
+	want, err := netip.ParseAddr(text)
+	return func(_ *scope, k *packet) bool {
+		a, ok := of(k)
+		return ok && a == want
+	}, err
+}
+
+// field is a port of a packet of a protocol.
+func field(name string) (func(*packet) (int, bool), error) {
+	proto, side, _ := strings.Cut(name, ".")
+	if !slices.Contains([]string{"tcp", "udp", "sctp"}, proto) || side != "src" && side != "dst" {
+		return nil, fmt.Errorf("unknown field %q", name)
+	}
+	return func(k *packet) (int, bool) {
+		if side == "src" {
+			return k.srcPort, k.proto == proto
+		}
+		return k.dstPort, k.proto == proto
+	}, nil
+}
+
+func (p *matchParser) number(name string) (predicate, error) {
+	of, err := field(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.expect("=="); err != nil {
+		return nil, err
+	}
+	var want []int
+	list := p.peek() == "{"
+	if list {
+		p.next()
+	}
+	for {
+		n, err := strconv.Atoi(p.next())
+		if err != nil {
+			return nil, err
+		}
+		want = append(want, n)
+		if !list {
+			break
+		}
+		if sep := p.next(); sep == "}" {
+			break
+		} else if sep != "," {
+			return nil, fmt.Errorf("%q in a list of numbers", sep)
+		}
+	}
+	return func(_ *scope, k *packet) bool {
+		n, ok := of(k)
+		return ok && slices.Contains(want, n)
+	}, nil
+}
+
+func (p *matchParser) portRange(low int) (predicate, error) {
+	if err := p.expect("<="); err != nil {
+		return nil, err
+	}
+	of, err := field(p.next())
+	if err != nil {
+		return nil, err
+	}
+	if err := p.expect("<="); err != nil {
+		return nil, err
+	}
+	high, err := strconv.Atoi(p.next())
+	return func(_ *scope, k *packet) bool {
+		n, ok := of(k)
+		return ok && low <= n && n <= high
+	}, err
+}
