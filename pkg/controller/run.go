@@ -129,6 +129,9 @@ func isLauncher(pod *corev1.Pod) bool {
 	return ok
 }
 
+// syncTimeout is how long a question after readiness waits for the cache: a kubelet's own patience.
+const syncTimeout = time.Second
+
 // addReadiness: the leader is ready when it serves pods: it reaches the northbound database and has restored all addresses. Another replica is ready when it
 // could take over at once: it reaches the database and has read the API's objects. Were it not, a Deployment would never have all its replicas, and a
 // rolling update would stop the leader before another can follow it.
@@ -146,7 +149,7 @@ func addReadiness(mgr manager.Manager, nb *ovn.NB, sb *ovn.SB, restore *restorat
 		return nil
 	}
 	synced := func(r *http.Request) error {
-		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(r.Context(), syncTimeout)
 		defer cancel()
 		if !mgr.GetCache().WaitForCacheSync(ctx) {
 			return errors.New("the API's objects are not read yet")

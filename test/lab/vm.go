@@ -148,6 +148,7 @@ func (m *VM) Key() types.NamespacedName {
 	return types.NamespacedName{Namespace: m.Namespace, Name: m.Name}
 }
 
+// String is NAMESPACE/NAME.
 func (m *VM) String() string { return m.Namespace + "/" + m.Name }
 
 // VMI reads the VM's VirtualMachineInstance.

@@ -115,6 +115,7 @@ func (m *VM) Migrations(ctx context.Context) ([]kubevirtv1.VirtualMachineInstanc
 	return list.Items, nil
 }
 
+// String is NAMESPACE/NAME.
 func (g *Migration) String() string { return g.VM.Namespace + "/" + g.Name }
 
 // Get reads the VirtualMachineInstanceMigration.

@@ -63,32 +63,10 @@ func measure() error {
 	if _, err := pool.Allocate("one too many"); err == nil {
 		return fmt.Errorf("a full pool gave an address")
 	}
-	random := rand.New(rand.NewPCG(1, 2))
-	err = add("pool full but for one: release one at random, allocate again", func() error {
-		for range n {
-			owner := strconv.FormatInt(random.Int64N(n), 10)
-			pool.Release(owner)
-			if _, err := pool.Allocate(owner); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := add("pool full but for one: release one at random, allocate again", func() error { return churn(pool, n) }); err != nil {
 		return err
 	}
-	err = add("restored after a restart", func() error {
-		fresh := ipam.New(spec)
-		for i := range n {
-			owner := strconv.FormatInt(i, 10)
-			if err := fresh.Claim(owner, []netip.Addr{pool.Of(owner)[0].Addr()}); err != nil {
-				return err
-			}
-		}
-		runtime.KeepAlive(fresh)
-		return nil
-	})
-	if err != nil {
+	if err := add("restored after a restart", func() error { return restore(ipam.New(spec), pool, n) }); err != nil {
 		return err
 	}
 	runtime.KeepAlive(baseline)
@@ -101,6 +79,30 @@ func measure() error {
 func fill(p *ipam.Pool, n int64) error {
 	for i := range n {
 		if _, err := p.Allocate(strconv.FormatInt(i, 10)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// churn releases one at random and allocates again, n times.
+func churn(p *ipam.Pool, n int64) error {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range n {
+		owner := strconv.FormatInt(random.Int64N(n), 10)
+		p.Release(owner)
+		if _, err := p.Allocate(owner); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restore claims in a fresh pool what everybody has in another.
+func restore(fresh, had *ipam.Pool, n int64) error {
+	for i := range n {
+		owner := strconv.FormatInt(i, 10)
+		if err := fresh.Claim(owner, []netip.Addr{had.Of(owner)[0].Addr()}); err != nil {
 			return err
 		}
 	}
