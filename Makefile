@@ -26,7 +26,11 @@ test: preflight lint unit integration test-kernel e2e ## every test there is
 
 .PHONY: unit
 unit: ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/lab/... ./test/bench/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+
+.PHONY: measures
+measures: ## the code against the style guide, into docs/measures.md
+	go test -count=1 -run TestMeasures ./test/house -args -o=$(CURDIR)/docs/measures.md
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
