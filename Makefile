@@ -12,6 +12,12 @@ LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
 REAL := ./pkg/agent ./pkg/frame ./pkg/netdev ./pkg/ovs ./test/integration
 
+# Tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
+.NOTPARALLEL:
+
+# A checkout may be another user's than the one who builds, as with sudo: git does not tell its commit then, and go build, which asks it, fails.
+export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
+
 .PHONY: help
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +31,7 @@ test: preflight lint unit integration test-kernel e2e ## every test there is
 	@echo "make test: all passed"
 
 .PHONY: unit
-unit: ## the fast tests
+unit: go ## the fast tests
 	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: measures
@@ -79,20 +85,24 @@ generate-models: $(TOOLS)/modelgen $(LAB) ## rewrite pkg/nbdb, pkg/sbdb and pkg/
 
 .PHONY: preflight
 preflight:
-	@missing=""; \
-	test "$$(uname -s)" = Linux || missing="$$missing\n  Linux: this is $$(uname -s)"; \
-	test "$$(id -u)" = 0 || missing="$$missing\n  root: run it as root or with sudo (namespaces, cgroups and mounts of the lab)"; \
-	command -v go >/dev/null || missing="$$missing\n  Go 1.26 or newer: https://go.dev/dl"; \
-	command -v apt-get >/dev/null || missing="$$missing\n  apt-get: the lab unpacks Debian or Ubuntu packages (OVN, Open vSwitch, containerd) for itself"; \
-	command -v git >/dev/null || missing="$$missing\n  git: apt-get install git"; \
-	test -z "$$missing" || { printf "missing on this machine:$$missing\n"; exit 1; }
+	@test/tools/preflight.sh lab
 
-$(LAB): FORCE
-	@go build -o $@ ./cmd/godwit-lab
+.PHONY: go
+go:
+	@test/tools/preflight.sh go
 
-$(TOOLS)/%: test/tools/go.sum
-	@echo "building $* (once)"; mkdir -p $(TOOLS)
-	@cd test/tools && go build -o ../../$(TOOLS)/ $$(go list tool | grep '/$*$$')
+# A first build fetches some hundred modules. It is said that it takes place, and what fails: not each module.
+define build
+log=$$(mktemp); trap 'rm -f "$$log"' EXIT; go build $(1) 2>"$$log" || { grep -v '^go: downloading ' "$$log" >&2; exit 1; }
+endef
+
+$(LAB): go FORCE
+	@test -x $@ || echo "building godwit-lab (a minute or two the first time)"
+	@$(call build,-o $@ ./cmd/godwit-lab)
+
+$(TOOLS)/%: test/tools/go.sum | go
+	@echo "building $* (once, a minute or more)"; mkdir -p $(TOOLS)
+	@cd test/tools && $(call build,-o ../../$(TOOLS)/ $$(go list tool | grep '/$*$$'))
 
 .PHONY: FORCE
 FORCE:

@@ -31,6 +31,9 @@ func (o *options) demoCommand() *cobra.Command {
 			stays := !errors.Is(err, lab.ErrNoLab)
 			c.Name, c.Log, c.Program = o.name, o.logger(), self
 			d.Log, d.Out = c.Log, os.Stdout
+			if stays {
+				c.Log.Info("there is a lab: it is used, and stays until godwit-lab down")
+			}
 			if d.Lab, err = lab.Up(cmd.Context(), c); err != nil {
 				return err
 			}

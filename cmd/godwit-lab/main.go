@@ -8,13 +8,23 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/go-logr/logr"
+	ctrl "sigs.k8s.io/controller-runtime"
 )
 
 func main() { os.Exit(run()) }
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	// A terminal that is closed ends a demo like Ctrl-C, so that nothing stays; nohup keeps its meaning.
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
+	// Unset, it complains with a stack trace after half a minute, which a first lab exceeds.
+	ctrl.SetLogger(logr.Discard())
 	err := newRoot().ExecuteContext(ctx)
 	var status exitStatus
 	switch {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 
@@ -37,6 +38,10 @@ func newRoot() *cobra.Command {
 	root.AddCommand(o.upCommand(), o.downCommand(), o.statusCommand(), o.execCommand(), o.logsCommand(), o.kubeconfigCommand(), o.kubectlCommand(),
 		o.nodeCommand(), o.checkCommand(), o.demoCommand(), o.imagesCommand(), o.packagesCommand(), o.vmCommand(), machineCommand(), probeCommand(), benchCommand(),
 		kubevirtCommand())
+	sayUsage(root)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
+	})
 	return root
 }
 
@@ -53,7 +58,26 @@ func (o *options) open() (*lab.Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return lab.Open(dir)
+	l, err := lab.Open(dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: a lab is root's: run godwit-lab as root, for example with sudo", err)
+	}
+	return l, err
+}
+
+// sayUsage adds to errors about arguments and flags what was expected, for a command and all below it.
+func sayUsage(cmd *cobra.Command) {
+	if want := cmd.Args; want != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := want(cmd, args); err != nil {
+				return fmt.Errorf("%w: want %s; see %s --help", err, cmd.UseLine(), cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		sayUsage(c)
+	}
 }
 
 func (o *options) upCommand() *cobra.Command {
@@ -94,7 +118,12 @@ func (o *options) downCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return l.Down(cmd.Context())
+			l.LogTo(o.logger())
+			if err := l.Down(cmd.Context()); err != nil {
+				return err
+			}
+			o.logger().Info("the lab is removed", "name", o.name)
+			return nil
 		},
 	}
 }

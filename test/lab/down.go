@@ -14,7 +14,7 @@ import (
 
 // locked runs f while nobody else changes the lab, with its state as it is now.
 func (l *Lab) locked(ctx context.Context, f func() error) error {
-	unlock, err := lockLab(ctx, l.dir)
+	unlock, err := lockLab(ctx, l.log, l.dir)
 	if err != nil {
 		return err
 	}

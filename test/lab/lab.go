@@ -47,6 +47,9 @@ func Open(dir string) (*Lab, error) {
 	return &Lab{dir: dir, log: slog.New(slog.DiscardHandler), state: s}, nil
 }
 
+// LogTo makes log get the progress from here on; a lab that was opened says nothing. It is called before other methods.
+func (l *Lab) LogTo(log *slog.Logger) { l.log = log }
+
 // Dir is the lab's directory.
 func (l *Lab) Dir() string { return l.dir }
 

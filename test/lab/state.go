@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -177,8 +178,13 @@ func writeState(dir string, s *state) error {
 	return nil
 }
 
+// lockNotice is how long a lock may be busy before it is said what is waited for: as long as an up that has nothing to do takes.
+const lockNotice = 2 * time.Second
+
 // lockLab keeps two processes from changing one lab at the same time. The lock file is beside the lab's directory, which Down removes.
-func lockLab(ctx context.Context, dir string) (unlock func(), err error) {
+func lockLab(ctx context.Context, log *slog.Logger, dir string) (unlock func(), err error) {
+	notice := time.AfterFunc(lockNotice, func() { log.Info("waiting for another godwit-lab that changes this lab; Ctrl-C gives up", "dir", dir) })
+	defer notice.Stop()
 	for {
 		unlock, err := tryLock(dir)
 		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {

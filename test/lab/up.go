@@ -31,7 +31,7 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 	if err := preflight(dir); err != nil {
 		return nil, err
 	}
-	unlock, err := lockLab(ctx, dir)
+	unlock, err := lockLab(ctx, c.Defaults().Log, dir)
 	if err != nil {
 		return nil, err
 	}

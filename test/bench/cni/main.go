@@ -12,6 +12,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
+	ctrl "sigs.k8s.io/controller-runtime"
+
 	"github.com/godwit-cni/godwit/test/bench/table"
 	"github.com/godwit-cni/godwit/test/lab"
 )
@@ -21,6 +24,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	ctrl.SetLogger(logr.Discard()) // the benchmark has its own
 	if err := measure(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-cni:", err)
 		return 1

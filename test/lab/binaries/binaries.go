@@ -71,7 +71,7 @@ func build(ctx context.Context, log *slog.Logger, module, dir string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("building etcd, Kubernetes and the CNI plugins: minutes when Go's build cache is cold", "kubernetes", version)
+	log.Info("building etcd, Kubernetes and the CNI plugins: 2,900 packages and ten minutes on two cores, the first time", "kubernetes", version)
 	kube, cni := filepath.Join(dir, "kube"), filepath.Join(dir, "cni")
 	for _, b := range []source.Build{
 		{Dir: module, Out: kube, LDFlags: ldflags(version), Packages: kubePackages},

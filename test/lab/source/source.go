@@ -95,7 +95,8 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("build %s: %w: install Go 1.26 or newer and put it in PATH", b.Packages[0], err)
 	}
-	args := []string{"build", "-v", "-trimpath"}
+	// Without -buildvcs=false the build of a checkout that is another user's fails: git, which go build asks, does not answer there.
+	args := []string{"build", "-v", "-trimpath", "-buildvcs=false"}
 	if b.LDFlags != "" {
 		args = append(args, "-ldflags", b.LDFlags)
 	}
@@ -140,7 +141,7 @@ func follow(stderr io.Reader, log *slog.Logger, what string) string {
 		compiled++
 		if time.Since(last) > progressInterval {
 			last = time.Now()
-			log.Info("building", "first", what, "packagesCompiled", compiled, "took", time.Since(start).Round(time.Second))
+			log.Info("building", "what", what, "packagesCompiled", compiled, "took", time.Since(start).Round(time.Second))
 		}
 	}
 	if len(other) > 20 {
