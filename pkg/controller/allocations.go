@@ -154,7 +154,7 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 		}
 	}
 	a.held[h] = holding{uid: uid, subnet: subnet}
-	delete(a.waiting[subnet], h)
+	a.stopWaiting(subnet, h)
 	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: subnet}, statusDelay)
 	return subnet, pool.Of(owner), nil
 }
@@ -180,8 +180,8 @@ func (a *allocations) turn() uint64 {
 func (a *allocations) release(h holder) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, w := range a.waiting {
-		delete(w, h)
+	for subnet := range a.waiting {
+		a.stopWaiting(subnet, h)
 	}
 	if has, ok := a.held[h]; ok {
 		a.free(h, has)
@@ -206,6 +206,14 @@ func (a *allocations) wait(subnet string, h holder, turn uint64) {
 		a.waiting[subnet] = map[holder]bool{}
 	}
 	a.waiting[subnet][h] = true
+}
+
+// stopWaiting forgets that h waits for a Subnet, and the Subnet when nobody does: anybody may ask for one that does not exist.
+func (a *allocations) stopWaiting(subnet string, h holder) {
+	delete(a.waiting[subnet], h)
+	if len(a.waiting[subnet]) == 0 {
+		delete(a.waiting, subnet)
+	}
 }
 
 // wake enqueues those who wait for a Subnet's addresses. Whoever gets none waits again.

@@ -144,6 +144,28 @@ func TestUnknownUsage(t *testing.T) {
 	}
 }
 
+// Anybody may ask for a Subnet that does not exist: nothing of that stays when the asker has gone.
+func TestNothingIsLeftOfWaiting(t *testing.T) {
+	a := newTestAllocations(t, &apiOf{})
+	for _, subnet := range []string{"a", "b"} {
+		for _, who := range []string{"p", "q"} {
+			h := podHolder(portKey(subnet + who))
+			if _, _, err := a.take(h, "u", subnet, request{turn: a.turn()}); !errors.Is(err, errNoSubnet) {
+				t.Fatalf("%v, want %v", err, errNoSubnet)
+			}
+		}
+	}
+	if len(a.waiting) != 2 {
+		t.Fatalf("waiting for %d Subnets, want 2", len(a.waiting))
+	}
+	for _, who := range []string{"ap", "aq", "bp", "bq"} {
+		a.release(podHolder(portKey(who)))
+	}
+	if len(a.waiting) != 0 {
+		t.Errorf("%v is left", a.waiting)
+	}
+}
+
 // Whoever waits is woken by whatever may give it an address, also when that came between its choice of a Subnet and its finding it full.
 func TestWaitersAreWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

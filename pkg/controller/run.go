@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -26,6 +28,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
 // A leader that is stopped gives its lease back, and another sees that at its next try: they are 1 to 2.2 retryPeriods apart (client-go adds jitter). One
@@ -104,6 +107,13 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 	return mgr, nil
 }
 
+// podAnnotations are those of pods that the reconcilers read. Anybody who may write a pod may give it 256 KiB of others.
+func podAnnotations() []string {
+	return []string{
+		v1alpha1.IdentityAnnotation, topology.IngressBandwidth, topology.EgressBandwidth, migration.NetworksAnnotation, kubevirtv1.MigrationTargetReadyTimestamp,
+	}
+}
+
 // stripPod keeps of a cached pod what the reconcilers read: a cluster has many pods, and most of each is its containers.
 func stripPod(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
@@ -111,6 +121,7 @@ func stripPod(obj any) (any, error) {
 		return obj, nil
 	}
 	pod.ManagedFields = nil
+	maps.DeleteFunc(pod.Annotations, func(key, _ string) bool { return !slices.Contains(podAnnotations(), key) })
 	pod.Spec = corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork}
 	status := corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP}
 	if isLauncher(pod) {

@@ -7,7 +7,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -91,7 +93,7 @@ func newPort(vmi *kubevirtv1.VirtualMachineInstance, network string) *v1alpha1.P
 // longName is a name for an object that belongs to another whose name is taken: name and digits that follow from what makes it unique.
 func longName(name, unique string) string {
 	sum := sha256.Sum256([]byte(unique))
-	return name[:min(len(name), maxName-9)] + "-" + hex.EncodeToString(sum[:4])
+	return strings.TrimRight(name[:min(len(name), maxName-9)], ".-") + "-" + hex.EncodeToString(sum[:4])
 }
 
 // ensurePort returns the Port of a VMI's NIC, which it makes if there is none; nil as long as another VM's of that name is being deleted.
@@ -109,20 +111,31 @@ func (r *vmReconciler) ensurePort(ctx context.Context, vmi *kubevirtv1.VirtualMa
 			return nil, nil // of another VM of the name; its deletion asks for this VM again
 		}
 	}
-	port := newPort(vmi, network)
-	err = r.api.Create(ctx, port)
-	if apierrors.IsAlreadyExists(err) { // the cache is behind, or somebody else's Port has the VM's name
-		port = newPort(vmi, network)
-		port.Name = longName(vmi.Name, network)
-		var taken v1alpha1.Port
-		if gerr := r.api.Get(ctx, key, &taken); gerr != nil || vmKey(&taken) == key {
-			return nil, client.IgnoreNotFound(gerr)
+	return r.makePort(ctx, vmi, network)
+}
+
+// makePort creates the Port of a VMI's NIC: under the VM's name, or under a longer one where that is taken. It returns nil where the cache is behind, whose Port
+// asks for this VM again, and where both names are others', which an event says.
+func (r *vmReconciler) makePort(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string) (*v1alpha1.Port, error) {
+	vm := client.ObjectKeyFromObject(vmi)
+	names := []string{vmi.Name, longName(vmi.Name, network)}
+	for _, name := range names {
+		port := newPort(vmi, network)
+		port.Name = name
+		err := r.api.Create(ctx, port)
+		if err == nil {
+			r.log.Info("Port made", "port", port.Namespace+"/"+port.Name, "vm", vmi.Name, "network", network)
+			return port, nil
 		}
-		err = client.IgnoreAlreadyExists(r.api.Create(ctx, port))
+		if !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("create the Port of VM %s on network %s: %w", vm, network, err)
+		}
+		var taken v1alpha1.Port
+		if err := r.api.Get(ctx, client.ObjectKeyFromObject(port), &taken); err != nil || vmKey(&taken) == vm {
+			return nil, client.IgnoreNotFound(err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("create the Port of VM %s on network %s: %w", key, network, err)
-	}
-	r.log.Info("Port made", "port", port.Namespace+"/"+port.Name, "vm", vmi.Name, "network", network)
-	return port, nil
+	r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
+		"Ports %s are other VMs': the VM has no network; make a Port for it under another name, or delete one of them", strings.Join(names, " and "))
+	return nil, nil
 }

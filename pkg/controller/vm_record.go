@@ -46,7 +46,7 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 		}
 	}
 	if current == nil {
-		if m.decision.Migration == "" || m.decision.Source.Chassis == "" || m.decision.Target.Chassis == "" || o.vmi == nil {
+		if o.vmi == nil || !recordable(m.decision, s) {
 			return errors.Join(errs...)
 		}
 		if current, err = r.newRecord(ctx, o, s, m); err != nil {
@@ -55,6 +55,11 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 	}
 	errs = append(errs, r.writeRecord(ctx, current, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus { return progressed(st, s, m) }))
 	return errors.Join(errs...)
+}
+
+// recordable: a record is made of a migration that exists, once its target has a node. What a pod's label alone tells of, nobody asked for.
+func recordable(d migration.Decision, s migration.Snapshot) bool {
+	return d.Migration != "" && d.Source.Chassis != "" && d.Target.Chassis != "" && outcome(s, d.Migration).Seen
 }
 
 // newRecord creates the PortMigration of a decision's migration, or reads the one that the cache does not have yet. Its name follows from the migration's, and has digits of the UID: names are used again.

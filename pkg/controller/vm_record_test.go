@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -76,33 +75,25 @@ func TestConcluded(t *testing.T) {
 	}
 }
 
-func TestLongName(t *testing.T) {
-	short, long := longName("vmim", "a"), longName(strings.Repeat("x", 253), "a")
-	if short != longName("vmim", "a") || short == longName("vmim", "b") || !strings.HasPrefix(short, "vmim-") {
-		t.Errorf("names %q and %q", short, longName("vmim", "b"))
-	}
-	if len(long) > maxName {
-		t.Errorf("%d characters, want at most %d", len(long), maxName)
-	}
-}
-
-func TestPortPhase(t *testing.T) {
+// A migration that nobody has seen is a pod's own word: a label that changes would make a record each time.
+func TestRecordable(t *testing.T) {
+	on := func(c ident.ChassisName) migration.Launcher { return migration.Launcher{Chassis: c} }
+	seen := migration.Snapshot{Migrations: []migration.Migration{{UID: "m", Seen: true}}}
+	told := migration.Snapshot{Migrations: []migration.Migration{{UID: "m"}}} // by the VMI's status alone
 	for name, c := range map[string]struct {
-		w      whereabouts
-		before v1alpha1.PortPhase
-		want   v1alpha1.PortPhase
-		node   string
+		s    migration.Snapshot
+		d    migration.Decision
+		want bool
 	}{
-		"reserved":               {whereabouts{requested: "godwit-none"}, "", v1alpha1.PortReserved, ""},
-		"its VM starts":          {whereabouts{requested: "godwit-none", inUse: true}, "", v1alpha1.PortBound, ""},
-		"asked for":              {whereabouts{requested: "n1", inUse: true}, v1alpha1.PortBound, v1alpha1.PortBound, ""},
-		"claimed":                {whereabouts{requested: "n1", chassis: "n1", inUse: true}, v1alpha1.PortBound, v1alpha1.PortAttached, "n1"},
-		"moves":                  {whereabouts{requested: "n1,n2", chassis: "n1", inUse: true}, v1alpha1.PortAttached, v1alpha1.PortMigrating, "n1"},
-		"committed, not claimed": {whereabouts{requested: "n2", chassis: "n1", inUse: true}, v1alpha1.PortMigrating, v1alpha1.PortAttached, "n2"},
-		"stopped":                {whereabouts{requested: "godwit-none"}, v1alpha1.PortAttached, v1alpha1.PortReserved, ""},
+		"it exists":                    {seen, migration.Decision{Migration: "m", Source: on("n1"), Target: on("n2")}, true},
+		"nobody has seen it":           {migration.Snapshot{}, migration.Decision{Migration: "m", Source: on("n1"), Target: on("n2")}, false},
+		"it is told of":                {told, migration.Decision{Migration: "m", Source: on("n1"), Target: on("n2")}, false},
+		"another exists":               {seen, migration.Decision{Migration: "x", Source: on("n1"), Target: on("n2")}, false},
+		"its target is placed nowhere": {seen, migration.Decision{Migration: "m", Source: on("n1")}, false},
+		"about no migration":           {seen, migration.Decision{}, false},
 	} {
-		if phase, node := c.w.phase(c.before); phase != c.want || node != c.node {
-			t.Errorf("%s: %s on %q, want %s on %q", name, phase, node, c.want, c.node)
+		if got := recordable(c.d, c.s); got != c.want {
+			t.Errorf("%s: recordable is %v, want %v", name, got, c.want)
 		}
 	}
 }

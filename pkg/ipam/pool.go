@@ -101,14 +101,12 @@ func (p *Pool) take(owner string, addrs []netip.Addr) {
 	p.owned[owner] = addrs
 }
 
-// Release takes owner's addresses back and reports whether it had any.
-func (p *Pool) Release(owner string) bool {
-	addrs, ok := p.owned[owner]
-	for i, a := range addrs {
+// Release takes owner's addresses back, if it has any.
+func (p *Pool) Release(owner string) {
+	for i, a := range p.owned[owner] {
 		p.families[i].put(a)
 	}
 	delete(p.owned, owner)
-	return ok
 }
 
 // Of is what owner has, nil for an owner that has nothing.

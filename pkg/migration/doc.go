@@ -20,6 +20,8 @@
 //     OVN would not block the new target.
 //   - What contradicts itself changes nothing (Unclear).
 //
+// One word for each thing: the UID of a VirtualMachineInstanceMigration is Job on a Launcher, as the label migrationJobUID says it, and Migration everywhere else.
+//
 // Sources: ovn-nb(5) and ovn-sb(5), "requested-chassis", "activation-strategy", "additional-chassis-activated"; OVN northd/northd.c (the
 // activated flag is kept while sb->requested_additional_chassis is set); KubeVirt v1.9 pkg/virt-controller/watch/migration and vmi.
 package migration

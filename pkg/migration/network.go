@@ -12,15 +12,15 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
-// networksAnnotation names a pod's interfaces besides the first. KubeVirt writes it on launchers, and changes it when a NIC is hotplugged.
-const networksAnnotation = "k8s.v1.cni.cncf.io/networks"
+// NetworksAnnotation names a pod's interfaces besides the first. KubeVirt writes it on launchers, and changes it when a NIC is hotplugged.
+const NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
 
 // networks are the names of the networks that a launcher has an interface on, sorted: ident.DefaultNetwork, which every pod has, and the names in
 // the VMI's spec.networks of those that the annotation lists. Source and target may differ: KubeVirt migrates a VM to plug a NIC in. Nil means
 // that the annotation could not be understood.
 func networks(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) []string {
 	out := []string{ident.DefaultNetwork}
-	text := pod.Annotations[networksAnnotation]
+	text := pod.Annotations[NetworksAnnotation]
 	if text == "" {
 		return out
 	}

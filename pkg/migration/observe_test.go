@@ -140,7 +140,7 @@ func TestNetworks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pod := newLauncher("p", "p", "V1", epoch)
-			pod.Annotations[networksAnnotation] = c.annotation
+			pod.Annotations[NetworksAnnotation] = c.annotation
 			if got := networks(pod, vmi); !slices.Equal(got, c.want) || (got == nil) != (c.want == nil) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}

@@ -246,7 +246,7 @@ func setNetworks(pod *corev1.Pod, names []string) {
 	for _, n := range names {
 		entries = append(entries, fmt.Sprintf(`{"name":"nad-%s","namespace":"ns","interface":"%s"}`, n, podInterface(n)))
 	}
-	pod.Annotations[networksAnnotation] = "[" + strings.Join(entries, ",") + "]"
+	pod.Annotations[NetworksAnnotation] = "[" + strings.Join(entries, ",") + "]"
 }
 
 func (w *world) doVMIM(name string, args map[string]string) error {

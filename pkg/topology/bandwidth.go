@@ -13,8 +13,8 @@ import (
 
 // Annotations with which Kubernetes limits a pod's bandwidth, in bits per second (k8s.io/kubernetes, pkg/util/bandwidth).
 const (
-	ingressBandwidth = "kubernetes.io/ingress-bandwidth"
-	egressBandwidth  = "kubernetes.io/egress-bandwidth"
+	IngressBandwidth = "kubernetes.io/ingress-bandwidth"
+	EgressBandwidth  = "kubernetes.io/egress-bandwidth"
 )
 
 // The bounds that Kubernetes sets for the annotations, in bits per second.
@@ -32,8 +32,8 @@ func PodBandwidth(namespace, pod, network string, annotations map[string]string)
 	port := ident.PodPort(namespace, pod, network)
 	var rows []*nbdb.QoS
 	for _, d := range []struct{ annotation, direction, match string }{
-		{egressBandwidth, nbdb.QoSDirectionFromLport, fmt.Sprintf("inport == %q", port)},
-		{ingressBandwidth, nbdb.QoSDirectionToLport, fmt.Sprintf("outport == %q", port)},
+		{EgressBandwidth, nbdb.QoSDirectionFromLport, fmt.Sprintf("inport == %q", port)},
+		{IngressBandwidth, nbdb.QoSDirectionToLport, fmt.Sprintf("outport == %q", port)},
 	} {
 		text, ok := annotations[d.annotation]
 		if !ok {

@@ -8,7 +8,7 @@ import (
 )
 
 func TestPodBandwidth(t *testing.T) {
-	rows, err := PodBandwidth("ns", "p", "default", map[string]string{ingressBandwidth: "10M", egressBandwidth: "100k"})
+	rows, err := PodBandwidth("ns", "p", "default", map[string]string{IngressBandwidth: "10M", EgressBandwidth: "100k"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,12 +26,12 @@ func TestPodBandwidth(t *testing.T) {
 	for _, bad := range []string{ // the last three would keep ParseQuantity busy for hours
 		"", "fast", "-1M", "10", "2P", "1e-2000000000", "1000000000000000000000e1000000000", "0e2147483647",
 	} {
-		if _, err := PodBandwidth("ns", "p", "default", map[string]string{egressBandwidth: bad}); err == nil || !strings.Contains(err.Error(), egressBandwidth) {
+		if _, err := PodBandwidth("ns", "p", "default", map[string]string{EgressBandwidth: bad}); err == nil || !strings.Contains(err.Error(), EgressBandwidth) {
 			t.Errorf("%q: %v, want an error that names the annotation", bad, err)
 		}
 	}
 	for _, good := range []string{"1000", "1.5M", "10Mi", "1P", "2Ki"} {
-		if rows, err := PodBandwidth("ns", "p", "default", map[string]string{egressBandwidth: good}); err != nil || len(rows) != 1 {
+		if rows, err := PodBandwidth("ns", "p", "default", map[string]string{EgressBandwidth: good}); err != nil || len(rows) != 1 {
 			t.Errorf("%q: %v %v", good, rows, err)
 		}
 	}

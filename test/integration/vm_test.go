@@ -270,6 +270,7 @@ func refusedPorts(t *testing.T, e *env) {
 		"multicast MAC":  {v1alpha1.PortSpec{MAC: "01:00:00:00:00:01"}, "mac"},
 		"no range":       {v1alpha1.PortSpec{AllowedAddresses: []string{"10.0.0.0/99"}}, "addresses or ranges"},
 		"other security": {v1alpha1.PortSpec{PortSecurity: "Sometimes"}, "portSecurity"},
+		"no name":        {v1alpha1.PortSpec{Subnet: "a/b"}, "subnet"},
 	} {
 		err := e.api.Create(t.Context(), newPort("refuse", "bad", "bad", c.spec))
 		if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says) {
@@ -280,6 +281,7 @@ func refusedPorts(t *testing.T, e *env) {
 		t.Fatal(err)
 	}
 	e.vmPort(t, key("refuse", "has"), v1alpha1.PortReserved)
+	unchangeable(t, e, key("refuse", "has"))
 	for name, c := range map[string]struct {
 		spec   v1alpha1.PortSpec
 		reason string
@@ -311,6 +313,29 @@ func refusedPorts(t *testing.T, e *env) {
 	}
 	e.vmPort(t, key("refuse", "taken"), v1alpha1.PortReserved)
 	e.vmPort(t, key("refuse", "mac-taken"), v1alpha1.PortReserved)
+}
+
+// unchangeable: what a Port asks for at its creation cannot be changed, removed, or added later.
+func unchangeable(t *testing.T, e *env, port types.NamespacedName) {
+	t.Helper()
+	for name, change := range map[string]func(*v1alpha1.PortSpec){
+		"other ips":    func(s *v1alpha1.PortSpec) { s.IPs = []string{"10.244.78.2"} },
+		"no ips":       func(s *v1alpha1.PortSpec) { s.IPs = nil },
+		"a subnet":     func(s *v1alpha1.PortSpec) { s.Subnet = "default" },
+		"other target": func(s *v1alpha1.PortSpec) { s.Target.Name = "other" },
+	} {
+		eventually(t, func() error { // the controller writes it too
+			var p v1alpha1.Port
+			if err := e.api.Get(t.Context(), port, &p); err != nil {
+				return err
+			}
+			change(&p.Spec)
+			if err := e.api.Update(t.Context(), &p); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "cannot be") {
+				return fmt.Errorf("%s: %q, want it to be refused", name, fmt.Sprint(err))
+			}
+			return nil
+		})
+	}
 }
 
 // withoutPodNetwork: the launcher of a VM that has no NIC on the pod network is a pod like others.

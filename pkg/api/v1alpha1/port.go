@@ -20,6 +20,7 @@ type PortTarget struct {
 	// Name of the VM or VMI, in the Port's namespace.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 	Name string `json:"name"`
 	// Network that the interface is on; "default" is the pod network.
 	// +default="default"
@@ -37,13 +38,18 @@ const (
 	PortSecurityOff PortSecurity = "Off"
 )
 
-// PortSpec is what a VM's interface shall be. Godwit makes a Port for a VM that has none.
+// PortSpec is what a VM's interface shall be. Godwit makes a Port for a VM that has none. What cannot be changed can be neither added nor removed: rules of the
+// fields themselves are not asked then.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.subnet) == has(oldSelf.subnet)",message="subnet cannot be added or removed: create another Port"
+// +kubebuilder:validation:XValidation:rule="has(self.ips) == has(oldSelf.ips)",message="ips cannot be added or removed: create another Port"
 type PortSpec struct {
 	Target PortTarget `json:"target"`
 
 	// Subnet from which the addresses are. The one of the namespace if left out.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="subnet cannot be changed: create another Port"
 	Subnet string `json:"subnet,omitempty"`
 
