@@ -168,91 +168,106 @@ func TestAllocateWanted(t *testing.T) {
 // A pool is compared with a plain map over any order of operations, with a restart (a new pool that claims what the old one gave out) at any point.
 func TestPoolProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		excludes := [][]string{nil, {"10.0.0.7-10.0.0.9", "fd00::1f"}, {"10.0.0.2-10.0.0.20", "fd00::2-fd00::9"}}
-		spec := mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, excludes[1])
-		p := New(spec)
-		owned := map[string][]netip.Prefix{}
-		owner := rapid.StringMatching(`[a-z]{1,2}`)
-		t.Repeat(map[string]func(*rapid.T){
-			"allocate": func(t *rapid.T) {
-				o := owner.Draw(t, "owner")
-				var wanted []netip.Addr
-				if rapid.Bool().Draw(t, "wants") {
-					wanted = append(wanted, netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(t, "address")}))
-				}
-				ips, err := p.Allocate(o, wanted...)
-				if errors.Is(err, ErrTaken) || errors.Is(err, ErrOutOfRange) {
-					if _, had := owned[o]; had || wanted == nil {
-						t.Fatalf("%s wants %v: %v", o, wanted, err)
-					}
-					return
-				}
-				if _, had := owned[o]; err == nil && !had && wanted != nil && ips[0].Addr() != wanted[0] {
-					t.Fatalf("%s wants %v and got %v", o, wanted, ips)
-				}
-				if errors.Is(err, ErrFull) {
-					if used, available := p.Usage(); available != 0 || used != int64(len(owned)) {
-						t.Fatalf("full with %d used, %d available", used, available)
-					}
-					return
-				}
-				if had, ok := owned[o]; ok && !cmp.Equal(fmt.Sprint(had), fmt.Sprint(ips)) {
-					t.Fatalf("%s had %v and got %v", o, had, ips)
-				}
-				owned[o] = ips
-			},
-			"release": func(t *rapid.T) {
-				o := owner.Draw(t, "owner")
-				p.Release(o)
-				delete(owned, o)
-				if has := p.Of(o); has != nil {
-					t.Fatalf("%s has %v after its release", o, has)
-				}
-			},
-			"restart": func(t *rapid.T) {
-				p = New(spec)
-				for o, ips := range owned {
-					var addrs []netip.Addr
-					for _, ip := range ips {
-						addrs = append(addrs, ip.Addr())
-					}
-					if err := p.Claim(o, addrs); err != nil {
-						t.Fatal(err)
-					}
-				}
-			},
-			"change": func(t *rapid.T) {
-				spec = mustSpec(t, []string{"10.0.0.0/27", "fd00::/123"}, nil, rapid.SampledFrom(excludes).Draw(t, "exclude"))
-				next, err := p.With(spec)
-				if err != nil {
-					t.Fatal(err)
-				}
-				p = next
-			},
-			"": func(t *rapid.T) {
-				seen := map[netip.Addr]string{}
-				for o, ips := range owned {
-					for i, ip := range ips {
-						if other, dup := seen[ip.Addr()]; dup {
-							t.Fatalf("%s and %s both have %s", o, other, ip)
-						}
-						seen[ip.Addr()] = o
-						if !spec.CIDRs[i].Contains(ip.Addr()) || ip.Addr() == spec.Gateways[i] {
-							t.Fatalf("%s got %s", o, ip)
-						}
-					}
-				}
-				if used, available := p.Usage(); used != int64(len(owned)) || available < 0 {
-					t.Fatalf("%d used, want %d; %d available", used, len(owned), available)
-				}
-				for o, ips := range owned {
-					if !slices.Equal(p.Of(o), ips) {
-						t.Fatalf("%s has %v, had %v", o, p.Of(o), ips)
-					}
-				}
-			},
-		})
+		m := &model{owner: rapid.StringMatching(`[a-z]{1,2}`), owned: map[string][]netip.Prefix{}}
+		m.spec = mustSpec(t, modelCIDRs(), nil, modelExcludes()[1])
+		m.pool = New(m.spec)
+		t.Repeat(map[string]func(*rapid.T){"allocate": m.allocate, "release": m.release, "restart": m.restart, "change": m.change, "": m.check})
 	})
+}
+
+// model is a pool, and what it must say.
+type model struct {
+	owner *rapid.Generator[string]
+	spec  Spec
+	pool  *Pool
+	owned map[string][]netip.Prefix
+}
+
+func modelCIDRs() []string { return []string{"10.0.0.0/27", "fd00::/123"} }
+
+func modelExcludes() [][]string {
+	return [][]string{nil, {"10.0.0.7-10.0.0.9", "fd00::1f"}, {"10.0.0.2-10.0.0.20", "fd00::2-fd00::9"}}
+}
+
+func (m *model) allocate(t *rapid.T) {
+	o := m.owner.Draw(t, "owner")
+	var wanted []netip.Addr
+	if rapid.Bool().Draw(t, "wants") {
+		wanted = append(wanted, netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(t, "address")}))
+	}
+	had, has := m.owned[o]
+	ips, err := m.pool.Allocate(o, wanted...)
+	if errors.Is(err, ErrTaken) || errors.Is(err, ErrOutOfRange) {
+		if has || wanted == nil {
+			t.Fatalf("%s wants %v: %v", o, wanted, err)
+		}
+		return
+	}
+	if err == nil && !has && wanted != nil && ips[0].Addr() != wanted[0] {
+		t.Fatalf("%s wants %v and got %v", o, wanted, ips)
+	}
+	if errors.Is(err, ErrFull) {
+		if used, available := m.pool.Usage(); available != 0 || used != int64(len(m.owned)) {
+			t.Fatalf("full with %d used, %d available", used, available)
+		}
+		return
+	}
+	if has && !cmp.Equal(fmt.Sprint(had), fmt.Sprint(ips)) {
+		t.Fatalf("%s had %v and got %v", o, had, ips)
+	}
+	m.owned[o] = ips
+}
+
+func (m *model) release(t *rapid.T) {
+	o := m.owner.Draw(t, "owner")
+	m.pool.Release(o)
+	delete(m.owned, o)
+	if has := m.pool.Of(o); has != nil {
+		t.Fatalf("%s has %v after its release", o, has)
+	}
+}
+
+func (m *model) restart(t *rapid.T) {
+	m.pool = New(m.spec)
+	for o, ips := range m.owned {
+		var addrs []netip.Addr
+		for _, ip := range ips {
+			addrs = append(addrs, ip.Addr())
+		}
+		if err := m.pool.Claim(o, addrs); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (m *model) change(t *rapid.T) {
+	m.spec = mustSpec(t, modelCIDRs(), nil, rapid.SampledFrom(modelExcludes()).Draw(t, "exclude"))
+	next, err := m.pool.With(m.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.pool = next
+}
+
+func (m *model) check(t *rapid.T) {
+	seen := map[netip.Addr]string{}
+	for o, ips := range m.owned {
+		for i, ip := range ips {
+			if other, dup := seen[ip.Addr()]; dup {
+				t.Fatalf("%s and %s both have %s", o, other, ip)
+			}
+			seen[ip.Addr()] = o
+			if !m.spec.CIDRs[i].Contains(ip.Addr()) || ip.Addr() == m.spec.Gateways[i] {
+				t.Fatalf("%s got %s", o, ip)
+			}
+		}
+		if !slices.Equal(m.pool.Of(o), ips) {
+			t.Fatalf("%s has %v, had %v", o, m.pool.Of(o), ips)
+		}
+	}
+	if used, available := m.pool.Usage(); used != int64(len(m.owned)) || available < 0 {
+		t.Fatalf("%d used, want %d; %d available", used, len(m.owned), available)
+	}
 }
 
 func FuzzParseSpec(f *testing.F) {

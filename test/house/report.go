@@ -39,7 +39,6 @@ func (t *Tree) Measures() ([]Measure, error) {
 		return nil, err
 	}
 	test := func(f File) bool { return f.Test }
-	shipped := func(f File) bool { return f.Product() && !strings.HasPrefix(f.Path, "test/") }
 	return []Measure{
 		{fmt.Sprintf("files over %d lines", softLines), false, t.LongFiles(softLines, File.Product)},
 		{fmt.Sprintf("files over %d lines", hardLines), true, t.LongFiles(hardLines, File.Product)},
@@ -48,9 +47,8 @@ func (t *Tree) Measures() ([]Measure, error) {
 		{fmt.Sprintf("functions over %d lines", hardFunction), true, t.LongFunctions(hardFunction, File.Product)},
 		{fmt.Sprintf("test functions over %d lines", softFunction), false, t.LongFunctions(softFunction, test)},
 		{fmt.Sprintf("functions with over %d parameters after ctx", hardParameters), true, t.ManyParameters(hardParameters, File.Product)},
-		{fmt.Sprintf("test functions with over %d parameters after ctx", hardParameters), false, t.ManyParameters(hardParameters, test)},
-		{"boolean parameters of the product", true, t.BooleanParameters(shipped)},
-		{"boolean parameters of the lab and benchmarks", false, t.BooleanParameters(func(f File) bool { return f.Product() && !shipped(f) })},
+		{fmt.Sprintf("test functions with over %d parameters after t", hardParameters), false, t.ManyParameters(hardParameters, test)},
+		{"boolean parameters", true, t.BooleanParameters(File.Product)},
 		{"exported names without a comment", true, t.Undocumented(File.Product)},
 		{"exported functions and variables of pkg that no other package uses", false, t.Unused()},
 		{"keys of OVN's rows written out beside their constant", true, t.WrittenOut()},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/token"
+	"slices"
 	"strings"
 )
 
@@ -50,13 +51,13 @@ func (t *Tree) LongFunctions(limit int, keep func(File) bool) []Finding {
 	return out
 }
 
-// ManyParameters are functions with more than limit parameters beside a context that comes first.
+// ManyParameters are functions with more than limit parameters beside a context, or a test, that comes first.
 func (t *Tree) ManyParameters(limit int, keep func(File) bool) []Finding {
 	var out []Finding
 	t.functions(keep, func(_ File, fn *ast.FuncDecl) {
 		n := 0
 		for i, p := range fn.Type.Params.List {
-			if i == 0 && name(p.Type) == "context.Context" {
+			if i == 0 && slices.Contains([]string{"context.Context", "*testing.T", "testing.TB"}, name(p.Type)) {
 				continue
 			}
 			n += max(1, len(p.Names))

@@ -77,9 +77,26 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// awaitNodes returns when the nodes that should run have reported since they booted and, if they should be, are Ready. The list is polled: it is short,
-// and so is the wait.
-func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:revive // what to wait for is no control flow
+// nodeStage is how far nodes are that are waited for.
+type nodeStage string
+
+const (
+	// nodesReported: their kubelets have reported since they booted. More does not come where there is no network plugin.
+	nodesReported nodeStage = "reported"
+	// nodesReady: they are Ready besides.
+	nodesReady nodeStage = "ready"
+)
+
+// nodesWith is how far nodes come with a network plugin.
+func nodesWith(cni string) nodeStage {
+	if cni == CNINone {
+		return nodesReported
+	}
+	return nodesReady
+}
+
+// awaitNodes returns when the nodes that should run are as far as that. The list is polled: it is short, and so is the wait.
+func (l *Lab) awaitNodes(ctx context.Context, stage nodeStage) error {
 	client, err := l.Client()
 	if err != nil {
 		return err
@@ -88,10 +105,10 @@ func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:reviv
 	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
 	defer cancel()
 	for {
-		missing, err := l.missingNodes(ctx, client, ready)
+		missing, err := l.missingNodes(ctx, client, stage)
 		if err == nil && len(missing) == 0 {
 			if took := time.Since(start); took > time.Second {
-				l.log.Info("the nodes are there", "ready", ready, "waited", took.Round(100*time.Millisecond))
+				l.log.Info("the nodes are there", "stage", stage, "waited", took.Round(100*time.Millisecond))
 			}
 			return nil
 		}
@@ -107,7 +124,7 @@ func (l *Lab) awaitNodes(ctx context.Context, ready bool) error { //nolint:reviv
 }
 
 // missingNodes says of each node that is not as it should be what it lacks.
-func (l *Lab) missingNodes(ctx context.Context, client kubernetes.Interface, ready bool) ([]string, error) { //nolint:revive // as above
+func (l *Lab) missingNodes(ctx context.Context, client kubernetes.Interface, stage nodeStage) ([]string, error) {
 	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
@@ -122,15 +139,15 @@ func (l *Lab) missingNodes(ctx context.Context, client kubernetes.Interface, rea
 		if m.Stopped {
 			continue
 		}
-		if why := lacks(found[name], m.Started, ready); why != "" {
+		if why := lacks(found[name], m.Started, stage); why != "" {
 			missing = append(missing, name+": "+why)
 		}
 	}
 	return missing, nil
 }
 
-// lacks says why a node is not as it should be, or nothing.
-func lacks(node *corev1.Node, booted time.Time, ready bool) string { //nolint:revive // as above
+// lacks says why a node is not as far as it should be, or nothing.
+func lacks(node *corev1.Node, booted time.Time, stage nodeStage) string {
 	if node == nil {
 		return "its kubelet has not registered"
 	}
@@ -142,7 +159,7 @@ func lacks(node *corev1.Node, booted time.Time, ready bool) string { //nolint:re
 		if c.LastHeartbeatTime.Time.Before(booted.Truncate(time.Second)) {
 			return "its kubelet has not reported since it booted"
 		}
-		if ready && c.Status != corev1.ConditionTrue {
+		if stage == nodesReady && c.Status != corev1.ConditionTrue {
 			return short(c.Message)
 		}
 		return ""

@@ -41,7 +41,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.lab.awaitService(ctx, n.name, "kubelet"); err != nil {
 		return fmt.Errorf("start %s: %w", n.name, err)
 	}
-	return n.lab.awaitNodes(ctx, n.lab.cni() != CNINone)
+	return n.lab.awaitNodes(ctx, nodesWith(n.lab.cni()))
 }
 
 // spec is the node's as it was made by Up.

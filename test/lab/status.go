@@ -77,7 +77,7 @@ func (l *Lab) nodeConditions(ctx context.Context) map[string]string {
 	}
 	for i := range list.Items {
 		conditions[list.Items[i].Name] = "Ready"
-		if why := lacks(&list.Items[i], time.Time{}, true); why != "" {
+		if why := lacks(&list.Items[i], time.Time{}, nodesReady); why != "" {
 			conditions[list.Items[i].Name] = why
 		}
 	}

@@ -114,7 +114,7 @@ func (l *Lab) up(ctx context.Context, c Config) error {
 	if err := l.awaitKubeVirt(ctx); err != nil {
 		return err
 	}
-	if err := l.awaitNodes(ctx, c.CNI != CNINone); err != nil {
+	if err := l.awaitNodes(ctx, nodesWith(c.CNI)); err != nil {
 		return err
 	}
 	return l.update(func(s *state) { s.Complete = true })

@@ -25,7 +25,7 @@ func vmLab(ctx context.Context, t *testing.T, c Config) *Lab {
 			t.Fatal(err)
 		}
 	}
-	if err := l.awaitNodes(ctx, true); err != nil {
+	if err := l.awaitNodes(ctx, nodesReady); err != nil {
 		t.Fatal(err)
 	}
 	return l

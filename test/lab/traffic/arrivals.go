@@ -107,25 +107,33 @@ func (r *recorder) of(run RunID, now time.Time) *record {
 	return rec
 }
 
-// probe records one that arrived at a time of the wall clock.
-func (r *recorder) probe(p probe, from netip.AddrPort, at time.Time, intact bool) {
+// served is a probe that arrived at a time of the wall clock.
+type served struct {
+	probe
+	from netip.AddrPort
+	at   time.Time
+	// intact: its contents are what was sent.
+	intact bool
+}
+
+func (r *recorder) arrived(p served) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rec := r.of(p.run, at)
+	rec := r.of(p.run, p.at)
 	i := slices.IndexFunc(rec.flows, func(f *Flow) bool { return f.Flow == p.flow })
 	if i < 0 {
 		if len(rec.flows) >= maxFlows {
 			return
 		}
-		i, rec.flows = len(rec.flows), append(rec.flows, &Flow{Flow: p.flow, From: from})
+		i, rec.flows = len(rec.flows), append(rec.flows, &Flow{Flow: p.flow, From: p.from})
 	}
 	switch f := rec.flows[i]; {
-	case !intact:
+	case !p.intact:
 		f.Corrupt++
 	case len(f.Seq) >= maxArrivals:
 		f.Dropped++
 	default:
-		f.Seq, f.At = append(f.Seq, p.seq), append(f.At, max(at.Round(0).Sub(rec.start.Round(0)), 0))
+		f.Seq, f.At = append(f.Seq, p.seq), append(f.At, max(p.at.Round(0).Sub(rec.start.Round(0)), 0))
 	}
 }
 

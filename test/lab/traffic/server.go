@@ -125,7 +125,7 @@ func (s *Server) answerProbes() error {
 			return fmt.Errorf("answer a probe of %s: %w", r.from, err)
 		}
 		if ours {
-			s.recorder.probe(p, unmap(r.from), r.at, intact)
+			s.recorder.arrived(served{probe: p, from: unmap(r.from), at: r.at, intact: intact})
 		}
 	}
 }
