@@ -91,9 +91,9 @@ preflight:
 go:
 	@test/tools/preflight.sh go
 
-# A first build fetches some hundred modules. It is said that it takes place, and what fails: not each module.
+# A first build fetches some hundred modules. It is said that it takes place, and what fails: not each module. go build leaves its temporary files when it is interrupted.
 define build
-log=$$(mktemp); trap 'rm -f "$$log"' EXIT; go build $(1) 2>"$$log" || { grep -v '^go: downloading ' "$$log" >&2; exit 1; }
+tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; GOTMPDIR="$$tmp" go build $(1) 2>"$$tmp/log" || { grep -v '^go: downloading ' "$$tmp/log" >&2; exit 1; }
 endef
 
 $(LAB): go FORCE

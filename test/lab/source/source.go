@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,6 +26,9 @@ const (
 
 // progressInterval is how often a long build says that it is alive.
 const progressInterval = 10 * time.Second
+
+// endTimeout is how long go build may take to clean up when it is interrupted; it takes a second.
+const endTimeout = 20 * time.Second
 
 // Dir is the top directory of the checkout that holds the working directory, or GODWIT_SOURCE.
 func Dir() (string, error) {
@@ -103,9 +105,17 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 	args = append(append(args, "-o", b.Out+"/"), b.Packages...)
 	cmd := exec.CommandContext(ctx, goTool, args...)
 	cmd.Dir = b.Dir
+	tmp, err := os.MkdirTemp(os.Getenv("GOTMPDIR"), "godwit-build-")
+	if err != nil {
+		return fmt.Errorf("build in %s: %w", b.Dir, err)
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
 	// The build does not depend on the caller's flags: the build cache is shared by all that build with these.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
-	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOTMPDIR="+tmp)
+	// go build leaves what it has in the temporary directory when it is interrupted: up to gigabytes. It is asked to end with its compilers, which it waits
+	// for, so that nobody writes there any more.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = endTimeout
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return fmt.Errorf("build in %s: %w", b.Dir, err)
@@ -113,14 +123,14 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 	// Killed with this process, not left behind to write what nobody waits for. The kernel watches the thread that starts it, so it must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("build in %s: %w", b.Dir, err)
 	}
 	complaints := follow(stderr, log, b.Packages[0])
 	if err := cmd.Wait(); err != nil {
 		if ctx.Err() != nil {
-			err = errors.Join(ctx.Err(), err)
+			return fmt.Errorf("go build in %s: %w", b.Dir, context.Cause(ctx))
 		}
 		return fmt.Errorf("go build in %s: %w: %s", b.Dir, err, complaints)
 	}
