@@ -154,7 +154,7 @@ var notKeys = map[string]bool{
 
 var waitName = regexp.MustCompile(`(?i)(timeout|deadline|interval|delay|grace|period|retry|backoff|margin|requeue|window|duration)`)
 
-// Waits are the product's constants that say how long something is waited for, with their values as they are written.
+// Waits are the product's constants and settings that say how long something is waited for, with their values as they are written.
 func (t *Tree) Waits() []Finding {
 	var out []Finding
 	for _, f := range t.Files {
@@ -165,6 +165,14 @@ func (t *Tree) Waits() []Finding {
 			if v := name(value); waitName.MatchString(n.Name) && strings.Contains(v, "time.") {
 				out = append(out, Finding{Where: t.at(n.Pos()), What: n.Name + " = " + v})
 			}
+		})
+		ast.Inspect(f.Syntax, func(n ast.Node) bool {
+			if kv, ok := n.(*ast.KeyValueExpr); ok && waitName.MatchString(name(kv.Key)) {
+				if v := name(kv.Value); strings.Contains(v, "time.") {
+					out = append(out, Finding{Where: t.at(kv.Pos()), What: name(kv.Key) + " = " + v})
+				}
+			}
+			return true
 		})
 	}
 	return out

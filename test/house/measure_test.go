@@ -114,9 +114,9 @@ func TestKeysAndWriters(t *testing.T) {
 
 func TestWaits(t *testing.T) {
 	tree := parsed(t, map[string]string{
-		"pkg/a/a.go": "package a\nconst (\n\tsomeTimeout = 5 * time.Second\n\tcount = 3\n)\nfunc f() { context.WithTimeout(ctx, 2*time.Second); context.WithTimeout(ctx, someTimeout) }\n",
+		"pkg/a/a.go": "package a\nconst (\n\tsomeTimeout = 5 * time.Second\n\tcount = 3\n)\nvar _ = Config{IdleTimeout: time.Minute, Name: \"x\"}\nfunc f() { context.WithTimeout(ctx, 2*time.Second); context.WithTimeout(ctx, someTimeout) }\n",
 	})
-	if got := names(tree.Waits()); got != "someTimeout = 5 * time.Second" {
+	if got := names(tree.Waits()); got != "someTimeout = 5 * time.Second IdleTimeout = time.Minute" {
 		t.Errorf("waits: %q", got)
 	}
 	if got := names(tree.BareDeadlines()); got != "2 * time.Second" {
