@@ -68,9 +68,6 @@ func (t *Tree) LostPaths() ([]Finding, error) {
 	}
 	var out []Finding
 	for page, text := range pages {
-		if strings.HasPrefix(page, "docs/reviews/") {
-			continue // they tell of what was
-		}
 		for _, m := range namedPath.FindAllStringSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(t.Root, filepath.FromSlash(m[1]))); err != nil {
 				out = append(out, Finding{Where: page, What: m[1]})
@@ -81,12 +78,18 @@ func (t *Tree) LostPaths() ([]Finding, error) {
 	return out, nil
 }
 
-// pages are the texts of docs/ by path.
+// pages are the texts of docs/ by path, without the reviews: they tell of what was.
 func (t *Tree) pages() (map[string]string, error) {
 	out := map[string]string{}
 	err := filepath.WalkDir(filepath.Join(t.Root, "docs"), func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || path.Ext(p) != ".md" {
+		if err != nil {
 			return err
+		}
+		if d.IsDir() && d.Name() == "reviews" {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || path.Ext(p) != ".md" {
+			return nil
 		}
 		rel, err := filepath.Rel(t.Root, p)
 		if err != nil {

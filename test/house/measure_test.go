@@ -2,6 +2,8 @@ package house
 
 import (
 	"go/token"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -145,5 +147,35 @@ func TestDependencies(t *testing.T) {
 	want := []string{"k8s.io/api", "k8s.io/client-go", "github.com/p/client", "github.com/p/model", "sigs.k8s.io/yaml"}
 	if diff := cmp.Diff(want, explained); diff != "" {
 		t.Errorf("explained (-want +got):\n%s", diff)
+	}
+}
+
+func write(t *testing.T, root, path, text string) {
+	t.Helper()
+	path = filepath.Join(root, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a page names must be there, and what there is of metrics must be on a page. Reviews tell of what was.
+func TestPages(t *testing.T) {
+	tree := parsed(t, map[string]string{"pkg/a/a.go": "package a\nvar _ = prometheus.CounterOpts{Name: \"godwit_named\"}\nvar _ = prometheus.GaugeOpts{Name: \"godwit_unnamed\"}\n"})
+	write(t, tree.Root, "docs/page.md", "`godwit_named{x}`, `godwit_gone`; `pkg/a/a.go`, and (pkg/b/gone.go)")
+	write(t, tree.Root, "docs/reviews/first.md", "`godwit_was`, `pkg/c/was.go`")
+	write(t, tree.Root, "pkg/a/a.go", "package a\n")
+	metrics, err := tree.UndocumentedMetrics()
+	if err != nil || names(metrics) != "godwit_gone does not exist godwit_unnamed is not named" {
+		t.Errorf("metrics: %q, %v", names(metrics), err)
+	}
+	paths, err := tree.LostPaths()
+	if err != nil || names(paths) != "pkg/b/gone.go" {
+		t.Errorf("paths: %q, %v", names(paths), err)
+	}
+	if _, err := tree.Unexplained(); err == nil {
+		t.Error("a checkout without go.mod was measured")
 	}
 }
