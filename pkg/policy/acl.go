@@ -29,10 +29,7 @@ func (p *parsed) acls(numbers numbersOf) []ACL {
 	}
 	for d, isolates := range p.isolates {
 		if isolates && p.log.drop {
-			d := direction(d)
-			c.add(d, d.String()+"/drop", ACL{Group: c.group, Row: &nbdb.ACL{
-				Priority: PriorityLoggedDrop, Action: nbdb.ACLActionDrop, Match: d.own(c.group) + " && ip",
-			}})
+			c.drop(direction(d))
 		}
 	}
 	return c.out
@@ -48,8 +45,10 @@ func (p *parsed) views() []viewSpec {
 	}
 	for i := range p.rules {
 		r := &p.rules[i]
-		if len(r.peers) > 0 {
-			out = append(out, peersView(r.peers))
+		if r.wholePeers() {
+			for _, list := range r.lists() {
+				out = append(out, peersView(list))
+			}
 		}
 		for proto, ps := range r.ports {
 			for _, name := range ps.names {
@@ -69,8 +68,8 @@ func (p *parsed) portViews(r *rule, port namedPort) []viewSpec {
 		return []viewSpec{peersPortView([]classSpec{everyPod()}, port)}
 	}
 	var out []viewSpec
-	if len(r.peers) > 0 {
-		out = append(out, peersPortView(r.peers, port))
+	for _, list := range r.lists() {
+		out = append(out, peersPortView(list, port))
 	}
 	if len(r.blocks) > 0 {
 		out = append(out, peersPortView([]classSpec{podsWithin(r.blocks)}, port))
@@ -78,12 +77,44 @@ func (p *parsed) portViews(r *rule, port namedPort) []viewSpec {
 	return out
 }
 
+// maxLists bounds the address sets of one rule. Below it each peer has a set of its own, which all rules share that name the peer, so that a pod that many policies
+// name, of a monitoring namespace for example, is one member more in one set and not in one for each policy. Above it all peers of the rule are in one set.
+const maxLists = 8
+
+// lists are the peers of each set of the rule.
+func (r *rule) lists() [][]classSpec {
+	switch n := len(r.peers); {
+	case n == 0:
+		return nil
+	case n > maxLists:
+		return [][]classSpec{r.peers}
+	}
+	var out [][]classSpec
+	for i := range r.peers {
+		out = append(out, r.peers[i:i+1])
+	}
+	return out
+}
+
+// wholePeers says whether the rule needs its peers whatever ports they have. An egress rule for named ports alone does not.
+func (r *rule) wholePeers() bool {
+	if r.ports == nil || r.direction == ingress {
+		return true
+	}
+	for _, ps := range r.ports {
+		if ps.all || len(ps.spans) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // blocks are the sets of prefixes that the policy's ACLs need.
 func (p *parsed) blocks() []blockSpec {
 	var out []blockSpec
 	for i := range p.rules {
-		if b := p.rules[i].blocks; len(b) > 0 {
-			out = append(out, newBlockSpec(b))
+		if r := &p.rules[i]; len(r.blocks) > 0 && r.wholePeers() {
+			out = append(out, newBlockSpec(r.blocks))
 		}
 	}
 	return out
@@ -108,7 +139,7 @@ func (c *compiler) rule(r *rule) {
 		}
 		id := "/" + strings.ToLower(string(proto))
 		if ps.all || len(ps.spans) > 0 {
-			c.permit(r, id, c.group, spans(ps.spans).match(proto))
+			c.permit(r, id, c.group, ps.spans.match(proto))
 		}
 		for _, name := range ps.names {
 			c.named(r, id+"/"+name, namedPort{proto, name})
@@ -121,13 +152,10 @@ func (c *compiler) named(r *rule, id string, port namedPort) {
 	for _, v := range c.policy.portViews(r, port) {
 		for _, n := range c.numbers(v) {
 			id, match := fmt.Sprintf("%s/%d", id, n), spans{{n, n}}.match(port.protocol)
-			switch {
-			case r.direction == ingress:
+			if r.direction == ingress {
 				c.permit(r, id, v.row(n), match)
-			case v.classes[0].within != nil:
-				c.permitSet(r, id+"/within", c.group, peer{v.row(n), match})
-			default:
-				c.permitSet(r, id, c.group, peer{v.row(n), match})
+			} else {
+				c.permitSet(r, id, c.group, peer{setNames(v.row(n)), match})
 			}
 		}
 	}
@@ -137,45 +165,67 @@ func (c *compiler) named(r *rule, id string, port namedPort) {
 func (c *compiler) permit(r *rule, id, group, match string) {
 	if r.anyPeer {
 		c.allow(r, id, group, match)
-		return
 	}
-	if len(r.peers) > 0 {
-		c.permitSet(r, id+"/pods", group, peer{peersView(r.peers).name, match})
+	for _, list := range r.lists() {
+		c.permitSet(r, id, group, peer{setNames(peersView(list).name), match})
 	}
 	if len(r.blocks) > 0 {
-		c.permitSet(r, id+"/blocks", group, peer{newBlockSpec(r.blocks).name, match})
+		c.permitSet(r, id, group, peer{newBlockSpec(r.blocks).sets(), match})
 	}
 }
 
-// peer is the other side: the address sets of that name, and what the packet is besides.
-type peer struct{ set, match string }
+// peer is the other side: its address sets by family, no name where there is none, and what the packet is besides.
+type peer struct {
+	sets  [len(families)]string
+	match string
+}
+
+// setNames are the address sets of a view.
+func setNames(row string) (out [len(families)]string) {
+	for i, f := range families {
+		out[i] = row + f.suffix
+	}
+	return out
+}
 
 // permitSet permits a peer to the pods of a group, in either family.
 func (c *compiler) permitSet(r *rule, id, group string, p peer) {
-	for _, f := range families {
-		match := r.direction.peer(f.match) + " == $" + p.set + f.suffix
+	for i, f := range families {
+		if p.sets[i] == "" {
+			continue
+		}
+		match := r.direction.peer(f.match) + " == $" + p.sets[i]
 		if p.match != "ip" { // the address says that already
 			match += " && " + p.match
 		}
-		c.allow(r, id+"/"+f.match, group, match)
+		c.allow(r, id+"/"+p.sets[i], group, match)
 	}
 }
 
 func (c *compiler) allow(r *rule, id, group, match string) {
 	c.add(r.direction, fmt.Sprintf("%s/%d%s", r.direction, r.index, id), ACL{Group: group, Row: &nbdb.ACL{
-		Priority: PriorityAllow, Action: nbdb.ACLActionAllowRelated, Match: r.direction.own(group) + " && " + match,
+		Priority: PriorityAllow, Action: nbdb.ACLActionAllowRelated, Match: r.direction.own(group) + " && " + match, Name: c.name(r.direction, r.index),
 	}})
 }
 
+// drop logs what the policy's pods lose in a direction.
+func (c *compiler) drop(d direction) {
+	c.add(d, d.String()+"/drop", ACL{Group: c.group, Row: &nbdb.ACL{
+		Priority: PriorityLoggedDrop, Action: nbdb.ACLActionDrop, Match: d.own(c.group) + " && ip", Name: c.name(d, "drop"),
+	}})
+}
+
+// name is what log lines and listings call an ACL. Nothing is found by it.
+func (c *compiler) name(d direction, rule any) *string {
+	return aclName(fmt.Sprintf("np/%s/%s/%v", c.policy.key, d, rule))
+}
+
 func (c *compiler) add(d direction, id string, a ACL) {
-	a.Row.Direction = d.acl()
-	a.Row.Options = options(d)
-	name := aclName("np/" + c.policy.key.String() + "/" + id)
-	a.Row.Name = &name
+	a.Row.Direction, a.Row.Options = d.acl(), options(d)
 	a.Row.ExternalIDs = map[string]string{
 		ident.OwnerKey: ident.OwnerPolicy, ident.KeyNamespace: c.policy.key.Namespace, ident.KeyName: c.policy.key.Name, ident.KeyRule: id,
 	}
-	if drop := a.Row.Action == nbdb.ACLActionDrop; drop || c.policy.log.allow {
+	if a.Row.Action == nbdb.ACLActionDrop || c.policy.log.allow {
 		logged(a.Row)
 	}
 	c.out = append(c.out, a)
@@ -199,13 +249,12 @@ func options(d direction) map[string]string {
 // maxACLName is what the column takes.
 const maxACLName = 63
 
-// aclName is a name for log lines and listings. Nothing is found by it.
-func aclName(text string) string {
-	if len(text) <= maxACLName {
-		return text
+func aclName(text string) *string {
+	if len(text) > maxACLName {
+		sum := sha256.Sum256([]byte(text))
+		text = text[:maxACLName-9] + "#" + hex.EncodeToString(sum[:4])
 	}
-	sum := sha256.Sum256([]byte(text))
-	return text[:maxACLName-9] + "#" + hex.EncodeToString(sum[:4])
+	return &text
 }
 
 // sortACLs puts ACLs into the order in which they are given out.

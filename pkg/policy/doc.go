@@ -5,9 +5,9 @@
 //	port group  godwit_np_ingress, godwit_np_egress   the pods that some policy isolates in that direction. Their ACLs drop what nothing else permits.
 //	port group  godwit_s_…                            what a podSelector selects in a namespace. Policies with the same one share it; their ACLs permit.
 //	port group  godwit_n_…_NUMBER                     those of them whose port of some name has that number, for ingress rules with named ports
-//	address set godwit_p_…_4, _6                      the pods that the selectors of one from or to list select. Equal lists share it.
+//	address set godwit_p_…_4, _6                      the pods that a peer's selectors select. Equal peers share it, whatever policy or direction they are of.
 //	address set godwit_d_…_NUMBER_4, _6               those of them whose port of some name has that number, for egress rules with named ports
-//	address set godwit_b_…_4, _6                      the ipBlocks of one from or to list
+//	address set godwit_b_…_4, _6                      the ipBlocks of one from or to list; equal ones share it
 //
 // A pod that comes, goes, or changes its labels or addresses changes members of groups and sets and nothing else. There is one exception: the first pod that has
 // a named port at a number that no other selected pod has it at adds an ACL for that number, and the last one takes it away. A match
@@ -24,11 +24,12 @@
 //	ip4.src == $SET        ip4.dst == $SET        the peer, likewise ip6
 //	tcp.dst == {80, 443}   8000 <= tcp.dst <= 8080   tcp   likewise udp, sctp; more than one of them in parentheses, with ||
 //	ip                                            any
+//	ct.est && ct.rpl                              a reply, in one ACL that is always there
 //	is_chassis_resident("PORT")                   only on that chassis
 //
-// One ACL has one address set. A rule with selectors, ipBlocks and two families therefore has four for each protocol, whatever the number of its peers: ovn-controller
-// follows a change of an address set incrementally only where no other set is beside it in the match (ovn controller/lflow.c, lflow_handle_addr_set_update). And an
-// ipBlock is written as the prefixes that are left when its exceptions are cut out: every "!=" of a masked address multiplies flows with the next one.
+// One ACL has one address set: of one peer (of all, where a rule has more than eight), or of all ipBlocks, in one family. ovn-controller follows a change of an
+// address set incrementally only where no other set is beside it in the match (ovn controller/lflow.c, lflow_handle_addr_set_update). And an ipBlock is
+// written as the prefixes that are left when its exceptions are cut out: with "!=" of masked addresses, the flows of each exception multiply with those of the next.
 //
 // Egress ACLs carry apply-after-lb=true: a policy permits backends, and what a pod sends to a Service has the Service's address before the load balancer.
 //
@@ -43,7 +44,7 @@
 //     source-NATs. A node's own pods are not exempt in what they send to it.
 //   - A named port in an egress rule is the destination pod's. Of an ipBlock, and where a rule names no peer, the pods are meant whose address it holds, or all.
 //   - A policy permits connections; replies, and errors that belong to them, pass (allow-related). ARP, neighbour discovery and multicast listener reports pass
-//     OVN's ACLs by themselves; a guest's DHCPv6 requests are permitted here, as OVN answers them after its ACLs.
+//     OVN's ACLs whatever they say (northd/northd.c, build_acls); a guest's DHCPv6 requests are permitted here, as OVN answers them after its ACLs.
 //   - What is wrong in a rule makes that rule permit nothing, and is a Problem; the isolation and the other rules stand. If the podSelector or a policyType is what is
 //     wrong, which the API server does not accept, the policy isolates all pods of its namespace, or isolates them in both directions.
 package policy

@@ -79,19 +79,9 @@ func (e *evaluator) addSet(s *nbdb.AddressSet) error {
 	return nil
 }
 
-// names finds the groups and sets in a match.
-var names = regexp.MustCompile(`[@$][a-zA-Z_.0-9]+`)
-
 func (e *evaluator) addACL(a ACL) error {
 	if _, ok := e.scope.groups[a.Group]; !ok {
 		return fmt.Errorf("ACL %s is of group %q, which is not there", a.Row.Match, a.Group)
-	}
-	for _, n := range names.FindAllString(a.Row.Match, -1) {
-		_, group := e.scope.groups[n[1:]]
-		_, set := e.scope.sets[n[1:]]
-		if n[0] == '@' && !group || n[0] == '$' && !set {
-			return fmt.Errorf("ACL %s: %s is not there", a.Row.Match, n)
-		}
 	}
 	foreign, lb := map[string]string{nbdb.ACLDirectionToLport: "inport", nbdb.ACLDirectionFromLport: "outport"}[a.Row.Direction], a.Row.Options["apply-after-lb"]
 	if strings.Contains(a.Row.Match, foreign) || (lb == "true") != (a.Row.Direction == nbdb.ACLDirectionFromLport) {
@@ -100,7 +90,7 @@ func (e *evaluator) addACL(a ACL) error {
 	if len(*a.Row.Name) > 63 || a.Row.Priority > 32767 || a.Row.Log && (a.Row.Meter == nil || a.Row.Severity == nil) {
 		return fmt.Errorf("ACL %+v: OVN refuses it, or its log has no bounds", *a.Row)
 	}
-	match, err := parseMatch(a.Row.Match)
+	match, err := parseMatch(a.Row.Match, &e.scope)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -60,9 +61,8 @@ func (h Host) exemption() []ACL {
 	if len(from) == 0 {
 		return nil
 	}
-	name := aclName("np/node/" + h.Node)
 	return []ACL{{Group: IngressGroup, Row: &nbdb.ACL{
-		Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Direction: ingress.acl(), Name: &name,
+		Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Direction: ingress.acl(), Name: aclName("np/node/" + h.Node),
 		Match:       fmt.Sprintf("%s && (%s) && is_chassis_resident(%q)", ingress.own(IngressGroup), strings.Join(from, " || "), ident.NodePort(h.Node)),
 		ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerNode, ident.KeyName: h.Node, ident.KeyRule: "ingress/exempt"},
 	}}}
@@ -71,18 +71,19 @@ func (h Host) exemption() []ACL {
 // baseACLs are there without any policy.
 func baseACLs() []ACL {
 	base := func(d direction, rule string, row nbdb.ACL) ACL {
-		name := aclName("np/" + rule)
-		row.Direction, row.Options, row.Name = d.acl(), options(d), &name
-		row.ExternalIDs = map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork, ident.KeyRule: rule}
+		row.Direction, row.Options, row.Name = d.acl(), options(d), aclName("np/"+d.String()+"/"+rule)
+		row.ExternalIDs = map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork, ident.KeyRule: d.String() + "/" + rule}
 		row.Match = d.own(isolationGroup(d)) + " && " + row.Match
 		return ACL{Group: isolationGroup(d), Row: &row}
 	}
 	return []ACL{
-		base(ingress, "ingress/drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
-		base(egress, "egress/drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
-		// A guest's DHCPv6 request (RFC 8415), which OVN answers itself. Being allow-related, it also makes the switch one with connection tracking, to which northd
-		// adds that neighbour discovery passes: of drops alone it would not.
-		base(egress, "egress/dhcpv6", nbdb.ACL{
+		base(ingress, "drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
+		base(egress, "drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
+		// OVN tracks connections, and lets replies pass, only where a switch has some allow-related ACL (northd/northd.c, ls_get_acl_flags). With policies that permit
+		// nothing, an isolated pod would get no answer to what it sends; this ACL is there to be there.
+		base(ingress, "replies", nbdb.ACL{Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ct.est && ct.rpl"}),
+		// A guest's DHCPv6 request (RFC 8415), which OVN answers itself. It is allow-related for the same reason.
+		base(egress, "dhcpv6", nbdb.ACL{
 			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip6.dst == ff02::1:2 && udp.src == 546 && udp.dst == 547",
 		}),
 	}
@@ -90,7 +91,7 @@ func baseACLs() []ACL {
 
 // Meter returns the rows of LogMeter. They are always the same.
 func Meter() (*nbdb.Meter, *nbdb.MeterBand) {
-	fair := true
+	fair := false // fair, each ACL would have a meter of its own, and all of them together no bound
 	owner := map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork}
 	return &nbdb.Meter{Name: LogMeter, Unit: nbdb.MeterUnitPktps, Fair: &fair, ExternalIDs: owner},
 		&nbdb.MeterBand{Action: nbdb.MeterBandActionDrop, Rate: logRate, ExternalIDs: owner}
@@ -104,6 +105,16 @@ type blockSpec struct {
 
 func newBlockSpec(prefixes []netip.Prefix) blockSpec {
 	return blockSpec{name: identifier('b', blockText(prefixes)), prefixes: prefixes}
+}
+
+// sets are its address sets by family. One of a family that no prefix is of stays empty, as nodes are in blocks of their own families alone; so it is not made.
+func (b blockSpec) sets() (out [len(families)]string) {
+	for i, f := range families {
+		if slices.ContainsFunc(b.prefixes, func(p netip.Prefix) bool { return f.has(p.Addr()) }) {
+			out[i] = b.name + f.suffix
+		}
+	}
+	return out
 }
 
 // block is a blockSpec in use.

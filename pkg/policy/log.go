@@ -4,8 +4,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// LogAnnotation, on a NetworkPolicy, asks for log lines of ovn-controller, under the policy's name: LogDrop, LogAllow or LogAll. It is on the policy and not on its
-// namespace, so that one policy can be looked into without the noise of others.
+// LogAnnotation is the annotation of a NetworkPolicy that asks for log lines of ovn-controller under the policy's name: LogDrop, LogAllow or LogAll. It is on the
+// policy and not on its namespace, so that one policy can be looked into without the noise of others.
 const LogAnnotation = "godwit.dev/policy-log"
 
 // Values of LogAnnotation.
@@ -18,7 +18,7 @@ const (
 	LogAll = "all"
 )
 
-// LogMeter is the name of the meter that bounds the log of all policies on one node. Without its row OVN logs every packet.
+// LogMeter is the name of the meter that bounds the log of all policies on one node together (Meter). Without its row OVN logs every packet.
 const LogMeter = "godwit_np_log"
 
 // logRate is in lines a second, on each node: ovn-controller has other work too.

@@ -30,11 +30,21 @@ type predicate func(*scope, *packet) bool
 
 // parseMatch reads the part of OVN's language that doc.go documents, written from ovn-sb(5); anything else is an error. "&&" and "||" may not be mixed without
 // parentheses, as in OVN.
-func parseMatch(text string) (predicate, error) {
+func parseMatch(text string, s *scope) (predicate, error) {
 	p := matchParser{tokens: tokens(text)}
 	e, err := p.expression()
 	if err == nil && len(p.tokens) > 0 {
 		err = fmt.Errorf("%q is left over", p.tokens)
+	}
+	for _, g := range p.groups {
+		if _, ok := s.groups[g]; !ok && err == nil {
+			err = fmt.Errorf("port group %q is not there", g)
+		}
+	}
+	for _, set := range p.sets {
+		if _, ok := s.sets[set]; !ok && err == nil {
+			err = fmt.Errorf("address set %q is not there", set)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", text, err)
@@ -50,7 +60,11 @@ func tokens(text string) []string {
 	return strings.Fields(text)
 }
 
-type matchParser struct{ tokens []string }
+type matchParser struct {
+	tokens []string
+	// groups and sets that were named.
+	groups, sets []string
+}
 
 func (p *matchParser) peek() string {
 	if len(p.tokens) == 0 {
@@ -114,6 +128,8 @@ func (p *matchParser) term() (predicate, error) {
 		return func(_ *scope, k *packet) bool { return k.src.IsValid() }, nil
 	case "tcp", "udp", "sctp":
 		return func(_ *scope, k *packet) bool { return k.proto == t }, nil
+	case "ct.est", "ct.rpl": // packets here are the first of their connections
+		return func(*scope, *packet) bool { return false }, nil
 	case "inport", "outport":
 		return p.port(t)
 	case "is_chassis_resident":
@@ -136,10 +152,11 @@ func (p *matchParser) port(field string) (predicate, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: want a port group", field)
 	}
-	return func(s *scope, k *packet) bool {
-		members, ok := s.groups[group]
-		return ok && members[map[string]ident.PortName{"inport": k.inport, "outport": k.outport}[field]]
-	}, nil
+	p.groups = append(p.groups, group)
+	if field == "inport" {
+		return func(s *scope, k *packet) bool { return s.groups[group][k.inport] }, nil
+	}
+	return func(s *scope, k *packet) bool { return s.groups[group][k.outport] }, nil
 }
 
 func (p *matchParser) resident() (predicate, error) {
@@ -167,6 +184,7 @@ func (p *matchParser) address(field string) (predicate, error) {
 	}
 	text := p.next()
 	if set, ok := strings.CutPrefix(text, "$"); ok {
+		p.sets = append(p.sets, set)
 		return func(s *scope, k *packet) bool {
 			a, ok := of(k)
 			return ok && slices.ContainsFunc(s.sets[set], func(p netip.Prefix) bool { return p.Contains(a) })

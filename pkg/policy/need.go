@@ -148,8 +148,10 @@ func (x *Index) closeClass(c *class) {
 }
 
 func (x *Index) openBlock(b *block) {
-	for _, f := range families {
-		x.sets.want(b.name+f.suffix, "ipBlocks "+blockText(b.prefixes))
+	for _, name := range b.sets() {
+		if name != "" {
+			x.sets.want(name, "ipBlocks "+blockText(b.prefixes))
+		}
 	}
 	x.eachPrefix(b, x.sets.add)
 	for _, h := range x.hosts {
@@ -162,8 +164,8 @@ func (x *Index) closeBlock(b *block) {
 	for _, h := range x.hosts {
 		x.countHost(b, h, x.sets.remove)
 	}
-	for _, f := range families {
-		x.sets.drop(b.name + f.suffix)
+	for _, name := range b.sets() {
+		x.sets.drop(name)
 	}
 	delete(x.blocks, b.name)
 }

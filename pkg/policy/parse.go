@@ -146,8 +146,13 @@ func (p *parser) parsePeers(field string, peers []networkingv1.NetworkPolicyPeer
 	}
 	slices.SortFunc(r.peers, classSpec.compare)
 	r.peers = slices.CompactFunc(r.peers, func(a, b classSpec) bool { return a.compare(b) == 0 })
-	r.blocks = union(r.blocks)
+	if r.blocks = union(r.blocks); len(r.blocks) > maxPrefixes {
+		p.problem(ReasonTooManyBlocks, field, "the ipBlocks are %d prefixes when their exceptions are cut out: want at most %d; the rule permits nothing", len(r.blocks), maxPrefixes)
+	}
 }
+
+// maxPrefixes bounds the prefixes of one rule, which each node has flows for: a single object has room for ten thousands of exceptions, each of which can leave 128.
+const maxPrefixes = 8192
 
 // parsePeer: a podSelector alone is about the policy's own namespace, a namespaceSelector alone about all pods of the namespaces.
 func (p *parser) parsePeer(field string, peer *networkingv1.NetworkPolicyPeer) (classSpec, bool) {
@@ -174,6 +179,10 @@ func (p *parser) parsePeer(field string, peer *networkingv1.NetworkPolicyPeer) (
 func (p *parser) parseBlock(field string, b *networkingv1.IPBlock) []netip.Prefix {
 	cidr, ok := p.parseCIDR(field+".cidr", b.CIDR)
 	if !ok {
+		return nil
+	}
+	if len(b.Except) > maxPrefixes {
+		p.problem(ReasonTooManyBlocks, field+".except", "%d exceptions: want at most %d; the rule permits nothing", len(b.Except), maxPrefixes)
 		return nil
 	}
 	var except []netip.Prefix

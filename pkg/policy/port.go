@@ -13,13 +13,15 @@ import (
 // span is a range of ports, both ends included.
 type span struct{ first, last int32 }
 
+type spans []span
+
 const maxPort = 65535
 
 // ports is what a rule says of one protocol.
 type ports struct {
 	// all: any port. The others are empty then.
 	all   bool
-	spans []span // sorted; they neither overlap nor touch
+	spans spans // sorted; they neither overlap nor touch
 	names []string
 }
 
@@ -79,10 +81,10 @@ func (p *parser) parsePort(field string, port *networkingv1.NetworkPolicyPort, o
 }
 
 // merge sorts spans and joins those that overlap or touch.
-func merge(spans []span) []span {
-	slices.SortFunc(spans, func(a, b span) int { return int(a.first - b.first) })
-	var out []span
-	for _, s := range spans {
+func merge(list spans) spans {
+	slices.SortFunc(list, func(a, b span) int { return int(a.first - b.first) })
+	var out spans
+	for _, s := range list {
 		if n := len(out); n > 0 && s.first <= out[n-1].last+1 {
 			out[n-1].last = max(out[n-1].last, s.last)
 			continue
@@ -121,5 +123,3 @@ func (s spans) match(proto corev1.Protocol) string {
 	}
 	return "(" + strings.Join(terms, " || ") + ")"
 }
-
-type spans []span

@@ -12,6 +12,7 @@ const (
 	ReasonInvalidPeer       Reason = "InvalidPeer"
 	ReasonInvalidCIDR       Reason = "InvalidCIDR"
 	ReasonExceptOutside     Reason = "ExceptOutsideCIDR"
+	ReasonTooManyBlocks     Reason = "TooManyBlocks"
 	ReasonInvalidProtocol   Reason = "InvalidProtocol"
 	ReasonInvalidPort       Reason = "InvalidPort"
 	ReasonInvalidEndPort    Reason = "InvalidEndPort"

@@ -66,7 +66,7 @@ func newWorld(r *rand.Rand) *world {
 			w.pods = append(w.pods, w.pod(name, n, p))
 		}
 	}
-	for n := range 1 + r.IntN(4) {
+	for n := range 2 + r.IntN(4) {
 		w.addPolicy(fmt.Sprintf("p%d", n))
 	}
 	return w
@@ -112,7 +112,9 @@ func (w *world) addPolicy(name string) {
 	if w.one(4) {
 		np.Annotations = map[string]string{LogAnnotation: pick(w, []string{LogDrop, LogAllow, LogAll, "?"})}
 	}
-	np.Spec.PodSelector = *w.selector()
+	if w.one(2) {
+		np.Spec.PodSelector = *w.selector()
+	}
 	np.Spec.PolicyTypes = pick(w, [][]networkingv1.PolicyType{nil, {}, {"Ingress"}, {"Egress"}, {"Egress", "Ingress"}})
 	for range w.r.IntN(3) {
 		np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: w.peers(), Ports: w.portList()})
@@ -135,8 +137,8 @@ func (w *world) addPolicy(name string) {
 
 func (w *world) selector() *metav1.LabelSelector {
 	s := &metav1.LabelSelector{}
-	switch w.r.IntN(4) {
-	case 0:
+	switch w.r.IntN(5) {
+	case 0, 4:
 	case 1, 2:
 		s.MatchLabels = map[string]string{pick(w, labelKeys): pick(w, labelValues)}
 	case 3:
@@ -153,11 +155,15 @@ func (w *world) selector() *metav1.LabelSelector {
 }
 
 func (w *world) peers() []networkingv1.NetworkPolicyPeer {
-	if w.one(4) {
+	if w.one(3) {
 		return pick(w, [][]networkingv1.NetworkPolicyPeer{nil, {}})
 	}
 	var out []networkingv1.NetworkPolicyPeer
-	for range 1 + w.r.IntN(3) {
+	n := 1 + w.r.IntN(3)
+	if w.one(40) {
+		n = 3 * maxLists
+	}
+	for range n {
 		switch w.r.IntN(4) {
 		case 0:
 			out = append(out, networkingv1.NetworkPolicyPeer{PodSelector: w.selector()})

@@ -57,10 +57,12 @@ func (c *Cluster) Judge(f Flow) Verdict {
 	if f.From.Pod != nil && f.From.Pod == f.To.Pod {
 		return Verdict{true, "a pod cannot block access to itself"}
 	}
-	if out := c.egress(f); !out.Allowed {
+	out := c.egress(f)
+	if !out.Allowed {
 		return out
 	}
-	return c.ingress(f)
+	in := c.ingress(f)
+	return Verdict{in.Allowed, out.Why + "; " + in.Why}
 }
 
 // egress: "Outgoing traffic is allowed if there are no NetworkPolicies selecting the pod, OR if the traffic matches at least one egress rule across all of the
