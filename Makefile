@@ -91,18 +91,13 @@ preflight:
 go:
 	@test/tools/preflight.sh go
 
-# A first build fetches some hundred modules. It is said that it takes place, and what fails: not each module. go build leaves its temporary files when it is interrupted.
-define build
-tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; GOTMPDIR="$$tmp" go build $(1) 2>"$$tmp/log" || { grep -v '^go: downloading ' "$$tmp/log" >&2; exit 1; }
-endef
-
 $(LAB): go FORCE
 	@test -x $@ || echo "building godwit-lab (a minute or two the first time)"
-	@$(call build,-o $@ ./cmd/godwit-lab)
+	@test/tools/build.sh -o $@ ./cmd/godwit-lab
 
 $(TOOLS)/%: test/tools/go.sum | go
 	@echo "building $* (once, a minute or more)"; mkdir -p $(TOOLS)
-	@cd test/tools && $(call build,-o ../../$(TOOLS)/ $$(go list tool | grep '/$*$$'))
+	@cd test/tools && ./build.sh -o ../../$(TOOLS)/ "$$(awk '/\/$*$$/ {print $$NF; exit}' go.mod)"
 
 .PHONY: FORCE
 FORCE:
