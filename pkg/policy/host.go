@@ -36,7 +36,7 @@ func (h Host) names(join netip.Addr) []netip.Addr {
 // within are the join addresses of a host that a block holds by another name.
 func (h Host) within(block []netip.Prefix) []netip.Addr {
 	var out []netip.Addr
-	for _, join := range append(append([]netip.Addr(nil), h.Own...), h.Clients...) {
+	for _, join := range slices.Concat(h.Own, h.Clients) {
 		for _, a := range h.names(join) {
 			if holds(block, a) {
 				out = append(out, join)

@@ -34,7 +34,7 @@ var join = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustPars
 var (
 	testPorts   = []int32{80, 81, 443, 8079, 8080, 8081, 9000, 65535}
 	outside     = []string{"203.0.113.9", "203.0.113.200", "198.51.100.7", "2001:db8::9", "2001:db8:1::9"}
-	labelKeys   = []string{"app", "tier"}
+	labelKeys   = []string{"app", "all"} // "all" must not be taken for all pods
 	labelValues = []string{"a", "b", "c"}
 	portNames   = []string{"http", "dns"}
 )

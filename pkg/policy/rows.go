@@ -89,7 +89,8 @@ func (x *Index) Rows() Rows {
 	return out
 }
 
-// Take returns what changed since it was called last; the first time, everything.
+// Take returns what changed since it was called last; the first time, everything. It is not said again: whoever cannot write it, or has another reason to doubt what
+// the database says, compares that with Rows.
 func (x *Index) Take() Changes {
 	var out Changes
 	for _, c := range x.groups.take() {

@@ -51,10 +51,10 @@ func requirementText(r *labels.Requirement) string {
 	}
 }
 
-// String is for people.
+// String is the text, or an asterisk for the selector of everything: no label has that in its key.
 func (s selector) String() string {
 	if s.text == "" {
-		return "all"
+		return "*"
 	}
 	return s.text
 }

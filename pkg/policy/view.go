@@ -87,7 +87,7 @@ func (p namedPort) text() string {
 	if p == (namedPort{}) {
 		return ""
 	}
-	return fmt.Sprintf("port %s/%s of ", p.name, p.protocol)
+	return fmt.Sprintf("port %q/%s of ", p.name, p.protocol)
 }
 
 func classesText(classes []classSpec) string {
