@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -99,7 +100,12 @@ func kubernetesVersion(ctx context.Context, module string) (string, error) {
 	cmd.Dir = module
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("read the version of %s in %s: %w: check that Go is installed", kubernetes, module, err)
+		var exit *exec.ExitError
+		var said string
+		if errors.As(err, &exit) {
+			said = strings.TrimSpace(string(exit.Stderr))
+		}
+		return "", fmt.Errorf("read the version of %s in %s: %w: %s%s", kubernetes, module, err, said, source.Advice(said))
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -17,6 +17,9 @@ import (
 // Environment variable that names the cache's parent directory; XDG_CACHE_HOME or ~/.cache where it is empty.
 const dirVariable = "GODWIT_CACHE"
 
+// minFree is the space in bytes that the largest entry takes.
+const minFree = 600 << 20
+
 // lockRetry is how often a busy lock is tried again. Only another process that fills the same entry holds it, for seconds or minutes.
 const lockRetry = 200 * time.Millisecond
 
@@ -65,6 +68,9 @@ func Entry(ctx context.Context, kind, key string, fill func(ctx context.Context,
 	if err := os.RemoveAll(tmp); err != nil {
 		return "", fmt.Errorf("clear an unfinished cache entry: %w", err)
 	}
+	if err := room(parent); err != nil {
+		return "", err
+	}
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		return "", fmt.Errorf("make a cache entry: %w", err)
 	}
@@ -89,6 +95,18 @@ func Scratch(ctx context.Context, kind, key string) (dir string, unlock func(), 
 	}
 	unlock, err = lock(ctx, dir+".lock")
 	return dir, unlock, err
+}
+
+// room says whether the file system of dir has space for an entry, before minutes are spent on one.
+func room(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("look at the file system of %s: %w", dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < minFree { //nolint:gosec // no file system has 2^63 blocks
+		return fmt.Errorf("the file system of %s has %d MB free: want %d: set %s to a directory with more", dir, free>>20, minFree>>20, dirVariable)
+	}
+	return nil
 }
 
 func exists(path string) bool {

@@ -20,6 +20,9 @@ import (
 // downloadTimeout bounds one run of apt-get on a slow line.
 const downloadTimeout = 15 * time.Minute
 
+// maxComplaints are how many lines of a program's an error has.
+const maxComplaints = 3
+
 // fill downloads the packages and unpacks them into dir.
 func (s set) fill(ctx context.Context, log *slog.Logger, dir string) error {
 	for _, tool := range []string{"apt-get", "dpkg-deb"} {
@@ -57,7 +60,11 @@ func (s set) download(ctx context.Context, log *slog.Logger, debs string) error 
 	if err == nil {
 		return nil
 	}
-	log.Info("this machine's package lists do not serve, fetching fresh ones", "err", err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("download packages: %w", context.Cause(ctx))
+	}
+	log.Info("this machine's package lists do not serve, fetching fresh ones")
+	log.Debug("what apt-get said", "err", err)
 	base, err := cache.Dir()
 	if err != nil {
 		return err
@@ -66,11 +73,11 @@ func (s set) download(ctx context.Context, log *slog.Logger, debs string) error 
 	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
 		return fmt.Errorf("make a directory for package lists: %w", err)
 	}
-	if err := run(ctx, "apt-get", append(aptOptions(debs, lists), "update")...); err != nil {
+	if err := run(ctx, "apt-get", append(aptOptions(debs, lists), "-o", "APT::Update::Error-Mode=any", "update")...); err != nil {
 		return fmt.Errorf("fetch package lists: %w: check that this machine reaches the servers in /etc/apt/sources.list*", err)
 	}
 	if err := s.aptInstall(ctx, debs, lists); err != nil {
-		return fmt.Errorf("download packages: %w", err)
+		return fmt.Errorf("download packages: %w: check that the servers in /etc/apt/sources.list* have them", err)
 	}
 	return nil
 }
@@ -111,18 +118,28 @@ func run(ctx context.Context, name string, args ...string) error {
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", name, context.Cause(ctx))
+	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, lastLines(string(out), 6))
+		return fmt.Errorf("%s: %w: %s", name, err, complaints(string(out)))
 	}
 	return nil
 }
 
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	if len(lines) > n {
-		lines = lines[len(lines)-n:]
+// complaints are the first errors in what a program said, since the others often follow from them; its last words where it marks none.
+func complaints(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	var errs []string
+	for _, line := range lines {
+		if strings.HasPrefix(line, "E: ") {
+			errs = append(errs, line)
+		}
 	}
-	return strings.Join(lines, " | ")
+	if len(errs) == 0 {
+		errs = lines[max(0, len(lines)-maxComplaints):]
+	}
+	return strings.Join(errs[:min(len(errs), maxComplaints)], " | ")
 }
 
 // mergeUsr moves what packages have in /bin, /sbin and /lib* below /usr, where a machine with a merged /usr has it: the tree is laid over /usr.

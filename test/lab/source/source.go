@@ -27,6 +27,9 @@ const (
 // progressInterval is how often a long build says that it is alive.
 const progressInterval = 10 * time.Second
 
+// maxComplaints are how many lines of go build's an error has.
+const maxComplaints = 10
+
 // endTimeout is how long go build may take to clean up when it is interrupted; it takes a second.
 const endTimeout = 20 * time.Second
 
@@ -132,9 +135,22 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("go build in %s: %w", b.Dir, context.Cause(ctx))
 		}
-		return fmt.Errorf("go build in %s: %w: %s", b.Dir, err, complaints)
+		return fmt.Errorf("go build in %s: %w: %s%s", b.Dir, err, complaints, Advice(complaints))
 	}
 	return nil
+}
+
+// Advice is what to do about what the go command said, on a line of its own; empty where that says it itself.
+func Advice(said string) string {
+	for _, word := range []string{"dial tcp", "dial udp", "proxyconnect", "TLS handshake", "i/o timeout"} {
+		if strings.Contains(said, word) {
+			return "\nGo's modules could not be fetched: check that this machine reaches what go env GOPROXY GOSUMDB prints"
+		}
+	}
+	if strings.Contains(said, "no space left on device") {
+		return "\nspace is needed in GODWIT_CACHE (1 GB), in what go env GOCACHE GOMODCACHE prints (7 GB), or in TMPDIR: each can be set to another directory"
+	}
+	return ""
 }
 
 // follow reads the compiler's output to its end: names of compiled packages, which it counts, and anything else, which it returns.
@@ -154,8 +170,8 @@ func follow(stderr io.Reader, log *slog.Logger, what string) string {
 			log.Info("building", "what", what, "packagesCompiled", compiled, "took", time.Since(start).Round(time.Second))
 		}
 	}
-	if len(other) > 20 {
-		other = other[:20]
+	if len(other) > maxComplaints {
+		other = append(other[:maxComplaints], fmt.Sprintf("… and %d lines more", len(other)-maxComplaints))
 	}
 	return strings.Join(other, "\n")
 }
