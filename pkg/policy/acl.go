@@ -203,8 +203,12 @@ func (c *compiler) permitSet(r *rule, id, group string, p peer) {
 }
 
 func (c *compiler) allow(r *rule, id, group, match string) {
+	priority := PriorityAllow
+	if c.policy.log.allow {
+		priority = PriorityLoggedAllow
+	}
 	c.add(r.direction, fmt.Sprintf("%s/%d%s", r.direction, r.index, id), ACL{Group: group, Row: &nbdb.ACL{
-		Priority: PriorityAllow, Action: nbdb.ACLActionAllowRelated, Match: r.direction.own(group) + " && " + match, Name: c.name(r.direction, r.index),
+		Priority: priority, Action: nbdb.ACLActionAllowRelated, Match: r.direction.own(group) + " && " + match, Name: c.name(r.direction, r.index),
 	}})
 }
 

@@ -12,8 +12,9 @@ const (
 	// PriorityAdminLow to PriorityAdminHigh are reserved for AdminNetworkPolicy.
 	PriorityAdminLow  = 20000
 	PriorityAdminHigh = 29999
-	// PriorityAllow is what a NetworkPolicy permits.
-	PriorityAllow = 10000
+	// PriorityAllow is what a NetworkPolicy permits; PriorityLoggedAllow what one permits that logs it, lest another with the same match permit it silently.
+	PriorityLoggedAllow = 10001
+	PriorityAllow       = 10000
 	// PriorityLoggedDrop drops and logs, for a policy whose annotation asks for it; PriorityDrop drops what comes to or from isolated pods.
 	PriorityLoggedDrop = 9001
 	PriorityDrop       = 9000

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -172,13 +173,28 @@ func (w *world) peers() []networkingv1.NetworkPolicyPeer {
 		case 2:
 			out = append(out, networkingv1.NetworkPolicyPeer{NamespaceSelector: w.selector(), PodSelector: w.selector()})
 		case 3:
-			out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: w.block()})
+			block := w.block()
+			out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: block})
+			if w.one(3) {
+				out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: sibling(block.CIDR)}})
+			}
 		}
 	}
 	return out
 }
 
+// block is one around an address that there is, or one of those that have something special.
 func (w *world) block() *networkingv1.IPBlock {
+	if w.one(2) {
+		cidr := w.prefix(0)
+		b := &networkingv1.IPBlock{CIDR: cidr.String()}
+		for range w.r.IntN(3) {
+			if e := w.prefix(cidr.Bits() + 1); cidr.Overlaps(e) && e.Bits() > cidr.Bits() {
+				b.Except = append(b.Except, e.String())
+			}
+		}
+		return b
+	}
 	return pick(w, []*networkingv1.IPBlock{
 		{CIDR: "0.0.0.0/0"}, {CIDR: "::/0"},
 		{CIDR: "0.0.0.0/0", Except: []string{"10.244.0.0/16", "192.0.2.0/24"}},
@@ -190,6 +206,30 @@ func (w *world) block() *networkingv1.IPBlock {
 		{CIDR: "fd00:10:244::/48", Except: []string{"fd00:10:244:2::3/128", "fd00:10:244:0::/64"}}, {CIDR: "2001:db8:ffff::/64"},
 		{CIDR: "0.0.0.0/0", Except: []string{"0.0.0.0/1", "128.0.0.0/1"}},
 	})
+}
+
+// prefix is one of at least so many bits around an address that there is.
+func (w *world) prefix(bits int) netip.Prefix {
+	around := slices.Concat(addrs(outside...), w.hosts[0].IPs, w.hosts[1].Own, w.hosts[1].Clients)
+	for range 3 {
+		around = append(around, addrs(fmt.Sprintf("10.244.%d.%d", w.r.IntN(3), 2+w.r.IntN(3)), fmt.Sprintf("fd00:10:244:%d::%d", w.r.IntN(3), 2+w.r.IntN(3)))...)
+	}
+	a := pick(w, around)
+	bits = min(bits, a.BitLen())
+	return netip.PrefixFrom(a, bits+w.r.IntN(a.BitLen()-bits+1)).Masked()
+}
+
+// sibling is the other half of the prefix that is one bit shorter.
+func sibling(cidr string) string {
+	p := netip.MustParsePrefix(cidr).Masked()
+	if p.Bits() == 0 {
+		return cidr
+	}
+	low, high := halves(netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked())
+	if p == low {
+		return high.String()
+	}
+	return low.String()
 }
 
 func (w *world) portList() []networkingv1.NetworkPolicyPort {
