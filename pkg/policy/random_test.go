@@ -89,15 +89,17 @@ func (w *world) labels() map[string]string {
 }
 
 func (w *world) pod(namespace string, n, p int) *worldPod {
-	name := fmt.Sprintf("pod%d", p)
-	out := &worldPod{name: name, node: pick(w, w.hosts).Node, Pod: Pod{
+	name, node := fmt.Sprintf("pod%d", p), pick(w, w.hosts)
+	out := &worldPod{name: name, node: node.Node, Pod: Pod{
 		Port: ident.PodPort(namespace, name, ident.DefaultNetwork), Namespace: namespace, Labels: w.labels(),
 		IPs: addrs(fmt.Sprintf("10.244.%d.%d", n, p+2), fmt.Sprintf("fd00:10:244:%d::%d", n, p+2)), HostNetwork: w.one(12),
 	}}
-	switch w.r.IntN(8) {
-	case 0:
+	switch one := w.r.IntN(8); {
+	case out.HostNetwork:
+		out.IPs = node.IPs
+	case one == 0:
 		out.IPs = out.IPs[:1]
-	case 1:
+	case one == 1:
 		out.IPs = out.IPs[1:]
 	}
 	for _, name := range portNames {
