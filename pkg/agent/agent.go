@@ -59,7 +59,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	}
 	a.loop = &nodeLoop{
 		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1),
-		chassis: &chassis{cfg: cfg, host: host, annotate: to.Annotate}, gateway: &gateway{cfg: cfg, log: log, host: host}, installer: &installer{cfg: cfg},
+		chassis: &chassis{cfg: cfg, host: host, annotate: to.Annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
 	}
 	if a.inputs, err = newInputs(cfg.NodeName, src, a.loop.poke); err != nil {
 		return nil, err

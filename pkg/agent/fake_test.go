@@ -21,6 +21,7 @@ type fakeNode struct {
 	inside map[string]netdev.Interface
 	ports  map[string]ovs.PortStatus
 	addrs  []netdev.HostAddr
+	routes []netdev.Route
 	// bind is what OVN does with a new port; nil binds it.
 	bind func(p *ovs.PortStatus)
 	// open: OVN does not block ports.
@@ -71,7 +72,9 @@ func (n *fakeNode) Addrs() (out []netdev.HostAddr, err error) {
 func (n *fakeNode) Watch(ctx context.Context, _ netdev.Events) error { <-ctx.Done(); return nil }
 func (n *fakeNode) EnableForwarding([]netip.Prefix) error            { return n.op("EnableForwarding", func() {}) }
 func (n *fakeNode) ConfigureGateway(netdev.Gateway) error            { return n.op("ConfigureGateway", func() {}) }
-func (n *fakeNode) SyncRoutes(string, []netdev.Route) error          { return n.op("SyncRoutes", func() {}) }
+func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {
+	return n.op("SyncRoutes", func() { n.routes = routes })
+}
 func (n *fakeNode) Masquerade(context.Context, netdev.Masquerade) error {
 	return n.op("Masquerade", func() {})
 }

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,7 +29,6 @@ import (
 // net.ipv4.ip_forward, net.ipv6.conf.all.forwarding; nftables table inet godwit.
 type gateway struct {
 	cfg  Config
-	log  *slog.Logger
 	host hostNetwork
 
 	mu sync.Mutex
@@ -44,7 +43,7 @@ func (g *gateway) forgetMasquerade() {
 	g.masquerade = nil
 }
 
-// reconcile returns nil when pods can reach the node and, through it, everything else.
+// reconcile returns nil when pods of every Subnet can reach the node and, through it, everything else.
 func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) error {
 	join, err := nodeJoin(in.node)
 	if err != nil {
@@ -69,31 +68,54 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) e
 	if err := g.host.ConfigureGateway(link); err != nil {
 		return pendingLink(err)
 	}
-	routed, err := g.routable(in.podCIDRs)
+	routed, taken, err := g.routable(in.podCIDRs)
 	if err != nil {
 		return err
 	}
 	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(routed, join)); err != nil {
 		return pendingLink(err)
 	}
-	return installed(ctx, db, g.cfg)
+	if err := installed(ctx, db, g.cfg); err != nil {
+		return err
+	}
+	return unroutable(taken)
+}
+
+// taken is a range of a Subnet that the node does not route to, and the address of its own that is in it.
+type taken struct {
+	cidr netip.Prefix
+	by   netdev.HostAddr
 }
 
 // routable leaves out the ranges that have an address of this node in them, which may be one that the Node does not show: a route to such a range would take the
 // node's own network from it, and the API server with it, by which the Subnet could be put right.
-func (g *gateway) routable(podCIDRs []netip.Prefix) ([]netip.Prefix, error) {
+func (g *gateway) routable(podCIDRs []netip.Prefix) (routed []netip.Prefix, left []taken, err error) {
 	addrs, err := g.host.Addrs()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return slices.DeleteFunc(slices.Clone(podCIDRs), func(cidr netip.Prefix) bool {
+	for _, cidr := range podCIDRs {
 		i := slices.IndexFunc(addrs, func(a netdev.HostAddr) bool { return cidr.Contains(a.Addr.Addr()) })
 		if i >= 0 {
-			g.log.Warn("a Subnet is not routed: it has an address of this node in it; delete it, or give it another range",
-				"cidr", cidr, "link", addrs[i].Link, "address", addrs[i].Addr)
+			left = append(left, taken{cidr: cidr, by: addrs[i]})
+			continue
 		}
-		return i >= 0
-	}), nil
+		routed = append(routed, cidr)
+	}
+	return routed, left, nil
+}
+
+// unroutable says which ranges pods and node cannot reach each other in. What ends it is an event: of the Subnet, or of the node's addresses.
+func unroutable(left []taken) error {
+	if len(left) == 0 {
+		return nil
+	}
+	texts := make([]string, 0, len(left))
+	for _, t := range left {
+		texts = append(texts, fmt.Sprintf("%s, in which link %s of the node has %s", t.cidr, t.by.Link, t.by.Addr))
+	}
+	return fmt.Errorf("%w: the node has no route to pods in %s: remove the link if another CNI left it (ip link delete), or make the Subnet (kubectl get subnets) "+
+		"anew with another range", errPending, strings.Join(texts, "; "))
 }
 
 // gatewayInput is what the gateway follows from.

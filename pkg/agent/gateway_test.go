@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// A node that cannot route to a Subnet is not ready, and says why and what to do; the other Subnets are routed all the same.
+func TestUnroutableSubnetIsAReason(t *testing.T) {
+	n := newFakeNode()
+	leftover := netdev.HostAddr{Link: "cni0", Addr: netip.MustParsePrefix("10.245.1.1/24"), MTU: 1500}
+	n.addrs = []netdev.HostAddr{{Link: "eth0", Addr: netip.MustParsePrefix("192.0.2.1/24"), MTU: 1500}, leftover}
+	loop := &nodeLoop{log: slog.New(slog.NewTextHandler(t.Output(), nil)), ready: newReadiness()}
+	g := &gateway{cfg: Config{NodeName: "one"}, host: n}
+	in := gatewayInput{
+		node:     &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(1).Text()}}},
+		podCIDRs: sortedPrefixes([]string{"10.244.0.0/16", "10.245.0.0/16"}), mtu: 1442, datapath: ovs.DatapathNetdev,
+	}
+	err := loop.report(compGateway, g.reconcile(t.Context(), n, in))
+	if !errors.Is(err, errPending) {
+		t.Errorf("%v, want one that an event ends", err)
+	}
+	for _, want := range []string{
+		"node is not ready for pods: gateway ovn0", "no route to pods in 10.245.0.0/16, in which link cni0 of the node has 10.245.1.1/24", "ip link delete",
+		"kubectl get subnets",
+	} {
+		if err := loop.ready.err(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("readiness %v does not say %q", err, want)
+		}
+	}
+	if diff := cmp.Diff([]string{"10.244.0.0/16"}, routed(n)); diff != "" {
+		t.Errorf("routes while one range is taken (-want +got):\n%s", diff)
+	}
+	n.addrs = n.addrs[:1]
+	if err := loop.report(compGateway, g.reconcile(t.Context(), n, in)); err != nil || loop.ready.err() != nil {
+		t.Errorf("after the link is gone: %v, readiness %v", err, loop.ready.err())
+	}
+	if diff := cmp.Diff([]string{"10.244.0.0/16", "10.245.0.0/16"}, routed(n)); diff != "" {
+		t.Errorf("routes after the link is gone (-want +got):\n%s", diff)
+	}
+}
+
+func routed(n *fakeNode) (out []string) {
+	for _, r := range n.routes {
+		out = append(out, r.Dst.String())
+	}
+	return out
+}
