@@ -21,7 +21,7 @@
 // All matches are conjunctions of these terms (ovn-sb(5), Logical_Flow, match), which is also all that the tests' evaluator knows:
 //
 //	outport == @GROUP      inport == @GROUP       the isolated pod, to-lport and from-lport
-//	ip4.src == $SET        ip4.dst == $SET        the peer, likewise ip6
+//	ip4.src == $SET        ip4.dst == $SET        the peer, likewise ip6; a single address in the ACLs that are always there, and a source port in one
 //	tcp.dst == {80, 443}   8000 <= tcp.dst <= 8080   tcp   likewise udp, sctp; more than one of them in parentheses, with ||
 //	ip                                            any
 //	ct.est && ct.rpl                              a reply, in one ACL that is always there
