@@ -5,8 +5,10 @@ SHELL := /bin/bash
 
 RUN ?= .
 COUNT ?= 1
-NODES ?= 3
-FAMILY ?= dual
+# Empty for what a lab that is up has, and for 3 and dual in a new one.
+NODES ?=
+FAMILY ?=
+LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY))
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
@@ -24,7 +26,7 @@ help: ## this list
 
 .PHONY: demo
 demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under traffic, a timeline, out/demo/migration.svg; cleans up after itself
-	@$(LAB) demo --nodes $(NODES) --ip-family $(FAMILY) --picture out/demo/migration.svg
+	@$(LAB) demo $(LAB_FLAGS) --picture out/demo/migration.svg
 
 .PHONY: test
 test: preflight lint unit integration test-kernel e2e ## every test there is
@@ -57,7 +59,7 @@ lint: $(TOOLS)/golangci-lint ## static checks
 
 .PHONY: lab-up
 lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6
-	@$(LAB) up --nodes $(NODES) --ip-family $(FAMILY)
+	@$(LAB) up $(LAB_FLAGS)
 
 .PHONY: lab-down
 lab-down: $(LAB) ## remove the cluster and all that belongs to it

@@ -213,7 +213,11 @@ func (v *vmOptions) migrateCommand() *cobra.Command {
 			for _, h := range hold {
 				o.Hold = append(o.Hold, kubevirt.Stage(h))
 			}
-			g, err := vms.Get(v.namespace, args[0]).Migrate(ctx, o)
+			m := vms.Get(v.namespace, args[0])
+			if _, err := m.VMI(ctx); err != nil {
+				return err // KubeVirt's webhook would say so
+			}
+			g, err := m.Migrate(ctx, o)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +92,9 @@ func (l *Lab) processOf(name string) (process, error) {
 		return process{}, err
 	}
 	now := s.Machines[name]
+	if names := append([]string{hubName, outside}, l.NodeNames()...); now == nil && !slices.Contains(names, name) {
+		return process{}, fmt.Errorf("there is no machine %s: the lab's machines are %s", name, strings.Join(names, " "))
+	}
 	if now == nil || !now.Process.alive() {
 		return process{}, errors.New("it does not run: see godwit-lab status")
 	}

@@ -41,9 +41,21 @@ func preflight(dir string) error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil && !kernelDatapath() {
 		errs = append(errs, fmt.Errorf("%w: without a kernel module openvswitch, OVS needs the kernel's TUN device", err))
 	}
-	errs = append(errs, controllers(), space(dir))
+	errs = append(errs, rootMount(), controllers(), space(dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("this machine cannot run a lab:\n%w", err)
+	}
+	return nil
+}
+
+// rootMount checks what pivot_root asks of the root directory, which machines leave for their own.
+func rootMount() error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, "/", 0, 0, &st); err != nil {
+		return fmt.Errorf("look at the root directory: %w", err)
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return errors.New("this is a chroot whose root directory is no mount point: machines could not change their root: mount --bind DIR DIR before chroot DIR")
 	}
 	return nil
 }
