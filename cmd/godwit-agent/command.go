@@ -44,8 +44,6 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "the runtime's directory of CNI plugins")
 	f.StringVar(&cfg.CNIConfDir, "cni-conf-dir", cfg.CNIConfDir, "the runtime's directory of CNI configurations")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics, /healthz and /readyz")
-	f.DurationVar(&cfg.IdentityTimeout, "identity-timeout", cfg.IdentityTimeout, "how long ADD waits for the controller")
-	f.DurationVar(&cfg.InstalledTimeout, "installed-timeout", cfg.InstalledTimeout, "how long ADD then waits for OVN")
 	f.StringVar(&opts.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&opts.logFormat, "log-format", "text", "text or json")
 	return cmd

@@ -17,10 +17,6 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// undoTimeout bounds the removal of what a failed ADD made; it runs also when the caller has gone. It is less than shutdownTimeout, so that an agent that is told to
-// end leaves nothing half made.
-const undoTimeout = 5 * time.Second
-
 // attacher carries CNI operations out. Operations on one container run one after another, others concurrently.
 type attacher struct {
 	cfg     Config
@@ -33,26 +29,6 @@ type attacher struct {
 	locks   keyLock
 	// observer is told of links that a migration may end at; nil: nobody is.
 	observer *observer
-}
-
-// nodeState is what attachments take from the node's loop.
-type nodeState struct {
-	// db is there once connected is closed.
-	db        switchDB
-	connected chan struct{}
-	datapath  string
-	// mtu is the largest that a pod can have, in bytes; 0 before the node is ready.
-	mtu atomicInt
-}
-
-// database returns when the connection to Open vSwitch was made.
-func (n *nodeState) database(ctx context.Context) (switchDB, error) {
-	select {
-	case <-n.connected:
-		return n.db, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("the Open vSwitch database has not been reachable since the agent started (%w): is ovsdb-server running?", ctx.Err())
-	}
 }
 
 // attachment is one ADD in progress.
@@ -70,6 +46,8 @@ type attachment struct {
 // add attaches one interface of one container. It either succeeds or leaves nothing behind; for a container that is attached already it
 // returns the same result again.
 func (a *attacher) add(ctx context.Context, req *wire.Request) (*wire.Result, error) {
+	ctx, cancel := withReserve(ctx)
+	defer cancel()
 	unlock, err := a.locks.lock(ctx, req.ContainerID)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: another operation on it has not ended: %w", req.ContainerID, err)
@@ -243,35 +221,6 @@ func (a *attacher) checkNewest(ctx context.Context, at *attachment) error {
 			return fmt.Errorf("launcher pod %s: the younger launcher %s has port %s on this node: delete the pod that does not run the VM",
 				at.req.Pod, p.Owner.Pod, at.port.ID)
 		}
-	}
-	return nil
-}
-
-func (a *attacher) waitInstalled(ctx context.Context, at *attachment) error {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.InstalledTimeout)
-	defer cancel()
-	err := at.db.WaitInstalled(ctx, at.port.Name)
-	if err == nil {
-		a.observer.installed(at)
-		return nil
-	}
-	if errors.Is(err, ovs.ErrInterface) {
-		return err
-	}
-	port, perr := at.db.Port(ctx, at.port.Name)
-	if perr == nil && port.Ofport == 0 {
-		return fmt.Errorf("%w: ovs-vswitchd has not taken the port up: is it running?", err)
-	}
-	return fmt.Errorf("%w: OVN did not bind port %s here: is ovn-controller running and connected to %s, and does the port exist in NB with "+
-		"requested-chassis=%s and iface-id-ver=%s (godwit-controller writes both)?", err, at.port.ID, a.cfg.SBRemote, a.cfg.NodeName, at.port.UID)
-}
-
-func (a *attacher) waitBlocked(ctx context.Context, at *attachment) error {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.InstalledTimeout)
-	defer cancel()
-	if err := at.db.WaitBlocked(ctx, at.port.Name); err != nil {
-		return fmt.Errorf("%w: OVN did not block port %s here, which migration %s needs: does the port in NB have activation-strategy=%s (godwit-controller writes it), "+
-			"and is this chassis the second of its requested-chassis?", err, at.port.ID, at.id.Attach.Migration, v1alpha1.ActivationRARP)
 	}
 	return nil
 }

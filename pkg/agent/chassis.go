@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -22,9 +21,6 @@ const (
 	geneveOverhead4 = 14 + 8 + 8 + 8 + 20
 	geneveOverhead6 = 14 + 8 + 8 + 8 + 40
 )
-
-// errPending: something that others make is not there yet. Its arrival is an event that runs the node's loop again.
-var errPending = errors.New("waiting")
 
 // tunnel is where the node's tunnels end and what fits through them.
 type tunnel struct {

@@ -98,7 +98,7 @@ func TestValidateReportsEveryError(t *testing.T) {
 	}
 	for _, want := range []string{
 		"--node-name godwit-none is reserved", "--sb-remote", "--ovs-db", "--underlay", "--mtu 100", "--datapath", "--join-cidrs", "--cni-socket",
-		"--cni-bin-source", "--cni-bin-dir", "--cni-conf-dir", "--metrics-address", "timeouts",
+		"--cni-bin-source", "--cni-bin-dir", "--cni-conf-dir", "--metrics-address",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not say %q", want)

@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -47,9 +46,6 @@ type Config struct {
 	CNIBinSource, CNIBinDir, CNIConfDir string
 	// MetricsAddress serves /metrics, /healthz and /readyz.
 	MetricsAddress string
-
-	// IdentityTimeout is how long an ADD waits for the controller, InstalledTimeout how long it then waits for OVN.
-	IdentityTimeout, InstalledTimeout time.Duration
 	// HostNetns is the node's network namespace; the agent's own if empty, as it is in a pod with hostNetwork.
 	HostNetns string
 }
@@ -59,7 +55,6 @@ func Defaults() Config {
 	return Config{
 		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, JoinCIDRs: []string{"100.64.0.0/16"}, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
-		IdentityTimeout: 30 * time.Second, InstalledTimeout: 20 * time.Second,
 	}
 }
 
@@ -104,9 +99,6 @@ func (c *Config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {
 		bad("--metrics-address %q is not [IP]:PORT", c.MetricsAddress)
-	}
-	if c.IdentityTimeout <= 0 || c.InstalledTimeout <= 0 {
-		bad("timeouts must be above 0")
 	}
 	return errors.Join(errs...)
 }

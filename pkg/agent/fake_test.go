@@ -7,15 +7,17 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
-// fakeNode is a kernel and a switch in memory: hostNetwork and switchDB. Operations named in fail return that error.
+// fakeNode is a kernel and a switch in memory: hostNetwork and switchDB. Operations named in fail return that error, those in slow take so long.
 type fakeNode struct {
 	mu     sync.Mutex
 	fail   map[string]error
+	slow   map[string]time.Duration
 	calls  []string
 	links  map[string]netdev.Veth
 	inside map[string]netdev.Interface
@@ -30,7 +32,7 @@ type fakeNode struct {
 
 func newFakeNode() *fakeNode {
 	return &fakeNode{
-		fail: map[string]error{}, links: map[string]netdev.Veth{}, inside: map[string]netdev.Interface{}, ports: map[string]ovs.PortStatus{},
+		fail: map[string]error{}, slow: map[string]time.Duration{}, links: map[string]netdev.Veth{}, inside: map[string]netdev.Interface{}, ports: map[string]ovs.PortStatus{},
 	}
 }
 
@@ -43,6 +45,7 @@ var (
 func (n *fakeNode) op(name string, f func()) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	time.Sleep(n.slow[name])
 	n.calls = append(n.calls, name)
 	if err := n.fail[name]; err != nil {
 		return err

@@ -2,8 +2,8 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -93,14 +93,13 @@ func lookLauncher(pod *corev1.Pod, id v1alpha1.Identity, node string) (done bool
 
 // notAllowed: a launcher gets its identity when it may attach.
 func notAllowed(vmi, namespace string) error {
-	return fmt.Errorf("VMI %s: godwit-controller has not allowed this launcher to attach: is it running, does the VM run elsewhere, or does a migration wait? "+
-		"The events of the VMI and `kubectl -n %s get portmigrations -o wide` say why", vmi, namespace)
+	return fmt.Errorf("VMI %s: godwit-controller has not allowed this launcher to attach: is it running, has the VM's Port no address, does the VM run elsewhere, or does "+
+		"a migration wait? `kubectl -n %[2]s get ports -o wide`, `kubectl -n %[2]s get portmigrations -o wide` and the events of the VMI say why", vmi, namespace)
 }
 
 // waitIdentity returns the identity of the pod, or what was missing when ctx ended. A pod that was there and is deleted ends the wait.
 func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod) (identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.IdentityTimeout)
-	defer cancel()
+	start := time.Now()
 	var id identity
 	var missing error
 	seen := false
@@ -113,11 +112,8 @@ func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod) (identity, er
 		id, done, missing = lookIdentity(pod, ref, a.here())
 		return done
 	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		return identity{}, fmt.Errorf("%w (waited %s)", missing, a.cfg.IdentityTimeout)
-	}
 	if err != nil {
-		return identity{}, fmt.Errorf("%w (%w)", missing, err)
+		return identity{}, fmt.Errorf("%w (%w)", missing, waited("the identity", start, err))
 	}
 	return id, missing
 }

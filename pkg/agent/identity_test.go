@@ -29,7 +29,7 @@ func TestLookLauncher(t *testing.T) {
 		says   string // empty: it may attach
 	}{
 		"no identity yet":   {nil, nil, false, "no annotation godwit.dev/identity: VMI a.vm: godwit-controller has not allowed"},
-		"not allowed yet":   {nil, nil, false, "has not allowed this launcher to attach"},
+		"not allowed yet":   {nil, nil, false, "`kubectl -n ns get ports -o wide`"},
 		"allowed elsewhere": {&v1alpha1.Attach{Chassis: "n2", Migration: "m"}, nil, false, "may attach on chassis n2, and this is n1"},
 		"allowed here":      {&v1alpha1.Attach{Chassis: "n1", Migration: "m"}, nil, true, ""},
 		"another VMI's":     {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.Name = "b" }, true, "is not the pod's controller"},

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // keyLock is one lock per key, which exists while somebody holds it or waits for it. The zero value is ready.
@@ -16,8 +17,9 @@ type keyedLock struct {
 	users int
 }
 
-// lock returns when the key is the caller's, or with ctx's error.
+// lock returns when the key is the caller's, or with ctx's error and how long it was waited for.
 func (k *keyLock) lock(ctx context.Context, key string) (unlock func(), err error) {
+	start := time.Now()
 	k.mu.Lock()
 	if k.locks == nil {
 		k.locks = map[string]*keyedLock{}
@@ -34,7 +36,7 @@ func (k *keyLock) lock(ctx context.Context, key string) (unlock func(), err erro
 		return func() { <-l.held; k.leave(key, l) }, nil
 	case <-ctx.Done():
 		k.leave(key, l)
-		return nil, ctx.Err()
+		return nil, waited("its turn", start, ctx.Err())
 	}
 }
 

@@ -274,7 +274,13 @@ func (n *testNode) waitReady(t *testing.T) {
 // call carries a CNI operation out as godwit-cni does.
 func (n *testNode) call(t *testing.T, req wire.Request) (*wire.Result, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	return n.callFor(t, 40*time.Second, req)
+}
+
+// callFor does as a godwit-cni does that waits so long.
+func (n *testNode) callFor(t *testing.T, timeout time.Duration, req wire.Request) (*wire.Result, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	return wire.NewClient(n.cfg.CNISocket).Do(ctx, req)
 }

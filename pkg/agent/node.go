@@ -17,6 +17,28 @@ const (
 	maxRetry    = 30 * time.Second
 )
 
+// nodeState is what attachments take from the node's loop.
+type nodeState struct {
+	// db is there once connected is closed.
+	db        switchDB
+	connected chan struct{}
+	datapath  string
+	// mtu is the largest that a pod can have, in bytes; 0 before the node is ready.
+	mtu atomicInt
+}
+
+// database returns when the connection to Open vSwitch was made.
+func (n *nodeState) database(ctx context.Context) (switchDB, error) {
+	start := time.Now()
+	select {
+	case <-n.connected:
+		return n.db, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the Open vSwitch database has not been reachable since the agent started (%w): is ovsdb-server running?",
+			waited("it", start, ctx.Err()))
+	}
+}
+
 // nodeLoop makes the node ready for pods and keeps it so: chassis, gateway, CNI configuration, in this order. It runs on every change of the
 // Node, Subnets, links, addresses and the database's configuration; every pass reads everything again.
 type nodeLoop struct {

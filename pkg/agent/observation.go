@@ -98,6 +98,14 @@ func latest(ports []sighting, of func(sighting) time.Time) (at *metav1.MicroTime
 	return at, all
 }
 
+// observation is what was reported of a side, nil if nothing was.
+func observation(pm *v1alpha1.PortMigration, s side) *v1alpha1.Observation {
+	if s == sideSource {
+		return pm.Status.Source
+	}
+	return pm.Status.Target
+}
+
 // merge adds what is seen now to what was reported before, by an agent that was restarted since: first times stay as they were, the last frame's moves on.
 func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Observation {
 	if before == nil {

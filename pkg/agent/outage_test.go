@@ -55,11 +55,10 @@ func cluster(t *testing.T, names []string, pods map[*testPod]string) []*testNode
 func TestPodOfAnotherNodeIsRefused(t *testing.T) {
 	pod := newTestPod(t, "a", 1)
 	nodes := cluster(t, []string{"one", "two"}, map[*testPod]string{pod: "one"})
-	nodes[1].cfg.InstalledTimeout = time.Second
 	nodes[1].start()
 	nodes[1].waitReady(t)
 	nodes[1].pods.Add(pod.pod.DeepCopy())
-	_, err := nodes[1].call(t, pod.request(wire.Add))
+	_, err := nodes[1].callFor(t, 8*time.Second, pod.request(wire.Add))
 	if err == nil || !strings.Contains(err.Error(), "OVN did not bind port pod/ns/a/default here") {
 		t.Errorf("ADD on a chassis that the port does not request: %v", err)
 	}

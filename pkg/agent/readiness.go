@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Components that a pod's attachment needs, as readiness names them.
@@ -21,6 +22,9 @@ const (
 
 // errNotReady: a component of the node is missing; the text names it.
 var errNotReady = errors.New("node is not ready for pods")
+
+// errPending: something that others make is not there yet. Its arrival is an event that runs the node's loop again.
+var errPending = errors.New("waiting")
 
 // readiness is what is still missing on the node. Safe for concurrent use.
 type readiness struct {
@@ -77,6 +81,7 @@ func (r *readiness) err() error {
 
 // wait returns when nothing is missing, or when ctx ends, with what still is.
 func (r *readiness) wait(ctx context.Context) error {
+	start := time.Now()
 	r.mu.Lock()
 	ready := r.ready
 	r.mu.Unlock()
@@ -85,7 +90,7 @@ func (r *readiness) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		if err := r.err(); err != nil {
-			return fmt.Errorf("%w (%w)", err, ctx.Err())
+			return fmt.Errorf("%w (%w)", err, waited("the node", start, ctx.Err()))
 		}
 		return nil
 	}

@@ -86,14 +86,6 @@ func (w *watch) sightings() (out []sighting) {
 	return out
 }
 
-// observation is what was reported of a side, nil if nothing was.
-func observation(pm *v1alpha1.PortMigration, s side) *v1alpha1.Observation {
-	if s == sideSource {
-		return pm.Status.Source
-	}
-	return pm.Status.Target
-}
-
 // write reports. gone: there is no such migration any more.
 func (w *watch) write(ctx context.Context, pm *v1alpha1.PortMigration, o v1alpha1.Observation) (gone bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)

@@ -16,8 +16,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// Timeouts of one operation. kubelet's own limit on a whole chain is two minutes. The agent's waits within an ADD (agent.Config:
-// for the identity, then for OVN) must fit into it, or the plugin gives up before the agent says what was missing.
+// Timeouts of one operation. kubelet's own limit on a whole chain is two minutes. The agent is told how long the plugin waits, and ends before it, by as much as
+// it needs to undo what it made and to say what was missing.
 const (
 	addTimeout   = 55 * time.Second
 	otherTimeout = 30 * time.Second
