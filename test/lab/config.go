@@ -79,11 +79,18 @@ func (c Config) Defaults() Config {
 
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
 
+func checkName(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("name %q: want at most 20 of a-z, 0-9 and dashes", name)
+	}
+	return nil
+}
+
 // Validate reports everything that is wrong with c.
 func (c Config) Validate() error {
 	var errs []error
-	if !validName.MatchString(c.Name) {
-		errs = append(errs, fmt.Errorf("name %q: want at most 20 of a-z, 0-9 and dashes", c.Name))
+	if err := checkName(c.Name); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Nodes < 1 || c.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("%d nodes: want 1 to %d", c.Nodes, maxNodes))
@@ -99,6 +106,9 @@ func (c Config) Validate() error {
 
 // Dir is the directory of the lab of that name.
 func Dir(name string) (string, error) {
+	if err := checkName(name); err != nil {
+		return "", fmt.Errorf("find the lab: %w", err)
+	}
 	base := os.Getenv(dirVariable)
 	if base == "" {
 		base = defaultDir

@@ -1,7 +1,11 @@
 package lab
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -61,6 +65,22 @@ func TestConfigReportsEveryError(t *testing.T) {
 	}
 	if err := (Config{}).Defaults().Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
+	}
+}
+
+func TestRefusedLabLeavesNothing(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "labs")
+	t.Setenv(dirVariable, base)
+	for _, c := range []Config{{Nodes: maxNodes + 1}, {IPFamily: "ipv5"}, {Name: "../other"}} {
+		if _, err := Up(t.Context(), c); err == nil {
+			t.Errorf("a lab like %+v was made, want an error", c)
+		}
+	}
+	if _, err := Dir("../other"); err == nil {
+		t.Error("a lab is looked for outside the directory for labs")
+	}
+	if _, err := os.Stat(base); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("look for %s: %v: want nothing there", base, err)
 	}
 }
 

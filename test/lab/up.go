@@ -28,6 +28,10 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Before anything of a lab that cannot be is on the disk. What is taken over from an existing one has been looked at when it was made.
+	if err := c.Defaults().Validate(); err != nil {
+		return nil, fmt.Errorf("the lab's configuration: %w", err)
+	}
 	if err := preflight(dir); err != nil {
 		return nil, err
 	}
@@ -43,9 +47,6 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 		return nil, err
 	}
 	c = c.Defaults()
-	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("the lab's configuration: %w", err)
-	}
 	l, err := record(dir, old, c)
 	if err != nil {
 		return nil, err
