@@ -57,7 +57,13 @@ type NB struct {
 	queue   chan *request
 	urgent  chan *request
 	metrics *metrics
-	named   int // counts named UUIDs; used by the commit loop alone
+
+	// The rest belongs to the commit loop.
+
+	// named counts named UUIDs, transaction transactions, one that is tried again included.
+	named, transaction int
+	// created are the ports that the transaction makes.
+	created map[ident.PortName]*created
 }
 
 // Connect reaches the database and fills the live copy. The client reconnects by itself from then on. Run must be called for Apply to work.
@@ -186,6 +192,13 @@ func nbModel() (model.ClientDBModel, error) {
 		nbdb.LogicalRouterStaticRouteTable: &nbdb.LogicalRouterStaticRoute{},
 		nbdb.QoSTable:                      &nbdb.QoS{},
 		nbdb.DHCPOptionsTable:              &nbdb.DHCPOptions{},
+		// Written by PolicyWriter, which reads them when it must and has no live copy: of a port group or an address set with thousands of members it would be made
+		// anew with every member.
+		nbdb.PortGroupTable:  &nbdb.PortGroup{},
+		nbdb.AddressSetTable: &nbdb.AddressSet{},
+		nbdb.ACLTable:        &nbdb.ACL{},
+		nbdb.MeterTable:      &nbdb.Meter{},
+		nbdb.MeterBandTable:  &nbdb.MeterBand{},
 	})
 	if err != nil {
 		return m, err
@@ -215,5 +228,7 @@ func nbTables() []client.MonitorOption {
 		client.WithTable(&nbdb.LogicalRouterStaticRoute{}),
 		client.WithTable(&nbdb.QoS{}),
 		client.WithTable(&nbdb.DHCPOptions{}),
+		client.WithTable(&nbdb.Meter{}),
+		client.WithTable(&nbdb.MeterBand{}),
 	}
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // maxBatch bounds the requests that one transaction carries, so that a large restart does not become one enormous message.
@@ -21,10 +23,13 @@ const gatherWindow = 40 * time.Millisecond
 // database already is as wanted.
 type Change func(context.Context, *NB) ([]step, error)
 
-// step is one operation of a transaction and, for a guard, the error that its failure means.
+// step is one operation of a transaction.
 type step struct {
-	op    ovsdb.Operation
+	op ovsdb.Operation
+	// fails is, for a guard, the error that its failure means.
 	fails error
+	// settled, if given, is told in the commit loop what has become of it, before anything else is committed.
+	settled func(ovsdb.OperationResult, error)
 }
 
 type request struct {
@@ -115,6 +120,7 @@ func gather(queue <-chan *request, first *request) []*request {
 func (nb *NB) commit(ctx context.Context, batch []*request) (sent bool) {
 	var pending []*request
 	var steps []step
+	nb.begin()
 	for _, r := range batch {
 		s, err := nb.steps(ctx, r)
 		switch {
@@ -128,21 +134,44 @@ func (nb *NB) commit(ctx context.Context, batch []*request) (sent bool) {
 	if len(pending) == 0 {
 		return false
 	}
-	err := nb.transact(ctx, steps, len(pending))
+	results, err := nb.transact(ctx, steps, len(pending))
 	if len(pending) == 1 || err == nil || !errors.As(err, new(refused)) {
+		settle(steps, results, err)
 		for _, r := range pending {
 			r.done <- err
 		}
 		return true
 	}
 	for _, r := range pending {
+		nb.begin()
 		s, err := nb.steps(ctx, r)
 		if err == nil && len(s) > 0 {
-			err = nb.transact(ctx, s, 1)
+			results, err = nb.transact(ctx, s, 1)
+			settle(s, results, err)
 		}
 		r.done <- err
 	}
 	return true
+}
+
+// begin starts another transaction.
+func (nb *NB) begin() {
+	nb.transaction++
+	nb.created = map[ident.PortName]*created{}
+}
+
+// settle tells the steps of a transaction what has become of it.
+func settle(steps []step, results []ovsdb.OperationResult, err error) {
+	for i, s := range steps {
+		if s.settled == nil {
+			continue
+		}
+		var r ovsdb.OperationResult
+		if err == nil && i < len(results) {
+			r = results[i]
+		}
+		s.settled(r, err)
+	}
 }
 
 func (nb *NB) steps(ctx context.Context, r *request) ([]step, error) {
@@ -162,7 +191,7 @@ type refused struct{ error }
 
 func (r refused) Unwrap() error { return r.error }
 
-func (nb *NB) transact(ctx context.Context, steps []step, requests int) error {
+func (nb *NB) transact(ctx context.Context, steps []step, requests int) ([]ovsdb.OperationResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
 	defer cancel()
 	ops := make([]ovsdb.Operation, len(steps))
@@ -173,19 +202,19 @@ func (nb *NB) transact(ctx context.Context, steps []step, requests int) error {
 	results, err := nb.ovsdb.Transact(ctx, ops...)
 	nb.metrics.observe(requests, time.Since(start))
 	if err != nil {
-		return fmt.Errorf("northbound transaction of %d operations: %w", len(ops), err)
+		return nil, fmt.Errorf("northbound transaction of %d operations: %w", len(ops), err)
 	}
 	for i, r := range results {
 		if r.Error == "" {
 			continue
 		}
 		if i < len(steps) && steps[i].fails != nil {
-			return refused{steps[i].fails}
+			return nil, refused{steps[i].fails}
 		}
 		if r.Error == "constraint violation" { // another writer was first to create a row of that name
-			return refused{fmt.Errorf("northbound transaction: %w: %s", ErrConflict, r.Details)}
+			return nil, refused{fmt.Errorf("northbound transaction: %w: %s", ErrConflict, r.Details)}
 		}
-		return refused{fmt.Errorf("northbound transaction: %s: %s", r.Error, r.Details)}
+		return nil, refused{fmt.Errorf("northbound transaction: %s: %s", r.Error, r.Details)}
 	}
-	return nil
+	return results, nil
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -35,8 +36,19 @@ func EnsurePort(ls ident.SwitchName, want *nbdb.LogicalSwitchPort) Change {
 		if err != nil {
 			return nil, err
 		}
-		return portKind.ensure(nb, have, want, &parent{table: nbdb.LogicalSwitchTable, column: "ports", name: string(ls)})
+		steps, err := portKind.ensure(nb, have, want, &parent{table: nbdb.LogicalSwitchTable, column: "ports", name: string(ls)})
+		if err == nil && have == nil {
+			nb.created[ident.PortName(want.Name)] = &created{uuid: nb.namedUUID()}
+		}
+		return steps, err
 	}
+}
+
+// created is a port that the transaction makes.
+type created struct {
+	uuid string // a named one
+	// joined: it was put into its groups.
+	joined bool
 }
 
 // PortKeys are map keys of a LogicalSwitchPort with their values; an empty value is the key's absence.
@@ -95,8 +107,20 @@ func DeletePort(name ident.PortName) Change {
 		if err != nil {
 			return nil, err
 		}
-		return portKind.remove(have, nbdb.LogicalSwitchTable, "ports")
+		steps, err := portKind.remove(have, nbdb.LogicalSwitchTable, "ports")
+		if len(steps) == 0 || err != nil {
+			return nil, err
+		}
+		return append(leaveGroups(have.UUID), steps...), nil
 	}
+}
+
+// leaveGroups takes a port out of all port groups. The database does that by itself for a row that is deleted, but not where the same transaction puts another
+// port into the group (ovsdb-server 3.1): the UUID of what is gone then stays for ever.
+func leaveGroups(uuid string) []step {
+	return plain([]ovsdb.Operation{{Op: ovsdb.OperationMutate, Table: nbdb.PortGroupTable,
+		Where:     []ovsdb.Condition{ovsdb.NewCondition("ports", ovsdb.ConditionIncludes, reference(uuid))},
+		Mutations: []ovsdb.Mutation{*ovsdb.NewMutation("ports", ovsdb.MutateOperationDelete, reference(uuid))}}})
 }
 
 // Port is the live copy's LogicalSwitchPort of that name, nil if there is none. It must not be changed.

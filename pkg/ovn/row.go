@@ -64,7 +64,7 @@ func (k kind[T]) create(nb *NB, want *T, in *parent) ([]step, error) {
 	row := new(T)
 	*row = *want
 	nb.named++
-	*k.uuid(row) = fmt.Sprintf("row%d", nb.named)
+	*k.uuid(row) = nb.namedUUID()
 	insert, err := nb.ovsdb.Create(any(row).(model.Model))
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", k.table, k.label(want), err)
@@ -85,6 +85,9 @@ func (k kind[T]) create(nb *NB, want *T, in *parent) ([]step, error) {
 			Mutations: []ovsdb.Mutation{*ovsdb.NewMutation(in.column, ovsdb.MutateOperationInsert, reference(*k.uuid(row)))}}},
 	), nil
 }
+
+// namedUUID is the latest that was given to a row (RFC 7047, 5.2.1).
+func (nb *NB) namedUUID() string { return fmt.Sprintf("row%d", nb.named) }
 
 // remove drops the reference to have from the row that holds it; the database then deletes have itself. Deleting the absent (nil) succeeds.
 func (k kind[T]) remove(have *T, parentTable, column string) ([]step, error) {

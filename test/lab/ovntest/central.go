@@ -4,6 +4,7 @@
 package ovntest
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 	"github.com/vishvananda/netlink"
 
 	"github.com/godwit-cni/godwit/test/lab/netns"
@@ -131,6 +133,32 @@ func addBridge(name string) error {
 func (c *OVNCentral) Chassis(t testing.TB, name string) {
 	t.Helper()
 	run(t, c.root.Command(t.Context(), "ovn-sbctl", "--db="+c.SB, "chassis-add", name, "geneve", fmt.Sprintf("192.0.2.%d", 1+c.number())))
+}
+
+// Dump reads tables of the northbound database, past every client's copy.
+func (c *OVNCentral) Dump(t testing.TB, tables ...string) map[string][]ovsdb.Row {
+	t.Helper()
+	request := []any{"OVN_Northbound"}
+	for _, table := range tables {
+		request = append(request, map[string]any{"op": ovsdb.OperationSelect, "table": table, "where": []any{}})
+	}
+	text, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.root.Command(t.Context(), "ovsdb-client", "--timeout=20", "transact", c.NB, string(text)).Output()
+	if err != nil {
+		t.Fatalf("read %v: %v", tables, err)
+	}
+	var results []ovsdb.OperationResult
+	if err := json.Unmarshal(out, &results); err != nil {
+		t.Fatalf("read %v: %v", tables, err)
+	}
+	rows := map[string][]ovsdb.Row{}
+	for i, table := range tables {
+		rows[table] = results[i].Rows
+	}
+	return rows
 }
 
 func (c *OVNCentral) number() int {

@@ -1,0 +1,108 @@
+package ovn
+
+import (
+	"fmt"
+	"reflect"
+
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/policy"
+)
+
+// aclKey tells ACLs of policies apart: an ACL has no name of its own.
+type aclKey struct{ group, owner, namespace, name, rule string }
+
+func keyOf(a policy.ACL) aclKey {
+	ids := a.Row.ExternalIDs
+	return aclKey{a.Group, ids[ident.OwnerKey], ids[ident.KeyNamespace], ids[ident.KeyName], ids[ident.KeyRule]}
+}
+
+// sameACL compares all that is written.
+func sameACL(a, b *nbdb.ACL) bool {
+	x, y := *a, *b
+	x.UUID, y.UUID = "", ""
+	return reflect.DeepEqual(orEmpty(x), orEmpty(y))
+}
+
+// orEmpty: an absent map and an empty one are the same in a database.
+func orEmpty(a nbdb.ACL) nbdb.ACL {
+	if len(a.Options) == 0 {
+		a.Options = nil
+	}
+	return a
+}
+
+// policyACLs makes, changes and deletes ACLs: what permits comes before what goes.
+func (t *writing) policyACLs(changes []policy.ACLChange) error {
+	for _, a := range changes {
+		if a.Delete {
+			continue
+		}
+		if err := t.ensureACL(a.ACL); err != nil {
+			return err
+		}
+	}
+	for _, a := range changes {
+		if a.Delete {
+			t.deleteACL(a.ACL)
+		}
+	}
+	return nil
+}
+
+func (t *writing) ensureACL(a policy.ACL) error {
+	key := keyOf(a)
+	row := *a.Row
+	if uuid, ok := t.acls[key]; ok {
+		return t.updateACL(uuid, &row)
+	}
+	t.nb.named++
+	row.UUID = t.nb.namedUUID()
+	ops, err := t.nb.ovsdb.Create(&row)
+	if err != nil {
+		return fmt.Errorf("ACL %+v: %w", key, err)
+	}
+	t.acls[key] = row.UUID
+	for _, op := range ops {
+		t.steps = append(t.steps, step{op: op, settled: func(r ovsdb.OperationResult, err error) {
+			if err != nil {
+				t.failed()
+				return
+			}
+			if t.acls[key] == row.UUID {
+				t.acls[key] = r.UUID.GoUUID
+			}
+		}})
+	}
+	t.mutate(nbdb.PortGroupTable, a.Group, "acls", ovsdb.MutateOperationInsert, []any{ovsdb.UUID{GoUUID: row.UUID}})
+	return nil
+}
+
+func (t *writing) updateACL(uuid string, row *nbdb.ACL) error {
+	row.UUID = ""
+	m := t.nb.ovsdb.Where(&nbdb.ACL{UUID: uuid})
+	ops, err := m.Update(row, &row.Action, &row.Direction, &row.ExternalIDs, &row.Log, &row.Match, &row.Meter, &row.Name, &row.Options, &row.Priority, &row.Severity)
+	if err != nil {
+		return fmt.Errorf("ACL %s: %w", uuid, err)
+	}
+	for _, op := range ops {
+		t.steps = append(t.steps, step{op: op, settled: t.one})
+	}
+	return nil
+}
+
+// deleteACL takes an ACL out of its group; the database then deletes it.
+func (t *writing) deleteACL(a policy.ACL) {
+	uuid, ok := t.acls[keyOf(a)]
+	if !ok {
+		return
+	}
+	delete(t.acls, keyOf(a))
+	t.dropACL(a.Group, uuid)
+}
+
+func (t *writing) dropACL(group, uuid string) {
+	t.mutate(nbdb.PortGroupTable, group, "acls", ovsdb.MutateOperationDelete, []any{ovsdb.UUID{GoUUID: uuid}})
+}

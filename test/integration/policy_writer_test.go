@@ -1,0 +1,291 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+	"github.com/prometheus/client_golang/prometheus"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/policy"
+	"github.com/godwit-cni/godwit/test/lab/ovntest"
+)
+
+// policyBed is a northbound database with a writer of policies and what it writes.
+type policyBed struct {
+	*ovn.NB
+	central *ovntest.OVNCentral
+	writer  *ovn.PolicyWriter
+	again   atomic.Int64
+
+	mu    sync.Mutex
+	index *policy.Index
+}
+
+func newPolicyBed(t *testing.T) *policyBed {
+	t.Helper()
+	b := &policyBed{central: ovntest.Central(t), index: policy.New(policy.Config{Join: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")}})}
+	b.NB = connectNB(t, b.central)
+	b.writer = b.NewPolicyWriter(b, func() { b.again.Add(1) })
+	b.apply(t, ovn.EnsureSwitch(&nbdb.LogicalSwitch{Name: "ls", ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerSubnet}}))
+	return b
+}
+
+func connectNB(t *testing.T, central *ovntest.OVNCentral) *ovn.NB {
+	t.Helper()
+	nb, err := ovn.Connect(t.Context(), ovn.Config{Endpoints: []string{central.NB}, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- nb.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done; nb.Close() })
+	return nb
+}
+
+// Take implements ovn.PolicySource, like the next two.
+func (b *policyBed) Take() policy.Changes {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.index.Take()
+}
+
+func (b *policyBed) Rows() policy.Rows {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.index.Rows()
+}
+
+func (b *policyBed) GroupsOf(p ident.PortName) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.index.GroupsOf(p)
+}
+
+func (b *policyBed) tell(change func(*policy.Index)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change(b.index)
+}
+
+func (b *policyBed) apply(t *testing.T, changes ...ovn.Change) {
+	t.Helper()
+	if err := b.Apply(t.Context(), changes...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// plug makes the port of a pod and, as a reconciler does, tries again when the row is not as the live copy had it.
+func (b *policyBed) plug(ctx context.Context, name ident.PortName, uid string) error {
+	row := &nbdb.LogicalSwitchPort{Name: string(name), ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerPod, ident.KeyUID: uid}}
+	for {
+		err := b.Apply(ctx, ovn.EnsurePort("ls", row), b.writer.Pending())
+		if !errors.Is(err, ovn.ErrConflict) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// same fails the test unless the database has exactly what the index says.
+func (b *policyBed) same(t *testing.T) {
+	t.Helper()
+	want, have := b.Rows(), b.stored(t)
+	if d := have.differs(want); d != "" {
+		t.Fatal(d)
+	}
+}
+
+// storedRows are the rows of policies in a database, members by the names of ports.
+type storedRows struct {
+	groups map[string]map[string]bool
+	sets   map[string]map[string]bool
+	acls   map[string]map[string]int // by group: match and action
+	ports  map[string]string         // names by UUID
+}
+
+func (b *policyBed) stored(t *testing.T) storedRows {
+	t.Helper()
+	out := storedRows{map[string]map[string]bool{}, map[string]map[string]bool{}, map[string]map[string]int{}, map[string]string{}}
+	rows := b.central.Dump(t, nbdb.PortGroupTable, nbdb.AddressSetTable, nbdb.ACLTable, nbdb.LogicalSwitchPortTable)
+	acls := map[string]string{}
+	for _, r := range rows[nbdb.LogicalSwitchPortTable] {
+		out.ports[uuidOf(r["_uuid"])] = r["name"].(string)
+	}
+	for _, r := range rows[nbdb.ACLTable] {
+		acls[uuidOf(r["_uuid"])] = fmt.Sprint(r["priority"], " ", r["direction"], " ", r["match"], " ", r["action"])
+	}
+	for _, r := range rows[nbdb.PortGroupTable] {
+		name := r["name"].(string)
+		out.groups[name], out.acls[name] = map[string]bool{}, map[string]int{}
+		for _, p := range elementsOf(r["ports"]) {
+			out.groups[name][out.ports[uuidOf(p)]] = true
+		}
+		for _, a := range elementsOf(r["acls"]) {
+			out.acls[name][acls[uuidOf(a)]]++
+		}
+	}
+	for _, r := range rows[nbdb.AddressSetTable] {
+		name := r["name"].(string)
+		out.sets[name] = map[string]bool{}
+		for _, a := range elementsOf(r["addresses"]) {
+			out.sets[name][a.(string)] = true
+		}
+	}
+	return out
+}
+
+func uuidOf(v any) string {
+	u, _ := v.(ovsdb.UUID)
+	return u.GoUUID
+}
+
+func elementsOf(v any) []any {
+	if s, ok := v.(ovsdb.OvsSet); ok {
+		return s.GoSet
+	}
+	return []any{v}
+}
+
+func (s storedRows) differs(want policy.Rows) string {
+	plugged := map[string]bool{}
+	for _, name := range s.ports {
+		plugged[name] = true
+	}
+	acls := map[string]map[string]int{}
+	for _, a := range want.ACLs {
+		if acls[a.Group] == nil {
+			acls[a.Group] = map[string]int{}
+		}
+		acls[a.Group][fmt.Sprint(a.Row.Priority, " ", a.Row.Direction, " ", a.Row.Match, " ", a.Row.Action)]++
+	}
+	if len(want.Groups) != len(s.groups) || len(want.Sets) != len(s.sets) {
+		return fmt.Sprintf("%d groups and %d sets, want %d and %d", len(s.groups), len(s.sets), len(want.Groups), len(want.Sets))
+	}
+	for _, g := range want.Groups {
+		have := s.groups[g.Row.Name]
+		members := map[string]bool{}
+		for _, p := range g.Ports {
+			if plugged[string(p)] {
+				members[string(p)] = true
+			}
+		}
+		if fmt.Sprint(have) != fmt.Sprint(members) {
+			return fmt.Sprintf("group %s has %v, want %v", g.Row.Name, have, members)
+		}
+		if fmt.Sprint(s.acls[g.Row.Name]) != fmt.Sprint(acls[g.Row.Name]) && len(acls[g.Row.Name])+len(s.acls[g.Row.Name]) > 0 {
+			return fmt.Sprintf("ACLs of group %s are %v, want %v", g.Row.Name, s.acls[g.Row.Name], acls[g.Row.Name])
+		}
+	}
+	for _, w := range want.Sets {
+		members := map[string]bool{}
+		for _, a := range w.Addresses {
+			members[a] = true
+		}
+		if fmt.Sprint(s.sets[w.Name]) != fmt.Sprint(members) {
+			return fmt.Sprintf("set %s has %v, want %v", w.Name, s.sets[w.Name], members)
+		}
+	}
+	return ""
+}
+
+const podNamespace = "a"
+
+func randomPod(r *rand.Rand, n int) policy.Pod {
+	return policy.Pod{
+		Port: ident.PodPort(podNamespace, fmt.Sprintf("p%d", n), "default"), Namespace: podNamespace, Labels: map[string]string{"app": fmt.Sprint(r.IntN(3))},
+		IPs:   []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 0, byte(n + 2)})},
+		Ports: []policy.PodPort{{Name: "web", Protocol: "TCP", Number: int32(8080 + r.IntN(2))}},
+	}
+}
+
+func randomPolicy(r *rand.Rand, n int) *networkingv1.NetworkPolicy {
+	selector := func() *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint(r.IntN(3))}}
+	}
+	named := intstr.FromString("web")
+	web := networkingv1.NetworkPolicyPort{Port: &named}
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: podNamespace, Name: fmt.Sprintf("np%d", n)},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: *selector(),
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: selector()}, {IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("192.0.2.%d/32", r.IntN(4))}}},
+				Ports: []networkingv1.NetworkPolicyPort{web},
+			}},
+			Egress: []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: selector()}}, Ports: []networkingv1.NetworkPolicyPort{web}}},
+		},
+	}
+}
+
+// TestPolicyWriter lets pods and policies come, change and go in any order, many at once, and compares the database with what should be in it.
+func TestPolicyWriter(t *testing.T) {
+	b := newPolicyBed(t)
+	b.tell(func(x *policy.Index) { x.SetNamespace(podNamespace, nil) })
+	b.apply(t, b.writer.Compare())
+	b.same(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	const rounds, workers, names = 25, 4, 8
+	for round := range rounds {
+		var g sync.WaitGroup
+		for w := range workers {
+			r := rand.New(rand.NewPCG(seed, uint64(round*workers+w)))
+			g.Go(func() {
+				for range 4 {
+					if err := b.event(t.Context(), r, w*names+r.IntN(names)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		g.Wait()
+		if b.again.Swap(0) > 0 {
+			b.apply(t, b.writer.Pending())
+		}
+		b.same(t)
+	}
+}
+
+// event is one thing that happens: to a pod of that number, or to a policy of that number.
+func (b *policyBed) event(ctx context.Context, r *rand.Rand, n int) error {
+	name := ident.PodPort(podNamespace, fmt.Sprintf("p%d", n), "default")
+	switch r.IntN(6) {
+	case 0, 1: // as the pod reconciler does it: the index, then the row with its memberships
+		b.tell(func(x *policy.Index) { x.SetPod(randomPod(r, n)) })
+		return b.plug(ctx, name, fmt.Sprint(r.Uint64()))
+	case 2:
+		b.tell(func(x *policy.Index) { x.DeletePod(name) })
+		return b.Apply(ctx, ovn.DeletePort(name), b.writer.Pending())
+	case 3: // the row of another pod of that name
+		if err := b.Apply(ctx, ovn.DeletePort(name)); err != nil {
+			return err
+		}
+		b.tell(func(x *policy.Index) { x.SetPod(randomPod(r, n)) })
+		return b.plug(ctx, name, fmt.Sprint(r.Uint64()))
+	case 4:
+		b.tell(func(x *policy.Index) { x.SetPolicy(randomPolicy(r, n)) })
+	case 5:
+		b.tell(func(x *policy.Index) { x.DeletePolicy(policy.Key{Namespace: podNamespace, Name: fmt.Sprintf("np%d", n)}) })
+	}
+	return b.Apply(ctx, b.writer.Pending())
+}
