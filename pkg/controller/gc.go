@@ -36,7 +36,8 @@ type garbageCollector struct {
 	sb    *ovn.SB
 	alloc *allocations
 	*queues
-	log *slog.Logger
+	policies *policies
+	log      *slog.Logger
 }
 
 // Start implements manager.Runnable.
@@ -120,7 +121,7 @@ func (g *garbageCollector) putBack(ctx context.Context) error {
 			return fmt.Errorf("read %T: %w", kind.list, err)
 		}
 	}
-	return g.alloc.enqueuePods(ctx, outdated)
+	return errors.Join(g.alloc.enqueuePods(ctx, outdated), g.policies.compareAll(ctx))
 }
 
 func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) error {

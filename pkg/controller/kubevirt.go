@@ -176,15 +176,20 @@ func hasPodNetwork(vmi *kubevirtv1.VirtualMachineInstance) bool {
 
 // macOf is the MAC address that a VMI asks for on the pod network, empty if none.
 func macOf(vmi *kubevirtv1.VirtualMachineInstance) string {
-	for i := range vmi.Spec.Networks {
-		if vmi.Spec.Networks[i].Pod == nil {
-			continue
-		}
-		for j := range vmi.Spec.Domain.Devices.Interfaces {
-			if nic := &vmi.Spec.Domain.Devices.Interfaces[j]; nic.Name == vmi.Spec.Networks[i].Name {
-				return nic.MacAddress
-			}
+	for i := range vmi.Spec.Domain.Devices.Interfaces {
+		if nic := &vmi.Spec.Domain.Devices.Interfaces[i]; onPodNetwork(vmi, nic.Name) {
+			return nic.MacAddress
 		}
 	}
 	return ""
+}
+
+// onPodNetwork says whether a VMI's interface of that name is on the pod network.
+func onPodNetwork(vmi *kubevirtv1.VirtualMachineInstance, nic string) bool {
+	for i := range vmi.Spec.Networks {
+		if n := &vmi.Spec.Networks[i]; n.Name == nic {
+			return n.Pod != nil
+		}
+	}
+	return false
 }

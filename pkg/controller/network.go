@@ -14,6 +14,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/policy"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -39,7 +40,7 @@ func networkChanges(join ipam.Spec) []ovn.Change {
 	for _, route := range rows.DefaultRoutes {
 		changes = append(changes, ovn.EnsureRoute(ident.Router(podNetwork), route))
 	}
-	return changes
+	return append(changes, ovn.EnsureMeter(policy.Meter()))
 }
 
 // switchChanges make a switch, its connection to the router, and what belongs to it.

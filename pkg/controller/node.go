@@ -21,21 +21,26 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/policy"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
 type nodeReconciler struct {
-	api    client.Client
-	nb     *ovn.NB
-	alloc  *allocations
-	events events.EventRecorder
-	log    *slog.Logger
+	api      client.Client
+	nb       *ovn.NB
+	alloc    *allocations
+	policies *policies
+	events   events.EventRecorder
+	log      *slog.Logger
 }
 
 // Reconcile implements reconcile.Reconciler.
 func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	if err := r.alloc.restoreJoin(ctx); err != nil {
 		return reconcile.Result{}, err
+	}
+	if err := r.policies.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("node %s: %w", req.Name, err)
 	}
 	var node corev1.Node
 	err := r.api.Get(ctx, req.NamespacedName, &node)
@@ -60,7 +65,8 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
 	}
 	r.observeMTU(&node)
-	if err := r.nb.Apply(ctx, nodeChanges(node.Name, join)...); err != nil {
+	r.policies.setNode(&node, join)
+	if err := r.nb.Apply(ctx, append(nodeChanges(node.Name, join), r.policies.pending())...); err != nil {
 		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
 	}
 	return reconcile.Result{}, r.annotate(ctx, &node, join)
@@ -112,7 +118,8 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 }
 
 func (r *nodeReconciler) forget(ctx context.Context, node string) error {
-	if err := r.nb.Apply(ctx, ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node)); err != nil {
+	r.policies.tell(func(x *policy.Index) { x.DeleteHost(node) })
+	if err := r.nb.Apply(ctx, ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending()); err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	if r.alloc.releaseNode(node) {

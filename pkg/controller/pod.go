@@ -30,13 +30,14 @@ import (
 )
 
 type podReconciler struct {
-	api    client.Client
-	nb     *ovn.NB
-	alloc  *allocations
-	place  subnetChoice
-	virt   *kubevirt
-	events events.EventRecorder
-	log    *slog.Logger
+	api      client.Client
+	nb       *ovn.NB
+	alloc    *allocations
+	policies *policies
+	place    subnetChoice
+	virt     *kubevirt
+	events   events.EventRecorder
+	log      *slog.Logger
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -156,7 +157,7 @@ func (r *podReconciler) removePredecessor(ctx context.Context, pod *corev1.Pod) 
 	if err != nil || have == nil || have.ExternalIDs[ident.KeyUID] == string(pod.UID) {
 		return err
 	}
-	if err := r.nb.Apply(ctx, removal(client.ObjectKeyFromObject(pod))...); err != nil {
+	if err := r.remove(ctx, client.ObjectKeyFromObject(pod)); err != nil {
 		return fmt.Errorf("pod %s/%s: delete the port of its predecessor: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
@@ -173,7 +174,8 @@ func (r *podReconciler) ensureRow(ctx context.Context, pod *corev1.Pod, id v1alp
 	if err != nil { // the pod runs without limits rather than not at all
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "BadBandwidth", "LimitBandwidth", "%v: the pod has no bandwidth limit", err)
 	}
-	if err := r.nb.Apply(ctx, ovn.EnsurePort(ls, lsp), ovn.SetPodQoS(ls, pod.Namespace, pod.Name, limits)); err != nil {
+	r.policies.setPod(pod, id)
+	if err := r.nb.Apply(ctx, ovn.EnsurePort(ls, lsp), ovn.SetPodQoS(ls, pod.Namespace, pod.Name, limits), r.policies.pending()); err != nil {
 		return fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
@@ -181,21 +183,15 @@ func (r *podReconciler) ensureRow(ctx context.Context, pod *corev1.Pod, id v1alp
 
 // forget frees what a pod had that is gone, finished, or needs nothing.
 func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) error {
-	name := ident.PodPort(key.Namespace, key.Name, podNetwork)
-	have, err := r.nb.Port(ctx, name)
-	if err != nil {
-		return err
+	if err := r.remove(ctx, key); err != nil {
+		return fmt.Errorf("pod %s: %w", key, err)
 	}
-	if have != nil {
-		if err := r.nb.Apply(ctx, removal(key)...); err != nil {
-			return fmt.Errorf("pod %s: %w", key, err)
-		}
-	}
-	r.alloc.release(podHolder(key)) // after the row is gone: nobody else gets an address that a port still has
+	r.alloc.release(podHolder(key)) // after the rows are gone: nobody else gets an address that a port or a policy still has
 	return nil
 }
 
-// removal is what takes a pod's rows away.
-func removal(key types.NamespacedName) []ovn.Change {
-	return []ovn.Change{ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, podNetwork)), ovn.SetPodQoS("", key.Namespace, key.Name, nil)}
+// remove takes a pod's rows away, and its addresses out of those of policies.
+func (r *podReconciler) remove(ctx context.Context, key types.NamespacedName) error {
+	r.policies.deletePod(key)
+	return r.nb.Apply(ctx, ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, podNetwork)), ovn.SetPodQoS("", key.Namespace, key.Name, nil), r.policies.pending())
 }

@@ -43,14 +43,15 @@ const (
 )
 
 type portReconciler struct {
-	api    client.Client
-	nb     *ovn.NB
-	sb     *ovn.SB
-	alloc  *allocations
-	queues *queues
-	virt   *kubevirt
-	place  subnetChoice
-	log    *slog.Logger
+	api      client.Client
+	nb       *ovn.NB
+	sb       *ovn.SB
+	alloc    *allocations
+	policies *policies
+	queues   *queues
+	virt     *kubevirt
+	place    subnetChoice
+	log      *slog.Logger
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -126,6 +127,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if dhcp != nil {
 		want.DHCPv6 = dhcp.UUID
 	}
+	r.policies.setVM(port, vmi, addrsOf(ips))
 	row, err := r.ensureRow(ctx, port, want)
 	if err != nil {
 		return metav1.Condition{}, err
@@ -207,7 +209,7 @@ func (r *portReconciler) ensureRow(ctx context.Context, port *v1alpha1.Port, wan
 	} else {
 		row.options = have.Options
 	}
-	return row, r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(want.Subnet), lsp))
+	return row, r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(want.Subnet), lsp), r.policies.pending())
 }
 
 // portRow is a LogicalSwitchPort by name, with its options.
@@ -227,7 +229,8 @@ func (r *portReconciler) finalize(ctx context.Context, port *v1alpha1.Port) erro
 		return err
 	}
 	if have != nil && have.ExternalIDs[ident.KeyUID] == string(port.UID) {
-		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port))); err != nil {
+		r.policies.setVM(port, nil, nil)
+		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port)), r.policies.pending()); err != nil {
 			return fmt.Errorf("Port %s: %w", key, err)
 		}
 	}

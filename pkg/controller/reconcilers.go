@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -32,8 +33,11 @@ const (
 	indexTarget = "target" // Ports by the name of their VM
 )
 
-// vmWorkers is the number of VMs that are reconciled at once.
-const vmWorkers = 16
+// How many VMs are reconciled at once, and how many policies and namespaces: these share transactions, and the index is one at a time.
+const (
+	vmWorkers     = 16
+	policyWorkers = 4
+)
 
 // relabelled: what waits for an address is looked at again when its namespace may be another Subnet's.
 func relabelled() builder.WatchesOption {
@@ -60,6 +64,7 @@ type parts struct {
 	sb    *ovn.SB
 	alloc *allocations
 	*queues
+	policies *policies
 }
 
 func addReconcilers(ctx context.Context, p parts) error {
@@ -70,9 +75,11 @@ func addReconcilers(ctx context.Context, p parts) error {
 	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
 	m := newMetrics(p.Registerer)
 	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
+	p.policies = newPolicies(p.nb, alloc.join.Spec().CIDRs, p.Logger)
+	p.policies.virt = virt
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
-		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines,
+		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {
@@ -80,10 +87,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
-	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, place: place, virt: virt, events: events, log: p.Logger}
-	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, place: place, log: p.Logger}
+	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, events: events, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, virt: virt, place: place, log: p.Logger}
 	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, join: join, log: p.Logger}
-	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, events: events, log: p.Logger}
+	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
@@ -98,7 +105,12 @@ func addReconcilers(ctx context.Context, p parts) error {
 			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(subnets.afterNode), readdressed()).
 			WatchesRawSource(&p.subnets).WithOptions(options(1)).Complete(subnets),
 		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&p.nodes).WithOptions(options(4)).Complete(node),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, log: p.Logger}),
+		ctrl.NewControllerManagedBy(mgr).Named("networkpolicy").For(&networkingv1.NetworkPolicy{}).WithOptions(options(policyWorkers)).
+			Complete(&policyReconciler{api: api, nb: p.nb, policies: p.policies, events: events}),
+		ctrl.NewControllerManagedBy(mgr).Named("namespace").For(&corev1.Namespace{}, builder.WithPredicates(predicate.LabelChangedPredicate{})).WithOptions(options(policyWorkers)).
+			Complete(&namespaceReconciler{api: api, nb: p.nb, policies: p.policies}),
+		mgr.Add(p.policies),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, log: p.Logger}),
 	)
 }
 
@@ -113,6 +125,9 @@ func begin(ctx context.Context, p parts) error {
 	if err := p.alloc.restoreMACs(ctx); err != nil {
 		return err
 	}
+	if err := p.policies.restore(ctx, p.mgr.GetCache()); err != nil {
+		return err
+	}
 	if err := p.alloc.enqueuePods(ctx, unserved); err != nil {
 		return err
 	}
@@ -123,6 +138,7 @@ func begin(ctx context.Context, p parts) error {
 func warm(ctx context.Context, mgr manager.Manager) error {
 	for _, obj := range []client.Object{
 		&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}, &v1alpha1.Port{}, &v1alpha1.PortMigration{},
+		&networkingv1.NetworkPolicy{},
 	} {
 		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
 			return fmt.Errorf("watch %T: %w", obj, err)

@@ -122,7 +122,10 @@ func stripPod(obj any) (any, error) {
 	}
 	pod.ManagedFields = nil
 	maps.DeleteFunc(pod.Annotations, func(key, _ string) bool { return !slices.Contains(podAnnotations(), key) })
-	pod.Spec = corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork}
+	pod.Spec = corev1.PodSpec{
+		NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
+		InitContainers: namedPorts(pod.Spec.InitContainers), Containers: namedPorts(pod.Spec.Containers),
+	}
 	status := corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP}
 	if isLauncher(pod) {
 		for i := range pod.Status.ContainerStatuses { // whether a launcher's container compute has ended
@@ -132,6 +135,23 @@ func stripPod(obj any) (any, error) {
 	}
 	pod.Status = status
 	return pod, nil
+}
+
+// namedPorts keeps of containers the ports that a NetworkPolicy can name. An init container has some only if it runs beside the others.
+func namedPorts(containers []corev1.Container) []corev1.Container {
+	var out []corev1.Container
+	for i := range containers {
+		var ports []corev1.ContainerPort
+		for _, p := range containers[i].Ports {
+			if p.Name != "" {
+				ports = append(ports, corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort})
+			}
+		}
+		if len(ports) > 0 {
+			out = append(out, corev1.Container{Ports: ports})
+		}
+	}
+	return out
 }
 
 // isLauncher says whether a pod is, by its own word, a VM's launcher.

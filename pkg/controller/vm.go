@@ -29,16 +29,17 @@ import (
 type vmReconciler struct {
 	api client.Client
 	// live reads past the cache.
-	live    client.Reader
-	nb      *ovn.NB
-	sb      *ovn.SB
-	alloc   *allocations
-	queues  *queues
-	virt    *kubevirt
-	events  events.EventRecorder
-	metrics *metrics
-	log     *slog.Logger
-	now     func() time.Time
+	live     client.Reader
+	nb       *ovn.NB
+	sb       *ovn.SB
+	alloc    *allocations
+	queues   *queues
+	policies *policies
+	virt     *kubevirt
+	events   events.EventRecorder
+	metrics  *metrics
+	log      *slog.Logger
+	now      func() time.Time
 	// baselines is Config.Baselines.
 	baselines bool
 
@@ -57,6 +58,9 @@ type said struct {
 func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	start := r.now()
 	vm := req.NamespacedName
+	if err := r.policies.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
+	}
 	o, err := r.observe(ctx, vm)
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
@@ -71,7 +75,12 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
 	if len(changes) > 0 {
-		err := r.nb.ApplyNow(ctx, changes...)
+		for _, port := range o.ports { // a launcher attaches after what follows; its VM may be new to policies, or have other labels than before
+			if ips := parseAddrs(port.Status.IPs); ips != nil {
+				r.policies.setVM(port, o.vmi, ips)
+			}
+		}
+		err := r.nb.ApplyNow(ctx, append(changes, r.policies.pending())...)
 		if errors.Is(err, ovn.ErrConflict) {
 			r.log.Debug("a row was changed meanwhile, deciding again", "vm", vm)
 			return reconcile.Result{RequeueAfter: conflictDelay}, nil

@@ -1,0 +1,265 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/policy"
+)
+
+// compareRetry is how long to wait when the rows of policies cannot be compared with the database.
+const compareRetry = time.Second
+
+// policies is what NetworkPolicies come to, and whom they are about. The reconcilers of pods, VMs, nodes, namespaces and policies tell it what they see, and make its
+// changes (pending) part of the transaction that they write: a port is in its groups from its first moment, and an address is in no set any more when it is
+// given back. It is a manager.Runnable, which compares everything with the database when what it holds is not known. It is safe for concurrent use.
+type policies struct {
+	nb     *ovn.NB
+	virt   *kubevirt
+	writer *ovn.PolicyWriter
+	log    *slog.Logger
+	// again receives a value when there is something to write that nobody has asked for.
+	again chan struct{}
+	// restored is closed when everything that exists has been told.
+	restored chan struct{}
+
+	mu    sync.Mutex
+	index *policy.Index
+}
+
+func newPolicies(nb *ovn.NB, join []netip.Prefix, log *slog.Logger) *policies {
+	p := &policies{nb: nb, log: log, again: make(chan struct{}, 1), restored: make(chan struct{}), index: policy.New(policy.Config{Join: join})}
+	p.writer = nb.NewPolicyWriter(p, p.wake)
+	return p
+}
+
+func (p *policies) wake() {
+	select {
+	case p.again <- struct{}{}:
+	default:
+	}
+}
+
+// Take implements ovn.PolicySource, as the next two do.
+func (p *policies) Take() policy.Changes {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.index.Take()
+}
+
+// Rows are all rows.
+func (p *policies) Rows() policy.Rows {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.index.Rows()
+}
+
+// GroupsOf are the groups of a port.
+func (p *policies) GroupsOf(port ident.PortName) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.index.GroupsOf(port)
+}
+
+// tell changes what is known. What follows is written with pending.
+func (p *policies) tell(change func(*policy.Index)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(p.index)
+}
+
+// pending writes what has been told, and puts the ports that the same transaction makes into their groups. It comes after the change that makes a port.
+func (p *policies) pending() ovn.Change { return p.writer.Pending() }
+
+// wait returns nil when everything that exists has been told: what a reconciler tells before would be overwritten by what was read earlier.
+func (p *policies) wait(ctx context.Context) error {
+	select {
+	case <-p.restored:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the NetworkPolicies to be read: %w", context.Cause(ctx))
+	}
+}
+
+// restore tells everything that exists. It is called once, on the leader.
+func (p *policies) restore(ctx context.Context, api client.Reader) error {
+	err := errors.Join(
+		each(ctx, api, &corev1.NamespaceList{}, func(l *corev1.NamespaceList) {
+			for i := range l.Items {
+				p.tell(func(x *policy.Index) { x.SetNamespace(l.Items[i].Name, l.Items[i].Labels) })
+			}
+		}),
+		each(ctx, api, &networkingv1.NetworkPolicyList{}, func(l *networkingv1.NetworkPolicyList) {
+			for i := range l.Items {
+				p.tell(func(x *policy.Index) { x.SetPolicy(&l.Items[i]) })
+			}
+		}),
+		each(ctx, api, &corev1.NodeList{}, func(l *corev1.NodeList) {
+			for i := range l.Items {
+				if join, err := v1alpha1.ParseJoin(l.Items[i].Annotations[v1alpha1.JoinAnnotation]); err == nil {
+					p.setNode(&l.Items[i], join)
+				}
+			}
+		}),
+		each(ctx, api, &corev1.PodList{}, func(l *corev1.PodList) {
+			for i := range l.Items {
+				p.restorePod(&l.Items[i])
+			}
+		}),
+		p.restoreVMs(ctx, api),
+	)
+	if err != nil {
+		return err
+	}
+	close(p.restored)
+	return nil
+}
+
+// each lists objects, which must not be changed.
+func each[L client.ObjectList](ctx context.Context, api client.Reader, list L, do func(L)) error {
+	if err := api.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list %T for NetworkPolicies: %w", list, err)
+	}
+	do(list)
+	return nil
+}
+
+// restorePod tells of a pod that has its addresses. A launcher's are its VM's.
+func (p *policies) restorePod(pod *corev1.Pod) {
+	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	if err != nil || id.PodUID != string(pod.UID) || id.VMI != nil || !networked(pod) {
+		return
+	}
+	p.setPod(pod, id)
+}
+
+func (p *policies) restoreVMs(ctx context.Context, api client.Reader) error {
+	var list v1alpha1.PortList
+	if err := api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list Ports for NetworkPolicies: %w", err)
+	}
+	for i := range list.Items {
+		port := &list.Items[i]
+		vmi, err := p.virt.vmi(ctx, api, vmKey(port))
+		if err != nil {
+			return err
+		}
+		p.setVM(port, vmi, parseAddrs(port.Status.IPs))
+	}
+	return nil
+}
+
+// setPod tells of a pod whose node is known.
+func (p *policies) setPod(pod *corev1.Pod, id v1alpha1.Identity) {
+	if pod.Spec.NodeName == "" {
+		return
+	}
+	p.tell(func(x *policy.Index) {
+		x.SetPod(policy.Pod{
+			Port: ident.PodPort(pod.Namespace, pod.Name, podNetwork), Namespace: pod.Namespace, Labels: pod.Labels, IPs: addrsOf(id.IPs), Ports: podPorts(pod),
+		})
+	})
+}
+
+func (p *policies) deletePod(key client.ObjectKey) {
+	p.tell(func(x *policy.Index) { x.DeletePod(ident.PodPort(key.Namespace, key.Name, podNetwork)) })
+}
+
+// setVM tells of a VM's interface. Its labels are its VMI's, whatever its launchers say; without a VMI it is nobody.
+func (p *policies) setVM(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Addr) {
+	name := rowName(port)
+	p.tell(func(x *policy.Index) {
+		if vmi == nil {
+			x.DeletePod(name)
+			return
+		}
+		x.SetPod(policy.Pod{Port: name, Namespace: vmi.Namespace, Labels: vmi.Labels, IPs: ips, Ports: vmPorts(vmi)})
+	})
+}
+
+// setNode tells of a node and of what it sends under on the join network.
+func (p *policies) setNode(node *corev1.Node, join v1alpha1.Join) {
+	h := policy.Host{Node: node.Name, Own: addrsOf(join.IPs)}
+	for _, a := range node.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil { // a host's name is no address
+			h.IPs = append(h.IPs, ip)
+		}
+	}
+	p.tell(func(x *policy.Index) { x.SetHost(h) })
+}
+
+// podPorts are the named ports of a pod's containers, those included that run beside them from the start.
+func podPorts(pod *corev1.Pod) []policy.PodPort {
+	var out []policy.PodPort
+	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range containers {
+			for _, port := range containers[i].Ports {
+				out = append(out, policy.PodPort{Name: port.Name, Protocol: port.Protocol, Number: port.ContainerPort})
+			}
+		}
+	}
+	return out
+}
+
+// vmPorts are the named ports of a VM's interface on the pod network.
+func vmPorts(vmi *kubevirtv1.VirtualMachineInstance) []policy.PodPort {
+	var out []policy.PodPort
+	for i := range vmi.Spec.Domain.Devices.Interfaces {
+		nic := &vmi.Spec.Domain.Devices.Interfaces[i]
+		if !onPodNetwork(vmi, nic.Name) {
+			continue
+		}
+		for _, port := range nic.Ports {
+			if port.Name != "" {
+				out = append(out, policy.PodPort{Name: port.Name, Protocol: corev1.Protocol(port.Protocol), Number: port.Port})
+			}
+		}
+	}
+	return out
+}
+
+// Start implements manager.Runnable.
+func (p *policies) Start(ctx context.Context) error {
+	if p.wait(ctx) != nil {
+		return nil //nolint:nilerr // told to end
+	}
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-retry.C:
+		case <-p.again:
+		}
+		if err := p.nb.Apply(ctx, p.writer.Compare(), p.pending()); err != nil && ctx.Err() == nil {
+			p.log.Error("NetworkPolicies", "error", err, "again", compareRetry)
+			retry.Reset(compareRetry)
+		}
+	}
+}
+
+// compareAll lets everything be compared with the database.
+func (p *policies) compareAll(ctx context.Context) error {
+	if err := p.nb.Apply(ctx, p.writer.Stale()); err != nil {
+		return err
+	}
+	p.wake()
+	return nil
+}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (p *policies) NeedLeaderElection() bool { return true }

@@ -1,0 +1,79 @@
+package controller
+
+// Policy and namespace reconcilers.
+// In:   NetworkPolicies, Namespaces (labels); of pods, VMs and nodes what their reconcilers tell (policies).
+// Out:  PortGroup, AddressSet and ACL rows of ours, through ovn.PolicyWriter; events on NetworkPolicies in which something is wrong.
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/policy"
+)
+
+type policyReconciler struct {
+	api      client.Reader
+	nb       *ovn.NB
+	policies *policies
+	events   events.EventRecorder
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *policyReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.policies.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("NetworkPolicy %s: %w", req.NamespacedName, err)
+	}
+	var np networkingv1.NetworkPolicy
+	key := policy.Key{Namespace: req.Namespace, Name: req.Name}
+	err := r.api.Get(ctx, req.NamespacedName, &np)
+	switch {
+	case apierrors.IsNotFound(err):
+		r.policies.tell(func(x *policy.Index) { x.DeletePolicy(key) })
+	case err != nil:
+		return reconcile.Result{}, fmt.Errorf("read NetworkPolicy %s: %w", req.NamespacedName, err)
+	default:
+		r.policies.tell(func(x *policy.Index) { x.SetPolicy(&np) })
+		for _, p := range policy.Check(&np) {
+			r.events.Eventf(&np, nil, corev1.EventTypeWarning, string(p.Reason), "CompilePolicy", "%s: %s", p.Field, p.Detail)
+		}
+	}
+	if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
+		return reconcile.Result{}, fmt.Errorf("NetworkPolicy %s: %w", req.NamespacedName, err)
+	}
+	return reconcile.Result{}, nil
+}
+
+type namespaceReconciler struct {
+	api      client.Reader
+	nb       *ovn.NB
+	policies *policies
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *namespaceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.policies.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("Namespace %s: %w", req.Name, err)
+	}
+	var ns corev1.Namespace
+	err := r.api.Get(ctx, req.NamespacedName, &ns)
+	switch {
+	case apierrors.IsNotFound(err):
+		r.policies.tell(func(x *policy.Index) { x.DeleteNamespace(req.Name) })
+	case err != nil:
+		return reconcile.Result{}, fmt.Errorf("read Namespace %s: %w", req.Name, err)
+	default:
+		r.policies.tell(func(x *policy.Index) { x.SetNamespace(ns.Name, ns.Labels) })
+	}
+	if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
+		return reconcile.Result{}, fmt.Errorf("Namespace %s: %w", req.Name, err)
+	}
+	return reconcile.Result{}, nil
+}
