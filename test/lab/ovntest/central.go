@@ -138,9 +138,24 @@ func (c *OVNCentral) Chassis(t testing.TB, name string) {
 // Dump reads tables of the northbound database, past every client's copy.
 func (c *OVNCentral) Dump(t testing.TB, tables ...string) map[string][]ovsdb.Row {
 	t.Helper()
-	request := []any{"OVN_Northbound"}
+	var ops []map[string]any
 	for _, table := range tables {
-		request = append(request, map[string]any{"op": ovsdb.OperationSelect, "table": table, "where": []any{}})
+		ops = append(ops, map[string]any{"op": ovsdb.OperationSelect, "table": table, "where": []any{}})
+	}
+	results := c.Transact(t, ops...)
+	rows := map[string][]ovsdb.Row{}
+	for i, table := range tables {
+		rows[table] = results[i].Rows
+	}
+	return rows
+}
+
+// Transact sends operations (RFC 7047, 5.2) to the northbound database, past every client.
+func (c *OVNCentral) Transact(t testing.TB, ops ...map[string]any) []ovsdb.OperationResult {
+	t.Helper()
+	request := []any{"OVN_Northbound"}
+	for _, op := range ops {
+		request = append(request, op)
 	}
 	text, err := json.Marshal(request)
 	if err != nil {
@@ -148,17 +163,18 @@ func (c *OVNCentral) Dump(t testing.TB, tables ...string) map[string][]ovsdb.Row
 	}
 	out, err := c.root.Command(t.Context(), "ovsdb-client", "--timeout=20", "transact", c.NB, string(text)).Output()
 	if err != nil {
-		t.Fatalf("read %v: %v", tables, err)
+		t.Fatalf("northbound transaction: %v", err)
 	}
 	var results []ovsdb.OperationResult
 	if err := json.Unmarshal(out, &results); err != nil {
-		t.Fatalf("read %v: %v", tables, err)
+		t.Fatalf("northbound transaction: %v", err)
 	}
-	rows := map[string][]ovsdb.Row{}
-	for i, table := range tables {
-		rows[table] = results[i].Rows
+	for _, r := range results {
+		if r.Error != "" {
+			t.Fatalf("northbound transaction: %s: %s", r.Error, r.Details)
+		}
 	}
-	return rows
+	return results
 }
 
 func (c *OVNCentral) number() int {

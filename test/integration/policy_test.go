@@ -1,0 +1,293 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/policy"
+)
+
+// TestPolicyRows runs the controller against what the pure compiler makes of the objects in the API.
+func TestPolicyRows(t *testing.T) {
+	e := newEnv(t)
+	e.installKubeVirt(t)
+	e.start(t)
+	e.node(t, "n1")
+	e.node(t, "n2")
+	e.central.Chassis(t, "n1")
+	e.central.Chassis(t, "n2")
+	e.defaultSubnet(t)
+	for _, s := range []struct {
+		name string
+		run  func(*testing.T, *env)
+	}{
+		{"a pod is in its groups from its first moment", firstMoment},
+		{"labels change", labelsChange},
+		{"a pod of the same name and address", sameName},
+		{"bad policy", badPolicy},
+		{"a VM has its VMI's labels", vmLabels},
+		{"group deleted by hand", groupDeleted},
+	} {
+		t.Run(s.name, func(t *testing.T) { s.run(t, e) })
+		e.policiesAsCompiled(t)
+	}
+	policyRestart(t, e) // no subtest: the controller that it starts ends with its test
+	e.central.EmptyNB(t)
+	e.policiesAsCompiled(t)
+}
+
+// policiesAsCompiled waits until the database has what the objects in the API come to.
+func (e *env) policiesAsCompiled(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		want, err := e.compiled(t.Context())
+		if err != nil {
+			return err
+		}
+		if d := stored(t, e.central).differs(want); d != "" {
+			return errors.New(d)
+		}
+		return nil
+	})
+}
+
+// compiled is what the objects in the API come to.
+func (e *env) compiled(ctx context.Context) (policy.Rows, error) {
+	s := policy.Snapshot{Namespaces: map[string]map[string]string{}}
+	var namespaces corev1.NamespaceList
+	var policies networkingv1.NetworkPolicyList
+	var nodes corev1.NodeList
+	var pods corev1.PodList
+	var ports v1alpha1.PortList
+	for _, list := range []client.ObjectList{&namespaces, &policies, &nodes, &pods, &ports} {
+		if err := e.api.List(ctx, list); err != nil {
+			return policy.Rows{}, err
+		}
+	}
+	for i := range namespaces.Items {
+		s.Namespaces[namespaces.Items[i].Name] = namespaces.Items[i].Labels
+	}
+	for i := range policies.Items {
+		s.Policies = append(s.Policies, &policies.Items[i])
+	}
+	for i := range nodes.Items {
+		join, err := v1alpha1.ParseJoin(nodes.Items[i].Annotations[v1alpha1.JoinAnnotation])
+		if err != nil {
+			return policy.Rows{}, err
+		}
+		s.Hosts = append(s.Hosts, policy.Host{Node: nodes.Items[i].Name, Own: withoutLength(join.IPs)})
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		id, err := v1alpha1.ParseIdentity(p.Annotations[v1alpha1.IdentityAnnotation])
+		if err != nil || id.VMI != nil || p.Spec.NodeName == "" || p.DeletionTimestamp != nil {
+			continue
+		}
+		s.Pods = append(s.Pods, policy.Pod{Port: ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: p.Labels, IPs: withoutLength(id.IPs)})
+	}
+	for i := range ports.Items {
+		p := &ports.Items[i]
+		var vmi kubevirtv1.VirtualMachineInstance
+		if err := e.api.Get(ctx, key(p.Namespace, p.Spec.Target.Name), &vmi); err != nil {
+			continue
+		}
+		vm := policy.Pod{Port: ident.VMPort(p.Namespace, p.Spec.Target.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: vmi.Labels}
+		for _, ip := range p.Status.IPs {
+			vm.IPs = append(vm.IPs, netip.MustParseAddr(ip))
+		}
+		s.Pods = append(s.Pods, vm)
+	}
+	return policy.Compile(policy.Config{Join: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}}, s), nil
+}
+
+func withoutLength(prefixes []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range prefixes {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
+// deny is a policy that isolates what has a label in ingress, but for what has another.
+func deny(k types.NamespacedName, app, from string) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": app}},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
+				NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"peers": "yes"}},
+				PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"app": from}},
+			}}}},
+		},
+	}
+}
+
+func (e *env) create(t *testing.T, objects ...client.Object) {
+	t.Helper()
+	for _, o := range objects {
+		if err := e.api.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (e *env) label(t *testing.T, o client.Object, name, value string) {
+	t.Helper()
+	patch := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, name, value))
+	if err := e.api.Patch(t.Context(), o, patch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func labelledPod(k types.NamespacedName, node, app string) *corev1.Pod {
+	p := newPod(k, node)
+	p.Labels = map[string]string{"app": app}
+	return p
+}
+
+// isolated says whether a port is in the group of pods that are isolated in ingress.
+func (s storedRows) isolated(port ident.PortName) bool {
+	return s.groups[policy.IngressGroup][string(port)]
+}
+
+// The row of a pod that a policy selects is never in the database without being in its group: OVN would let everything in meanwhile.
+func firstMoment(t *testing.T, e *env) {
+	e.namespace(t, "first", map[string]string{"peers": "yes"})
+	e.create(t, deny(key("first", "deny"), "db", "front"))
+	e.policiesAsCompiled(t)
+	k := key("first", "db")
+	e.create(t, labelledPod(k, "n1", "db"), labelledPod(key("first", "front"), "n2", "front"))
+	name := ident.PodPort(k.Namespace, k.Name, ident.DefaultNetwork)
+	eventually(t, func() error {
+		rows := stored(t, e.central)
+		for _, port := range rows.ports {
+			if port == string(name) {
+				if !rows.isolated(name) {
+					t.Error("the row is there and is not in its group")
+				}
+				return nil
+			}
+		}
+		return errors.New("no row")
+	})
+}
+
+// A pod's label and a namespace's change members and nothing else.
+func labelsChange(t *testing.T, e *env) {
+	before := stored(t, e.central)
+	k := key("first", "db")
+	e.label(t, newPod(k, ""), "app", "other")
+	e.policiesAsCompiled(t)
+	if stored(t, e.central).isolated(ident.PodPort(k.Namespace, k.Name, ident.DefaultNetwork)) {
+		t.Error("a pod that no policy selects any more is isolated")
+	}
+	e.label(t, newPod(k, ""), "app", "db")
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "first"}}
+	e.label(t, ns, "peers", "no")
+	e.policiesAsCompiled(t)
+	e.label(t, ns, "peers", "yes")
+	e.policiesAsCompiled(t)
+	if after := stored(t, e.central); fmt.Sprint(after.aclUUIDs) != fmt.Sprint(before.aclUUIDs) {
+		t.Errorf("ACLs were %v, are %v", before.aclUUIDs, after.aclUUIDs)
+	}
+}
+
+// A pod that gets another's name, and soon its address, gets none of its rights.
+func sameName(t *testing.T, e *env) {
+	k := key("first", "front")
+	for range 3 {
+		id, _ := e.served(t, k)
+		e.deletePod(t, k)
+		e.create(t, labelledPod(k, "n1", "stranger"))
+		e.served(t, k)
+		e.policiesAsCompiled(t)
+		for set, addresses := range stored(t, e.central).sets {
+			for _, ip := range id.IPs {
+				if addresses[ip.Addr().String()] {
+					t.Errorf("address set %s still has %s", set, ip.Addr())
+				}
+			}
+		}
+		e.deletePod(t, k)
+		e.create(t, labelledPod(k, "n2", "front"))
+		e.served(t, k)
+	}
+}
+
+func badPolicy(t *testing.T, e *env) {
+	e.namespace(t, "bad", nil)
+	np := deny(key("bad", "p"), "db", "front")
+	np.Annotations = map[string]string{policy.LogAnnotation: "loudly"}
+	e.create(t, np, labelledPod(key("bad", "db"), "n1", "db"))
+	e.served(t, key("bad", "db"))
+	eventually(t, func() error {
+		var list eventsv1.EventList
+		err := e.api.List(t.Context(), &list, client.InNamespace("bad"))
+		for i := range list.Items {
+			if ev := &list.Items[i]; ev.Regarding.Kind == "NetworkPolicy" && ev.Reason == string(policy.ReasonInvalidLog) && strings.Contains(ev.Note, "loudly") {
+				return err
+			}
+		}
+		return errors.Join(err, fmt.Errorf("no event that says what is wrong, among %d", len(list.Items)))
+	})
+}
+
+// When the labels of a VMI and of its launcher disagree, the VMI's count, before the launcher may attach, and whichever launcher carries it.
+func vmLabels(t *testing.T, e *env) {
+	vm := key("first", "vm")
+	vmi := e.vmi(t, vm, func(vmi *kubevirtv1.VirtualMachineInstance) { vmi.Labels = map[string]string{"app": "db"} })
+	pod := e.launcher(t, vmi, "launcher", "n1", nil)
+	name := ident.VMPort(vm.Namespace, vm.Name, ident.DefaultNetwork)
+	e.mayAttach(t, pod, v1alpha1.Attach{Chassis: "n1"})
+	if !stored(t, e.central).isolated(name) {
+		t.Error("a launcher may attach whose VM's port is not in its group yet")
+	}
+	e.label(t, pod, "app", "other")
+	e.policiesAsCompiled(t)
+	e.deletePod(t, client.ObjectKeyFromObject(pod))
+	e.policiesAsCompiled(t)
+	if !stored(t, e.central).isolated(name) {
+		t.Error("without its launcher the VM is in no group")
+	}
+}
+
+// What has been deleted by hand is put back as soon as it is missed.
+func groupDeleted(t *testing.T, e *env) {
+	e.central.Transact(t, map[string]any{"op": "delete", "table": "Port_Group", "where": []any{[]any{"name", "==", policy.IngressGroup}}})
+	e.create(t, labelledPod(key("first", "another"), "n1", "db"))
+	e.served(t, key("first", "another"))
+}
+
+// A controller that starts finds everything as it left it, and mends what has happened meanwhile.
+func policyRestart(t *testing.T, e *env) {
+	e.stop()
+	e.start(t)
+	e.policiesAsCompiled(t)
+	e.stop()
+	rows := stored(t, e.central)
+	e.deletePod(t, key("first", "another"))
+	e.label(t, newPod(key("first", "db"), ""), "app", "front")
+	if err := e.api.Delete(t.Context(), deny(key("bad", "p"), "", "")); err != nil {
+		t.Fatal(err)
+	}
+	e.create(t, deny(key("first", "second"), "front", "db"))
+	e.start(t)
+	e.policiesAsCompiled(t)
+	if after := stored(t, e.central); fmt.Sprint(after.sets) == fmt.Sprint(rows.sets) {
+		t.Error("nothing has changed: the test shows nothing")
+	}
+}
