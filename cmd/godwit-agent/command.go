@@ -38,7 +38,6 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")
 	f.IntVar(&cfg.MTU, "mtu", cfg.MTU, "MTU of pods in bytes; the underlay's less the tunnel's overhead if 0")
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath of the integration bridge: auto, system (kernel) or netdev (userspace)")
-	f.StringSliceVar(&cfg.JoinCIDRs, "join-cidrs", cfg.JoinCIDRs, "networks between nodes and overlay; the same as the controller's")
 	f.StringVar(&cfg.CNISocket, "cni-socket", cfg.CNISocket, "socket for godwit-cni; the same path on the host")
 	f.StringVar(&cfg.CNIBinSource, "cni-bin-source", cfg.CNIBinSource, "godwit-cni to install")
 	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "the runtime's directory of CNI plugins")

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/godwit-cni/godwit/pkg/cni"
+	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
 // version is set when releases are built.
@@ -22,7 +23,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	plugin := &cni.Plugin{Context: ctx, Stdout: os.Stdout}
-	if e := skel.PluginMainFuncsWithError(plugin.Funcs(), cni.SupportedVersions(), "Godwit CNI plugin "+version); e != nil {
+	if e := skel.PluginMainFuncsWithError(plugin.Funcs(), wire.SupportedVersions(), "Godwit CNI plugin "+version); e != nil {
 		if err := e.Print(); err != nil {
 			fmt.Fprintln(os.Stderr, "godwit: print error:", err)
 		}

@@ -363,7 +363,12 @@ func TestCheckNoticesDifferences(t *testing.T) {
 		{"nothing", func(*bench, *wire.Request) {}, ""},
 		{"no link", func(b *bench, _ *wire.Request) { delete(b.node.links, name) }, "has no link " + name},
 		{"not bound", func(b *bench, _ *wire.Request) { s := b.node.ports[name]; s.Installed = false; b.node.ports[name] = s }, "OVN has not bound"},
-		{"another OVN port", func(b *bench, _ *wire.Request) { s := b.node.ports[name]; s.ID = "x"; b.node.ports[name] = s }, "want"},
+		{"another OVN port", func(b *bench, _ *wire.Request) { s := b.node.ports[name]; s.ID = "x"; b.node.ports[name] = s }, `has the OVN port (iface-id) "x", want "pod/ns/a/default"`},
+		{"another namespace", func(b *bench, _ *wire.Request) {
+			s := b.node.ports[name]
+			s.Owner.Netns = "/run/netns/x"
+			b.node.ports[name] = s
+		}, `has the network namespace "/run/netns/x", want "/proc/self/ns/net"`},
 		{"switch reports an error", func(b *bench, _ *wire.Request) {
 			s := b.node.ports[name]
 			s.Error = "no device"

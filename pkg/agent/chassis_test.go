@@ -89,7 +89,7 @@ func TestValidateReportsEveryError(t *testing.T) {
 		t.Errorf("a good configuration: %v", err)
 	}
 	bad := Config{
-		NodeName: "godwit-none", SBRemote: "192.0.2.1", OVSEndpoint: "x", Underlay: "10.0.0.0/99", MTU: 100, Datapath: "fast", JoinCIDRs: []string{"100.64.0.1/16"},
+		NodeName: "godwit-none", SBRemote: "192.0.2.1", OVSEndpoint: "x", Underlay: "10.0.0.0/99", MTU: 100, Datapath: "fast",
 		CNISocket: "x", CNIBinSource: "x", CNIBinDir: "x", CNIConfDir: "x", MetricsAddress: "x",
 	}
 	err := bad.Validate()
@@ -97,7 +97,7 @@ func TestValidateReportsEveryError(t *testing.T) {
 		t.Fatal("a bad configuration was accepted")
 	}
 	for _, want := range []string{
-		"--node-name godwit-none is reserved", "--sb-remote", "--ovs-db", "--underlay", "--mtu 100", "--datapath", "--join-cidrs", "--cni-socket",
+		"--node-name godwit-none is reserved", "--sb-remote", "--ovs-db", "--underlay", "--mtu 100", "--datapath", "--cni-socket",
 		"--cni-bin-source", "--cni-bin-dir", "--cni-conf-dir", "--metrics-address",
 	} {
 		if !strings.Contains(err.Error(), want) {

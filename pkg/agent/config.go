@@ -38,8 +38,6 @@ type Config struct {
 	MTU int
 	// Datapath is DatapathAuto, ovs.DatapathSystem or ovs.DatapathNetdev.
 	Datapath string
-	// JoinCIDRs are the networks of the join switch: pods reach them without masquerade.
-	JoinCIDRs []string
 	// CNISocket is where godwit-cni reaches the agent; the same path on the host.
 	CNISocket string
 	// CNIBinSource is the godwit-cni that CNIBinDir gets a copy of. CNIConfDir gets the CNI configuration.
@@ -53,7 +51,7 @@ type Config struct {
 // Defaults fills in what a usual node needs. NodeName and SBRemote have none.
 func Defaults() Config {
 	return Config{
-		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, JoinCIDRs: []string{"100.64.0.0/16"}, CNISocket: wire.DefaultSocket,
+		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
 	}
 }
@@ -85,11 +83,6 @@ func (c *Config) Validate() error {
 	if c.Datapath != DatapathAuto && c.Datapath != ovs.DatapathSystem && c.Datapath != ovs.DatapathNetdev {
 		bad("--datapath %q is none of auto, system, netdev", c.Datapath)
 	}
-	for _, s := range c.JoinCIDRs {
-		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() {
-			bad("--join-cidrs: %q is not a network address with a prefix length", s)
-		}
-	}
 	for flag, path := range map[string]string{
 		"--cni-socket": c.CNISocket, "--cni-bin-source": c.CNIBinSource, "--cni-bin-dir": c.CNIBinDir, "--cni-conf-dir": c.CNIConfDir,
 	} {
@@ -112,18 +105,4 @@ func validRemote(remotes string) error {
 		return fmt.Errorf("--sb-remote %q: %q is not tcp:IP:PORT, ssl:IP:PORT or unix:/PATH", remotes, r)
 	}
 	return nil
-}
-
-// joinPrefixes parses JoinCIDRs, which Validate has checked.
-func (c *Config) joinPrefixes() []netip.Prefix { return prefixes(c.JoinCIDRs) }
-
-// prefixes drops what does not parse.
-func prefixes(texts []string) []netip.Prefix {
-	out := make([]netip.Prefix, 0, len(texts))
-	for _, s := range texts {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			out = append(out, p.Masked())
-		}
-	}
-	return out
 }

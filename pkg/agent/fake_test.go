@@ -24,6 +24,8 @@ type fakeNode struct {
 	ports  map[string]ovs.PortStatus
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
+	// masquerade is what was asked for last.
+	masquerade netdev.Masquerade
 	// bind is what OVN does with a new port; nil binds it.
 	bind func(p *ovs.PortStatus)
 	// open: OVN does not block ports.
@@ -78,8 +80,8 @@ func (n *fakeNode) ConfigureGateway(netdev.Gateway) error            { return n.
 func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {
 	return n.op("SyncRoutes", func() { n.routes = routes })
 }
-func (n *fakeNode) Masquerade(context.Context, netdev.Masquerade) error {
-	return n.op("Masquerade", func() {})
+func (n *fakeNode) Masquerade(_ context.Context, m netdev.Masquerade) error {
+	return n.op("Masquerade", func() { n.masquerade = m })
 }
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 

@@ -174,16 +174,21 @@ func podRoutes(podCIDRs []netip.Prefix, join v1alpha1.Join) []netdev.Route {
 	return out
 }
 
-// sortedPrefixes parses, sorts and removes duplicates, so that equal inputs are equal values.
+// sortedPrefixes parses, sorts and removes duplicates, so that equal inputs are equal values. What does not parse is left out.
 func sortedPrefixes(texts []string) []netip.Prefix {
-	out := prefixes(texts)
+	out := make([]netip.Prefix, 0, len(texts))
+	for _, s := range texts {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
 }
 
 func (g *gateway) masqueradePods(ctx context.Context, podCIDRs []netip.Prefix, join v1alpha1.Join) error {
-	want := netdev.Masquerade{Sources: podCIDRs, Except: g.cfg.joinPrefixes(), Gateway: ident.GatewayInterface}
-	for _, ip := range join.IPs {
+	want := netdev.Masquerade{Sources: podCIDRs, Gateway: ident.GatewayInterface}
+	for _, ip := range join.IPs { // the whole range between router and nodes: the annotation has its prefix length
 		want.Except = append(want.Except, ip.Masked())
 	}
 	g.mu.Lock()

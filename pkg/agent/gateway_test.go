@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -48,6 +49,20 @@ func TestUnroutableSubnetIsAReason(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"10.244.0.0/16", "10.245.0.0/16"}, routed(n)); diff != "" {
 		t.Errorf("routes after the link is gone (-want +got):\n%s", diff)
+	}
+}
+
+// What pods send to the network between router and nodes is not masqueraded: the Node's annotation says which that is, and no setting of the agent.
+func TestJoinNetworkIsNotMasqueraded(t *testing.T) {
+	n := newFakeNode()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(1).Text()}}}
+	in := gatewayInput{node: node, podCIDRs: sortedPrefixes([]string{"10.244.0.0/16", "no range", "10.244.0.0/16"}), mtu: 1442, datapath: ovs.DatapathNetdev}
+	if err := (&gateway{cfg: Config{NodeName: "one"}, host: n}).reconcile(t.Context(), n, in); err != nil {
+		t.Fatal(err)
+	}
+	got := []string{fmt.Sprint(n.masquerade.Sources), fmt.Sprint(n.masquerade.Except)}
+	if diff := cmp.Diff([]string{"[10.244.0.0/16]", "[100.64.0.0/16 fd64::/64]"}, got); diff != "" {
+		t.Errorf("masqueraded, and what is not (-want +got):\n%s", diff)
 	}
 }
 

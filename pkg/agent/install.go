@@ -72,7 +72,7 @@ func (i *installer) conflist() (conf []byte, missing []string, err error) {
 	}
 	conf, err = json.MarshalIndent(map[string]any{
 		// Runtimes of before CNI 1.1 read cniVersion alone; later ones pick the highest that they know of cniVersions.
-		"cniVersion": "1.0.0", "cniVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"},
+		"cniVersion": "1.0.0", "cniVersions": wire.SupportedVersions().SupportedVersions(),
 		"name": networkName, "plugins": plugins,
 	}, "", "  ")
 	if err != nil {

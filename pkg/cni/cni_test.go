@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	plugin := &Plugin{Context: context.Background(), Stdout: os.Stdout}
-	if e := skel.PluginMainFuncsWithError(plugin.Funcs(), SupportedVersions(), "test"); e != nil {
+	if e := skel.PluginMainFuncsWithError(plugin.Funcs(), wire.SupportedVersions(), "test"); e != nil {
 		_ = e.Print()
 		os.Exit(1)
 	}
@@ -128,7 +128,7 @@ func podResult(netns string) *wire.Result {
 func TestAdd(t *testing.T) {
 	agent, ns := newFakeAgent(t), podNetns(t)
 	agent.result = podResult(ns)
-	for _, version := range SupportedVersions().SupportedVersions() {
+	for _, version := range wire.SupportedVersions().SupportedVersions() {
 		out, failure := call{command: "ADD", netns: ns, version: version, args: podArgs}.run(t, agent.socket)
 		if failure != nil {
 			t.Errorf("%s: %v", version, failure)

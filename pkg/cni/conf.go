@@ -34,11 +34,6 @@ type netConf struct {
 	previous *current.Result
 }
 
-// SupportedVersions of the CNI specification.
-func SupportedVersions() version.PluginInfo {
-	return version.VersionsStartingFrom("0.3.1")
-}
-
 // parseConf reads the configuration with its prevResult; its errors are *types.Error.
 func parseConf(stdin []byte) (*netConf, error) {
 	c := &netConf{}

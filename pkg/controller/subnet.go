@@ -106,7 +106,7 @@ func (r *subnetReconciler) decide(ctx context.Context, subnet *v1alpha1.Subnet) 
 	}
 	for _, c := range spec.CIDRs {
 		if !hasFamily(r.join.CIDRs, c) {
-			return invalid(fmt.Sprintf("%s: the join network has no range of this family: start godwit-controller and godwit-agent with --join-cidrs for it", c))
+			return invalid(fmt.Sprintf("%s: the join network has no range of this family: start godwit-controller with --join-cidrs for it", c))
 		}
 	}
 	return spec, condition(metav1.ConditionTrue, reasonReady, "pods get addresses from this Subnet"), nil

@@ -12,12 +12,16 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // PluginName is the plugin's name in a CNI configuration ("type"), and so its file's name in the runtime's directory.
 const PluginName = "godwit"
+
+// SupportedVersions of the CNI specification: those that the plugin answers to and that its configuration names.
+func SupportedVersions() version.PluginInfo { return version.VersionsStartingFrom("0.3.1") }
 
 const (
 	// Version is of the types below. Both ends are installed together; a request of another version is refused by name.

@@ -84,7 +84,7 @@ func (n *Node) startAgent(ctx context.Context) error {
 		return err
 	}
 	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+config, "--ovs-db=unix:"+n.socket(),
-		fmt.Sprintf("--sb-remote=tcp:%s:%d", host(vm.Network, hubHost), sbPort), "--underlay="+underlayNet.String(), "--join-cidrs="+joinCIDRs,
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", host(vm.Network, hubHost), sbPort), "--underlay="+underlayNet.String(),
 		"--cni-socket="+n.dir()+"/cni.sock", "--cni-bin-dir="+n.binDir(), "--cni-conf-dir="+n.confDir(),
 		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String()); err != nil {
 		return err
