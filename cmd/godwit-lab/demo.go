@@ -27,17 +27,14 @@ func (o *options) demoCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("find this program: %w", err)
 			}
-			_, err = o.open()
-			stays := !errors.Is(err, lab.ErrNoLab)
-			c.Name, c.Log, c.Program = o.name, o.logger(), self
+			c.Name, c.Log, c.Program, c.Own = o.name, o.logger(), self, true
 			d.Log, d.Out = c.Log, os.Stdout
-			if stays {
-				c.Log.Info("there is a lab: it is used, and stays until godwit-lab down")
-			}
 			if d.Lab, err = lab.Up(cmd.Context(), c); err != nil {
 				return err
 			}
-			if !stays {
+			if !d.Lab.Owned() {
+				c.Log.Info("there was a lab: it is used, and stays until godwit-lab down")
+			} else {
 				defer func() {
 					ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), demoDownTimeout)
 					defer cancel()

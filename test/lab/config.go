@@ -57,6 +57,8 @@ type Config struct {
 	Reload bool
 	// Keep leaves what there is when Up fails or is interrupted, for a look at it. Otherwise a new lab is removed then; an existing one never is.
 	Keep bool
+	// Own makes a new lab, and one whose owner has died, this process's: Owned says so, it is to be removed in the end, and nobody else's Up uses it meanwhile.
+	Own bool
 	// Log gets the progress.
 	Log *slog.Logger
 }

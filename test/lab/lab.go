@@ -53,6 +53,13 @@ func (l *Lab) LogTo(log *slog.Logger) { l.log = log }
 // Dir is the lab's directory.
 func (l *Lab) Dir() string { return l.dir }
 
+// Owned says whether the lab is this process's, which has to remove it: see Config.Own.
+func (l *Lab) Owned() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.Owner.Pid == os.Getpid() && l.state.Owner.alive()
+}
+
 // Kubeconfig is the path of the administrator's kubeconfig, for use on this machine.
 func (l *Lab) Kubeconfig() string { return l.path(kubeconfigFile) }
 

@@ -35,6 +35,8 @@ type state struct {
 	Port int `json:"port"`
 	// Complete is set when an Up has succeeded: from then on a failing Up repairs, and does not remove.
 	Complete bool `json:"complete"`
+	// Owner is the process that will remove the lab when it is done with it; zero for a lab that stays.
+	Owner process `json:"owner,omitzero"`
 	// Image is the digest of the Godwit image whose pods run.
 	Image string `json:"image,omitempty"`
 	// Machines by name: hub, node1…, outside.
@@ -78,6 +80,20 @@ func (p process) alive() bool {
 	start, running, err := procStat(p.Pid)
 	boot, bootErr := bootID()
 	return err == nil && bootErr == nil && running && start == p.Start && boot == p.Boot
+}
+
+// take makes the lab the calling process's if c wants it so and it is not there to stay, else nobody's. It fails while the lab is another process's, which would
+// remove it under the caller's feet.
+func (s *state) take(c Config) (err error) {
+	if s.Owner.alive() && s.Owner.Pid != os.Getpid() {
+		return fmt.Errorf("lab %s belongs to process %d, which removes it when it is done: wait for its end, or use another lab with --name", s.Name, s.Owner.Pid)
+	}
+	stays := len(s.Machines) > 0 && s.Owner.Pid == 0
+	s.Owner = process{}
+	if c.Own && !stays {
+		s.Owner, err = identify(os.Getpid())
+	}
+	return err
 }
 
 func bootID() (string, error) {

@@ -92,3 +92,37 @@ func TestHostAddresses(t *testing.T) {
 		t.Errorf("ipv6: %s", got)
 	}
 }
+
+// TestLabOfADemoIsNobodyElses: what removes a lab in the end owns it; others neither use it meanwhile nor find it afterwards as one that stays.
+func TestLabOfADemoIsNobodyElses(t *testing.T) {
+	sleep := exec.Command("sleep", "1000")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	other, err := identify(sleep.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]*machine{hubName: {}}
+	s := &state{Name: "default", Machines: there, Owner: other}
+	if err := s.take(Config{}); err == nil || s.Owner != other {
+		t.Errorf("a lab of another process was taken from it: %v, owner %+v", err, s.Owner)
+	}
+	_ = sleep.Process.Kill()
+	_ = sleep.Wait()
+	for name, tt := range map[string]struct {
+		s    state
+		c    Config
+		want int
+	}{
+		"a new one of a demo":             {state{}, Config{Own: true}, os.Getpid()},
+		"a new one that stays":            {state{}, Config{}, 0},
+		"one that stays, used by a demo":  {state{Machines: there}, Config{Own: true}, 0},
+		"a dead demo's, used by the next": {state{Machines: there, Owner: other}, Config{Own: true}, os.Getpid()},
+		"a dead demo's, and now it stays": {state{Machines: there, Owner: other}, Config{}, 0},
+	} {
+		if err := tt.s.take(tt.c); err != nil || tt.s.Owner.Pid != tt.want {
+			t.Errorf("%s: %v, owner %d: want owner %d", name, err, tt.s.Owner.Pid, tt.want)
+		}
+	}
+}

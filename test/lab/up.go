@@ -75,6 +75,9 @@ func record(dir string, s *state, c Config) (*Lab, error) {
 		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s: remove it with godwit-lab down to have %d nodes, %s, %s",
 			s.Name, s.Nodes, s.IPFamily, s.CNI, c.Nodes, c.IPFamily, c.CNI)
 	}
+	if err := s.take(c); err != nil {
+		return nil, err
+	}
 	s.Nodes = c.Nodes
 	return &Lab{dir: dir, log: c.Log, state: s}, writeState(dir, s)
 }

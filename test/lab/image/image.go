@@ -78,7 +78,11 @@ func (img Image) Write(archive string) (digest string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("write image %s: %w", img.Ref, err)
 	}
-	defer func() { err = errors.Join(err, layer.Close(), os.Remove(layer.Name())) }()
+	defer func() { err = errors.Join(err, layer.Close()) }()
+	// Nobody else opens it, and without a name it goes with this process.
+	if err := os.Remove(layer.Name()); err != nil {
+		return "", fmt.Errorf("write image %s: %w", img.Ref, err)
+	}
 	sum := sha256.New()
 	if err := writeLayer(io.MultiWriter(layer, sum), img.Files); err != nil {
 		return "", fmt.Errorf("write image %s: %w", img.Ref, err)

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -108,15 +109,15 @@ func (b Build) Run(ctx context.Context, log *slog.Logger) error {
 	args = append(append(args, "-o", b.Out+"/"), b.Packages...)
 	cmd := exec.CommandContext(ctx, goTool, args...)
 	cmd.Dir = b.Dir
-	tmp, err := os.MkdirTemp(os.Getenv("GOTMPDIR"), "godwit-build-")
-	if err != nil {
+	// go build leaves its temporary files, up to gigabytes, when it is interrupted. Here the next build finds them, whatever becomes of this process.
+	tmp := filepath.Join(b.Out, ".build")
+	if err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
 		return fmt.Errorf("build in %s: %w", b.Dir, err)
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	// The build does not depend on the caller's flags: the build cache is shared by all that build with these.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOTMPDIR="+tmp)
-	// go build leaves what it has in the temporary directory when it is interrupted: up to gigabytes. It is asked to end with its compilers, which it waits
-	// for, so that nobody writes there any more.
+	// It is asked to end with its compilers, which it waits for, so that nobody writes there any more.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = endTimeout
 	stderr, err := cmd.StderrPipe()
@@ -148,7 +149,7 @@ func Advice(said string) string {
 		}
 	}
 	if strings.Contains(said, "no space left on device") {
-		return "\nspace is needed in GODWIT_CACHE (1 GB), in what go env GOCACHE GOMODCACHE prints (7 GB), or in TMPDIR: each can be set to another directory"
+		return "\nspace is needed in GODWIT_CACHE (2 GB) or in what go env GOCACHE GOMODCACHE prints (8 GB): each can be set to another directory"
 	}
 	return ""
 }
