@@ -128,7 +128,7 @@ func (a *Agent) preflight() {
 func (a *Agent) serveBoth(ctx context.Context, cni, health net.Listener) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for srv, l := range map[*http.Server]net.Listener{
-		wire.NewServer(ctx, a.log, a.attacher.handle): cni, healthServer(a.ready, a.registry, a.log): health,
+		wire.NewServer(ctx, a.log, a.attacher.handle): cni, healthServer(a.ready, a.registry, a.log): limit(health, a.log),
 	} {
 		g.Go(func() error { return serve(gctx, a.log, srv, l) })
 	}

@@ -50,7 +50,7 @@ func newServer(ctx context.Context, s *server) *http.Server {
 	mux.HandleFunc("POST "+path, s.serve)
 	return &http.Server{
 		// Not ReadTimeout: it goes on counting while the operation runs, and would end it.
-		Handler: mux, ReadHeaderTimeout: s.readTimeout,
+		Handler: mux, ReadHeaderTimeout: s.readTimeout, IdleTimeout: s.readTimeout,
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -178,6 +179,29 @@ func TestOperationMayOutlastTheRequestsArrival(t *testing.T) {
 	defer cancel()
 	if _, err := NewClient(socket).Do(ctx, validAdd()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A connection that says nothing more after its request is closed: it must not stay for the agent's life.
+func TestIdleConnectionEnds(t *testing.T) {
+	socket := startServerWith(t, &server{
+		log: slog.New(slog.DiscardHandler), readTimeout: 300 * time.Millisecond, handle: func(context.Context, *Request) (*Result, error) { return nil, nil },
+	})
+	conn, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the server closes it
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	body := fmt.Sprintf(`{"version":%d,"command":"STATUS","timeoutMillis":1000}`, Version)
+	if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200") {
+		t.Errorf("answer %q (%v), want 200 and the end of the connection", answer, err)
 	}
 }
 
