@@ -53,7 +53,7 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 		return tunnel{}, nil, err
 	}
 	// Before the chassis: ovn-controller makes a missing bridge itself, with a datapath of its own choice.
-	if _, err := db.EnsureBridge(ctx, datapath); err != nil {
+	if err := db.EnsureBridge(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
 	}
 	changed, err := db.EnsureChassis(ctx, ovs.Chassis{

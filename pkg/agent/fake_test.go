@@ -114,8 +114,8 @@ func (n *fakeNode) Ping(context.Context) error { return n.op("Ping", func() {}) 
 func (n *fakeNode) SupportsDatapath(context.Context, string) error {
 	return n.op("SupportsDatapath", func() {})
 }
-func (n *fakeNode) EnsureBridge(context.Context, string) (bool, error) {
-	return false, n.op("EnsureBridge", func() {})
+func (n *fakeNode) EnsureBridge(context.Context, string) error {
+	return n.op("EnsureBridge", func() {})
 }
 func (n *fakeNode) EnsureChassis(context.Context, ovs.Chassis) ([]string, error) {
 	return nil, n.op("EnsureChassis", func() {})

@@ -32,7 +32,7 @@ type hostNetwork interface {
 type switchDB interface {
 	Ping(ctx context.Context) error
 	SupportsDatapath(ctx context.Context, datapath string) error
-	EnsureBridge(ctx context.Context, datapath string) (created bool, err error)
+	EnsureBridge(ctx context.Context, datapath string) error
 	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
 
 	EnsurePort(ctx context.Context, p ovs.Port) error

@@ -15,7 +15,7 @@ import (
 // TestWaitBlocked adds flows as ovn-controller does, one after another; only the last one blocks the port.
 func TestWaitBlocked(t *testing.T) {
 	c, host := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	of := map[string]int{}

@@ -91,19 +91,16 @@ func (c *Client) root(ctx context.Context) (*vswitchdb.OpenvSwitch, error) {
 }
 
 // EnsureBridge makes the integration bridge, or gives the existing one the fail mode and datapath type that OVN needs.
-func (c *Client) EnsureBridge(ctx context.Context, datapath string) (created bool, err error) {
+func (c *Client) EnsureBridge(ctx context.Context, datapath string) error {
 	br, err := c.integrationBridge(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if br == nil {
-		if err := c.createBridge(ctx, datapath); err != nil {
-			return false, err
-		}
-		return true, nil
+		return c.createBridge(ctx, datapath)
 	}
 	if br.DatapathType == datapath && br.FailMode != nil && *br.FailMode == vswitchdb.BridgeFailModeSecure {
-		return false, nil
+		return nil
 	}
 	br.DatapathType, br.FailMode = datapath, ptr(vswitchdb.BridgeFailModeSecure)
 	ops, err := c.ovsdb.Where(br).Update(br, &br.DatapathType, &br.FailMode)
@@ -111,9 +108,9 @@ func (c *Client) EnsureBridge(ctx context.Context, datapath string) (created boo
 		err = c.transact(ctx, ops)
 	}
 	if err != nil {
-		return false, fmt.Errorf("update bridge %s: %w", ident.IntegrationBridge, err)
+		return fmt.Errorf("update bridge %s: %w", ident.IntegrationBridge, err)
 	}
-	return false, nil
+	return nil
 }
 
 func (c *Client) createBridge(ctx context.Context, datapath string) error {

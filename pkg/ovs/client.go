@@ -123,24 +123,19 @@ func dbModel() (model.ClientDBModel, error) {
 	if err != nil {
 		return model.ClientDBModel{}, fmt.Errorf("make model of the Open_vSwitch database: %w", err)
 	}
-	db.SetIndexes(map[string][]model.ClientIndex{
-		vswitchdb.InterfaceTable: {
-			{Columns: []model.ColumnKey{{Column: "external_ids", Key: keyIfaceID}}},
-			{Columns: []model.ColumnKey{{Column: "external_ids", Key: keyContainer}}},
-		},
-	})
 	return db, nil
 }
 
-// monitor subscribes to the columns that are read: the statistics, which change every five seconds, are not among them.
+// monitor subscribes to the columns that are read. The statistics, which change every five seconds, are not among them, nor are the bridge's external_ids, where
+// ovn-controller keeps the connection tracking zones of ports: they would wake the node's loop for every pod.
 func (c *Client) monitor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
 	defer cancel()
 	root, br, port, iface := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}
 	_, err := c.ovsdb.Monitor(ctx, c.ovsdb.NewMonitor(
-		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes, &root.OVSVersion),
-		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.DatapathType, &br.ExternalIDs),
-		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs),
+		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes),
+		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.DatapathType),
+		client.WithTable(port, &port.Name, &port.Interfaces),
 		client.WithTable(iface, &iface.Name, &iface.Type, &iface.MAC, &iface.MTURequest, &iface.ExternalIDs, &iface.Ofport, &iface.Error),
 	))
 	if err != nil {

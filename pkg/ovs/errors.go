@@ -6,8 +6,6 @@ import "errors"
 var (
 	// ErrUnreachable: the database did not answer in time.
 	ErrUnreachable = errors.New("database not reachable")
-	// ErrNoBridge: the integration bridge does not exist (yet).
-	ErrNoBridge = errors.New("no integration bridge")
 	// ErrNoPort: there is no such port.
 	ErrNoPort = errors.New("no such port")
 	// ErrInterface: ovs-vswitchd could not use the interface; the text is its own.

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/ovn-kubernetes/libovsdb/cache"
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 	"github.com/vishvananda/netlink"
@@ -90,7 +92,7 @@ func TestBridge(t *testing.T) {
 	}
 	// ovn-controller makes the bridge itself, with the default datapath type, if it is first; both ways must end the same.
 	for range 2 {
-		if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+		if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,10 +127,64 @@ func TestCreateBridge(t *testing.T) {
 	if br != nil {
 		deleteBridge(t, c, br)
 	}
-	for _, want := range []bool{true, false} {
-		if created, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil || created != want {
-			t.Errorf("EnsureBridge created %v (%v), want %v", created, err, want)
+	var made []string
+	for range 2 { // the second time it is there
+		if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+			t.Fatal(err)
 		}
+		br, err := c.integrationBridge(t.Context())
+		if err != nil || br == nil {
+			t.Fatalf("no bridge: %v", err)
+		}
+		made = append(made, br.UUID)
+	}
+	if made[0] != made[1] {
+		t.Errorf("EnsureBridge made the bridge %v, want it once", made)
+	}
+}
+
+// ovn-controller writes a connection tracking zone for every pod's port to the bridge: it must not wake the node's loop.
+func TestZonesAreNoConfigChange(t *testing.T) {
+	c, _ := connect(t)
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+		t.Fatal(err)
+	}
+	ports, others := make(chan struct{}, 100), make(chan string, 100)
+	c.ovsdb.Cache().AddEventHandler(&cache.EventHandlerFuncs{UpdateFunc: func(_ string, old, row model.Model) {
+		was, ok := old.(*vswitchdb.Bridge)
+		if !ok {
+			return
+		}
+		switch now := row.(*vswitchdb.Bridge); {
+		case !slices.Equal(was.Ports, now.Ports):
+			ports <- struct{}{}
+		case was.DatapathType == now.DatapathType && cmp.Equal(was.FailMode, now.FailMode): // else it is EnsureBridge's
+			others <- cmp.Diff(was, now)
+		}
+	}})
+	br, err := c.integrationBridge(t.Context())
+	if err != nil || br == nil {
+		t.Fatalf("no bridge: %v", err)
+	}
+	ops, err := c.setKeys(br, &br.ExternalIDs, map[string]string{"ct-zone-pod/ns/a/default": "7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.transact(t.Context(), ops); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.EnsurePort(t.Context(), podPort("gw1", "c1")); err != nil { // what comes after it
+		t.Fatal(err)
+	}
+	select {
+	case <-ports:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a port on the bridge was not told")
+	}
+	select {
+	case diff := <-others: // the zone's event would have come before the port's
+		t.Errorf("the bridge is told to have changed:\n%s", diff)
+	default:
 	}
 }
 
@@ -183,7 +239,7 @@ func addLink(t *testing.T, host *ovntest.OVSHost, name string) {
 
 func TestPorts(t *testing.T) {
 	c, host := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	first, second := podPort("gw1", "c1"), podPort("gw2", "c2")
@@ -249,7 +305,7 @@ func noOrphans(t *testing.T, c *Client) {
 
 func TestForeignPortIsNotTouched(t *testing.T) {
 	c, _ := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	br, err := c.integrationBridge(t.Context())
@@ -283,7 +339,7 @@ func TestForeignPortIsNotTouched(t *testing.T) {
 
 func TestInternalPortIsUpdatedInPlace(t *testing.T) {
 	c, host := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	p := Port{Name: "ovn0", Internal: true, ID: ident.NodePort("one"), MAC: "0a:67:64:40:00:0b", MTU: 1442}
@@ -321,7 +377,7 @@ func waitLink(t *testing.T, host *ovntest.OVSHost, name string, ok func(*net.Int
 
 func TestWaitInstalled(t *testing.T) {
 	c, host := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	addLink(t, host, "gw1")
@@ -375,7 +431,7 @@ func setInstalled(t *testing.T, c *Client, name string) {
 
 func TestWaitInstalledReportsTheSwitchsError(t *testing.T) {
 	c, _ := connect(t)
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.EnsurePort(t.Context(), podPort("gw1", "c1")); err != nil { // there is no link gw1

@@ -173,7 +173,7 @@ func (c *Client) EnsurePort(ctx context.Context, p Port) error {
 		return err
 	}
 	if br == nil {
-		return fmt.Errorf("add port %s: %w: %s", p.Name, ErrNoBridge, ident.IntegrationBridge)
+		return fmt.Errorf("add port %s: there is no bridge %s: somebody removed it, and the agent makes it again; try again", p.Name, ident.IntegrationBridge)
 	}
 	ops, err := c.removeOps(ctx, br, rows)
 	if err != nil {

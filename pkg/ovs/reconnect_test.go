@@ -90,7 +90,7 @@ func TestReconnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
 		t.Fatal(err)
 	}
 	addLink(t, host, "gw1")
