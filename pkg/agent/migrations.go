@@ -12,7 +12,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
 
-// indexMigration finds a PortMigration by its migration's UID.
+// indexMigration finds a PortMigration by its namespace and its migration's UID.
 const indexMigration = "migration"
 
 // migrations holds the PortMigrations that begin or end on the node.
@@ -28,7 +28,7 @@ func newMigrations(src Sources, changed func()) (migrations, error) {
 			if !ok {
 				return nil, nil
 			}
-			return []string{string(pm.Spec.Migration.UID)}, nil
+			return []string{migrationIndex(pm.Namespace, pm.Spec.Migration.UID)}, nil
 		}})
 		_, err := m[s].AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { changed() }, UpdateFunc: func(any, any) { changed() }, DeleteFunc: func(any) { changed() },
@@ -50,9 +50,11 @@ func (m migrations) run(ctx context.Context) {
 	wg.Wait()
 }
 
+func migrationIndex(namespace string, uid types.UID) string { return namespace + "/" + string(uid) }
+
 // get is nil if there is none.
-func (m migrations) get(s side, migration types.UID) *v1alpha1.PortMigration {
-	objs, err := m[s].GetIndexer().ByIndex(indexMigration, string(migration))
+func (m migrations) get(key watchKey) *v1alpha1.PortMigration {
+	objs, err := m[key.side].GetIndexer().ByIndex(indexMigration, migrationIndex(key.namespace, key.migration))
 	if err != nil || len(objs) == 0 {
 		return nil
 	}

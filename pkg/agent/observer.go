@@ -80,7 +80,9 @@ type observer struct {
 
 // watchKey is one side of one migration.
 type watchKey struct {
-	side      side
+	side side
+	// namespace is the VM's. It belongs to the key: whoever writes PortMigrations in another namespace has no say in this one's, whatever UID they name.
+	namespace string
 	migration types.UID
 }
 
@@ -146,7 +148,7 @@ func (o *observer) wanted() []*watch {
 	defer o.mu.Unlock()
 	for _, s := range []side{sideSource, sideTarget} {
 		for _, pm := range o.migrations.running(s) {
-			key := watchKey{s, pm.Spec.Migration.UID}
+			key := watchKey{s, pm.Namespace, pm.Spec.Migration.UID}
 			if o.watches[key] == nil {
 				o.watches[key] = newWatch(o, key, launcherOf(pm, s))
 				o.watches[key].known = true
@@ -200,7 +202,7 @@ func (o *observer) target(at *attachment) *watch {
 	if o == nil || at.id.Attach == nil || at.id.Attach.Migration == "" {
 		return nil
 	}
-	key := watchKey{sideTarget, types.UID(at.id.Attach.Migration)}
+	key := watchKey{sideTarget, at.req.Pod.Namespace, types.UID(at.id.Attach.Migration)}
 	l := launcher{key: types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}, uid: types.UID(at.id.UID)}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -133,4 +134,33 @@ func (r *records) reported(t *testing.T, pm *v1alpha1.PortMigration, s side) v1a
 	}
 	t.Fatalf("status.%s of PortMigration %s was not written", s, pm.Name)
 	return v1alpha1.Observation{}
+}
+
+// A record in another namespace that names a migration's UID has no say in it: the VM is announced, and what was seen goes to its own record.
+func TestRecordOfAnotherNamespace(t *testing.T) {
+	w := newWatched(t)
+	forged := w.pm.DeepCopy()
+	forged.Namespace, forged.Status.Result = "other", v1alpha1.MigrationSucceeded
+	w.records.add(forged)
+	eventually(t, "the other namespace's record", func() error {
+		if len(w.observer.migrations[sideTarget].GetStore().List()) == 0 {
+			return errors.New("the observer has not seen it")
+		}
+		return nil
+	})
+	w.target(t)
+	w.pods.Modify(readyPod())
+	eventually(t, "announcement", func() error {
+		if w.links.sends() == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	w.records.add(w.pm)
+	if got := w.records.reported(t, w.pm, sideTarget); got.Announced == nil {
+		t.Errorf("reported %+v, want the announcement", got)
+	}
+	if got := w.records.status(forged); got.Target != nil {
+		t.Errorf("reported to the other namespace's record: %+v", got.Target)
+	}
 }

@@ -63,7 +63,7 @@ func (w *watch) news(pm *v1alpha1.PortMigration, ports []sighting) (o v1alpha1.O
 
 // leave reports what was seen when the agent ends before the migration does: the next one goes on from there.
 func (w *watch) leave(ctx context.Context) {
-	pm := w.o.migrations.get(w.key.side, w.key.migration)
+	pm := w.o.migrations.get(w.key)
 	if pm == nil {
 		return
 	}

@@ -109,7 +109,7 @@ func (w *watch) run(ctx context.Context) {
 
 // step reads everything again and does what is due. It is to be called again after an event, or after so long.
 func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
-	pm := w.o.migrations.get(w.key.side, w.key.migration)
+	pm := w.o.migrations.get(w.key)
 	switch {
 	case w.isReplaced():
 		return 0, true
