@@ -30,8 +30,8 @@ const bootedEnv = "GODWIT_LAB_BOOTED"
 
 // Run is pid 1 of the machine that specPath describes. It returns when the machine has been asked to stop, or could not start.
 //
-// The first stage enters the machine's control groups and makes them the root of a new cgroup namespace, which a thread does for itself only;
-// executing the program again makes it so for all threads.
+// The first stage enters the machine's control groups and makes them the root of a new cgroup namespace, and a chroot the root of the mount namespace, which a
+// thread does for itself only; executing the program again makes it so for all threads.
 func Run(ctx context.Context, log *slog.Logger, specPath string) error {
 	spec, err := ReadSpec(specPath)
 	if err != nil {
@@ -82,6 +82,9 @@ func firstStage(spec *Spec) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
+	}
+	if err := leaveChroot(); err != nil {
+		return fmt.Errorf("make this chroot the machine's root: %w", err)
 	}
 	// Nothing of the caller's environment: a proxy setting, for one, would keep kubelets from the API server.
 	env := []string{bootedEnv + "=1", "HOME=/root", "LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
