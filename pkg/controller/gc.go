@@ -121,7 +121,7 @@ func (g *garbageCollector) putBack(ctx context.Context) error {
 			return fmt.Errorf("read %T: %w", kind.list, err)
 		}
 	}
-	return errors.Join(g.alloc.enqueuePods(ctx, outdated), g.policies.compareAll(ctx))
+	return errors.Join(g.alloc.enqueuePods(ctx, outdated), g.policies.verify(ctx))
 }
 
 func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) error {

@@ -23,6 +23,9 @@ import (
 // compareRetry is how long to wait when the rows of policies cannot be compared with the database.
 const compareRetry = time.Second
 
+// verifyTries is how often in a row the database must differ to be mended.
+const verifyTries = 3
+
 // policies is what NetworkPolicies come to, and whom they are about. The reconcilers of pods, VMs, nodes, namespaces and policies tell it what they see, and make its
 // changes (pending) part of the transaction that they write: a port is in its groups from its first moment, and an address is in no set any more when it is
 // given back. It is a manager.Runnable, which compares everything with the database when what it holds is not known. It is safe for concurrent use.
@@ -245,15 +248,30 @@ func (p *policies) Start(ctx context.Context) error {
 		case <-retry.C:
 		case <-p.again:
 		}
-		if err := p.nb.Apply(ctx, p.writer.Compare(), p.pending()); err != nil && ctx.Err() == nil {
-			p.log.Error("NetworkPolicies", "error", err, "again", compareRetry)
-			retry.Reset(compareRetry)
+		err := p.nb.Apply(ctx, p.writer.Compare(), p.pending())
+		if err == nil || ctx.Err() != nil {
+			continue
 		}
+		p.log.Error("NetworkPolicies are not written: they are compared with the northbound database and tried again", "error", err, "in", compareRetry)
+		_ = p.nb.Apply(ctx, p.writer.Stale()) // of its own it fails only with the context
+		retry.Reset(compareRetry)
 	}
 }
 
-// compareAll lets everything be compared with the database.
-func (p *policies) compareAll(ctx context.Context) error {
+// verify looks whether the database has what it should, and lets it be mended. What is being written at the moment looks like a difference too, and is none.
+func (p *policies) verify(ctx context.Context) error {
+	for range verifyTries {
+		differs, err := p.writer.Differs(ctx, p.nb)
+		if err != nil || !differs {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(compareRetry):
+		}
+	}
+	p.log.Warn("the northbound rows of NetworkPolicies are not as they should be: somebody has changed them; they are mended")
 	if err := p.nb.Apply(ctx, p.writer.Stale()); err != nil {
 		return err
 	}

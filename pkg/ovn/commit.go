@@ -28,7 +28,7 @@ type step struct {
 	op ovsdb.Operation
 	// fails is, for a guard, the error that its failure means.
 	fails error
-	// settled, if given, is told in the commit loop what has become of it, before anything else is committed.
+	// settled, if given, is told in the commit loop what has become of it, before anything else is committed. An error that is refused says that it changed nothing.
 	settled func(ovsdb.OperationResult, error)
 }
 
@@ -142,6 +142,7 @@ func (nb *NB) commit(ctx context.Context, batch []*request) (sent bool) {
 		}
 		return true
 	}
+	settle(steps, nil, err)
 	for _, r := range pending {
 		nb.begin()
 		s, err := nb.steps(ctx, r)
@@ -179,6 +180,7 @@ func (nb *NB) steps(ctx context.Context, r *request) ([]step, error) {
 	for _, c := range r.changes {
 		s, err := c(ctx, nb)
 		if err != nil {
+			settle(all, nil, refused{err}) // nothing of it is sent
 			return nil, err
 		}
 		all = append(all, s...)
@@ -186,7 +188,7 @@ func (nb *NB) steps(ctx context.Context, r *request) ([]step, error) {
 	return all, nil
 }
 
-// refused marks an error that the database gave, as opposed to one of reaching it.
+// refused marks an error with which nothing has been changed: one that the database gave, as opposed to one of reaching it.
 type refused struct{ error }
 
 func (r refused) Unwrap() error { return r.error }

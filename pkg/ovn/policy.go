@@ -7,6 +7,7 @@ package ovn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -76,12 +77,12 @@ func (w *PolicyWriter) Pending() Change {
 			}
 			for _, u := range slices.Clone(w.unsettled) {
 				if err := t.take(ctx, u); err != nil {
-					return nil, err
+					return nil, t.abandon(err)
 				}
 			}
 		}
 		if err := t.join(ctx); err != nil {
-			return nil, err
+			return nil, t.abandon(err)
 		}
 		return t.steps, nil
 	}
@@ -107,6 +108,14 @@ func (w *PolicyWriter) wait(port ident.PortName) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waiting[port] = true
+}
+
+// miss notes that a port which has a row was not put into its groups.
+func (w *PolicyWriter) miss(port ident.PortName) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting[port], w.arrived[port] = true, true
+	w.again()
 }
 
 // arrive notes that the live copy has a port, and says whether it was waited for.
@@ -137,9 +146,14 @@ func (w *PolicyWriter) arrivals() []ident.PortName {
 	return out
 }
 
-// settle takes u off the list when it is written. Changes are written in the order in which they were taken; where one was left behind, all is compared.
+// settle takes u off the list when it is written. What the database refused, for what may be another's part of the transaction, stays for the next. Changes are
+// written in the order in which they were taken; where one was left behind, all is compared.
 func (w *PolicyWriter) settle(u *taken) func(ovsdb.OperationResult, error) {
 	return func(_ ovsdb.OperationResult, err error) {
+		if isRefused(err) {
+			w.again()
+			return
+		}
 		i := slices.Index(w.unsettled, u)
 		if err != nil || i > 0 {
 			w.failed()
@@ -150,6 +164,9 @@ func (w *PolicyWriter) settle(u *taken) func(ovsdb.OperationResult, error) {
 	}
 }
 
+// isRefused says that a transaction changed nothing. Of another error that is not known.
+func isRefused(err error) bool { return errors.As(err, new(refused)) }
+
 // writing makes the steps of one transaction.
 type writing struct {
 	*PolicyWriter
@@ -157,6 +174,12 @@ type writing struct {
 	steps []step
 	// ports, if given, are the UUIDs of all ports, as read from the database; else the live copy says.
 	ports map[ident.PortName]string
+}
+
+// abandon tells the steps so far that they are not sent.
+func (t *writing) abandon(err error) error {
+	settle(t.steps, nil, refused{err})
+	return err
 }
 
 // uuid is a port's, empty if it has no row.
@@ -181,20 +204,25 @@ func (t *writing) take(ctx context.Context, u *taken) error {
 	if err := t.changes(ctx, u.Changes); err != nil {
 		return err
 	}
-	settle := t.settle(u)
 	if len(t.steps) == before { // members that have no rows yet
-		settle(ovsdb.OperationResult{}, nil)
+		t.settle(u)(ovsdb.OperationResult{}, nil)
 		return nil
+	}
+	t.finally(t.settle(u))
+	return nil
+}
+
+// finally lets also be told what becomes of the last step, if there is any.
+func (t *writing) finally(also func(ovsdb.OperationResult, error)) {
+	if len(t.steps) == 0 {
+		return
 	}
 	last := &t.steps[len(t.steps)-1]
 	first := last.settled
 	last.settled = func(r ovsdb.OperationResult, err error) {
-		if first != nil {
-			first(r, err)
-		}
-		settle(r, err)
+		first(r, err)
+		also(r, err)
 	}
-	return nil
 }
 
 // changes adds steps in the order that policy.Changes wants.
@@ -308,10 +336,11 @@ func (t *writing) join(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if uuid != "" {
-			refs[p] = uuid
+		if uuid == "" { // it is gone again
+			t.forget(p)
+			continue
 		}
-		t.forget(p) // or it is gone again
+		refs[p] = uuid
 	}
 	for p, c := range t.nb.created {
 		if !c.joined {
@@ -323,6 +352,12 @@ func (t *writing) join(ctx context.Context) error {
 		t.forget(p)
 		for _, g := range t.source.GroupsOf(p) {
 			t.mutate(nbdb.PortGroupTable, g, "ports", ovsdb.MutateOperationInsert, []any{ovsdb.UUID{GoUUID: uuid}})
+			t.steps[len(t.steps)-1].settled = func(r ovsdb.OperationResult, err error) {
+				if isRefused(err) {
+					t.miss(p)
+				}
+				t.one(r, err)
+			}
 		}
 	}
 	return nil
@@ -344,16 +379,17 @@ func (t *writing) remove(table, name string) {
 
 // done is for what must merely be written.
 func (w *PolicyWriter) done(_ ovsdb.OperationResult, err error) {
-	if err != nil {
+	if err != nil && !isRefused(err) {
 		w.failed()
 	}
 }
 
 // one is for what must be written to one row.
 func (w *PolicyWriter) one(r ovsdb.OperationResult, err error) {
-	if err != nil || r.Count != 1 {
-		w.failed()
+	if err == nil && r.Count != 1 {
+		w.failed() // somebody has taken the row away
 	}
+	w.done(r, err)
 }
 
 func named(name string) []ovsdb.Condition {

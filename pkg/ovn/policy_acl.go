@@ -67,13 +67,14 @@ func (t *writing) ensureACL(a policy.ACL) error {
 	t.acls[key] = row.UUID
 	for _, op := range ops {
 		t.steps = append(t.steps, step{op: op, settled: func(r ovsdb.OperationResult, err error) {
-			if err != nil {
-				t.failed()
-				return
-			}
-			if t.acls[key] == row.UUID {
+			switch {
+			case t.acls[key] != row.UUID: // deleted by the same transaction
+			case err == nil:
 				t.acls[key] = r.UUID.GoUUID
+			default:
+				delete(t.acls, key)
 			}
+			t.done(r, err)
 		}})
 	}
 	t.mutate(nbdb.PortGroupTable, a.Group, "acls", ovsdb.MutateOperationInsert, []any{ovsdb.UUID{GoUUID: row.UUID}})
@@ -95,12 +96,19 @@ func (t *writing) updateACL(uuid string, row *nbdb.ACL) error {
 
 // deleteACL takes an ACL out of its group; the database then deletes it.
 func (t *writing) deleteACL(a policy.ACL) {
-	uuid, ok := t.acls[keyOf(a)]
+	key := keyOf(a)
+	uuid, ok := t.acls[key]
 	if !ok {
 		return
 	}
-	delete(t.acls, keyOf(a))
+	delete(t.acls, key)
 	t.dropACL(a.Group, uuid)
+	t.steps[len(t.steps)-1].settled = func(r ovsdb.OperationResult, err error) {
+		if isRefused(err) {
+			t.acls[key] = uuid
+		}
+		t.one(r, err)
+	}
 }
 
 func (t *writing) dropACL(group, uuid string) {

@@ -29,12 +29,39 @@ func (w *PolicyWriter) Compare() Change {
 		w.acls = map[aclKey]string{}
 		t := &writing{PolicyWriter: w, nb: nb, ports: have.ports}
 		if err := t.changes(ctx, t.compare(have, w.source.Rows())); err != nil {
-			return nil, err
+			return nil, t.abandon(err)
 		}
-		// What is taken from the source from now on comes after these steps, in this transaction or a later one; if they fail, they say so.
+		// What is taken from the source from now on comes after these steps, in this transaction or a later one.
 		w.known = true
+		t.finally(func(_ ovsdb.OperationResult, err error) {
+			if err != nil {
+				w.failed()
+			}
+		})
 		return t.steps, nil
 	}
+}
+
+// Differs says whether the database has something else than the source says. What is being written meanwhile counts, so that only a difference that stays means
+// something. It may be called at any time: unlike Compare it keeps nobody waiting.
+func (w *PolicyWriter) Differs(ctx context.Context, nb *NB) (bool, error) {
+	have, err := nb.policyRows(ctx)
+	if err != nil {
+		return false, err
+	}
+	t := &writing{PolicyWriter: &PolicyWriter{source: w.source, acls: map[aclKey]string{}}, nb: nb, ports: have.ports}
+	c := t.compare(have, w.source.Rows())
+	for _, g := range c.Groups {
+		if g.Create != nil || g.Delete || len(g.Remove) > 0 || slices.ContainsFunc(g.Add, func(p ident.PortName) bool { return have.ports[p] != "" }) {
+			return true, nil
+		}
+	}
+	for _, s := range c.Sets {
+		if s.Create != nil || s.Delete || len(s.Add)+len(s.Remove) > 0 {
+			return true, nil
+		}
+	}
+	return len(c.ACLs)+len(t.steps) > 0, nil
 }
 
 // stored are the rows of policies in the database.

@@ -166,7 +166,7 @@ func TestPolicyWriter(t *testing.T) {
 		}
 		g.Wait()
 		if b.again.Swap(0) > 0 {
-			b.apply(t, b.writer.Pending())
+			b.apply(t, b.writer.Compare(), b.writer.Pending())
 		}
 		b.same(t)
 	}
@@ -175,7 +175,7 @@ func TestPolicyWriter(t *testing.T) {
 // event is one thing that happens: to a pod of that number, or to a policy of that number.
 func (b *policyBed) event(ctx context.Context, r *rand.Rand, n int) error {
 	name := ident.PodPort(podNamespace, fmt.Sprintf("p%d", n), "default")
-	switch r.IntN(6) {
+	switch r.IntN(7) {
 	case 0, 1: // as the pod reconciler does it: the index, then the row with its memberships
 		b.tell(func(x *policy.Index) { x.SetPod(randomPod(r, n)) })
 		return b.plug(ctx, name, fmt.Sprint(r.Uint64()))
@@ -188,7 +188,13 @@ func (b *policyBed) event(ctx context.Context, r *rand.Rand, n int) error {
 		}
 		b.tell(func(x *policy.Index) { x.SetPod(randomPod(r, n)) })
 		return b.plug(ctx, name, fmt.Sprint(r.Uint64()))
-	case 4:
+	case 4: // a transaction that the database refuses, for something else that is in it
+		b.tell(func(x *policy.Index) { x.SetPolicy(randomPolicy(r, n)) })
+		if err := b.Apply(ctx, ovn.EnsurePort("nowhere", &nbdb.LogicalSwitchPort{Name: "nobody"}), b.writer.Pending()); err == nil {
+			return errors.New("a port on a switch that does not exist was made")
+		}
+		return nil
+	case 6:
 		b.tell(func(x *policy.Index) { x.SetPolicy(randomPolicy(r, n)) })
 	case 5:
 		b.tell(func(x *policy.Index) {
@@ -196,4 +202,64 @@ func (b *policyBed) event(ctx context.Context, r *rand.Rand, n int) error {
 		})
 	}
 	return b.Apply(ctx, b.writer.Pending())
+}
+
+// TestPolicyWriterMends changes rows by hand: what is missed while writing is mended by itself, the rest is found by Differs.
+func TestPolicyWriterMends(t *testing.T) {
+	b := newPolicyBed(t)
+	r := rand.New(rand.NewPCG(1, 2))
+	b.tell(func(x *policy.Index) {
+		x.SetNamespace(podNamespace, nil)
+		for n := range 6 {
+			x.SetPolicy(randomPolicy(r, n))
+		}
+	})
+	for n := range 6 {
+		b.addPod(t, r, n)
+	}
+	b.apply(t, b.writer.Compare())
+	b.same(t)
+	group := []any{[]any{"name", "==", policy.IngressGroup}}
+	for name, op := range map[string]map[string]any{
+		"an ACL permits more":        {"op": "update", "table": "ACL", "where": []any{[]any{"action", "==", "drop"}}, "row": map[string]any{"action": "allow"}},
+		"members are taken out":      {"op": "update", "table": "Port_Group", "where": []any{}, "row": map[string]any{"ports": []any{"set", []any{}}}},
+		"a group has no ACLs":        {"op": "update", "table": "Port_Group", "where": group, "row": map[string]any{"acls": []any{"set", []any{}}}},
+		"an address too many":        {"op": "mutate", "table": "Address_Set", "where": []any{}, "mutations": []any{[]any{"addresses", "insert", "203.0.113.1"}}},
+		"all address sets are gone":  {"op": "delete", "table": "Address_Set", "where": []any{}},
+		"the isolated group is gone": {"op": "delete", "table": "Port_Group", "where": group},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b.differs(t, false)
+			b.central.Transact(t, op)
+			b.differs(t, true)
+			b.apply(t, b.writer.Stale())
+			b.apply(t, b.writer.Compare())
+			b.same(t)
+		})
+	}
+	b.central.Transact(t, map[string]any{"op": "delete", "table": "Port_Group", "where": []any{}})
+	b.again.Store(0)
+	b.addPod(t, r, 7)
+	if b.again.Load() == 0 {
+		t.Fatal("nobody has noticed that the groups are gone")
+	}
+	b.apply(t, b.writer.Compare())
+	b.same(t)
+}
+
+func (b *policyBed) addPod(t *testing.T, r *rand.Rand, n int) {
+	t.Helper()
+	pod := randomPod(r, n)
+	b.tell(func(x *policy.Index) { x.SetPod(pod) })
+	if err := b.plug(t.Context(), pod.Port, "uid"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *policyBed) differs(t *testing.T, want bool) {
+	t.Helper()
+	got, err := b.writer.Differs(t.Context(), b.NB)
+	if err != nil || got != want {
+		t.Fatalf("differs: %v, %v, want %v", got, err, want)
+	}
 }
