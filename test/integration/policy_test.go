@@ -276,6 +276,8 @@ func groupDeleted(t *testing.T, e *env) {
 func policyRestart(t *testing.T, e *env) {
 	e.stop()
 	e.start(t)
+	e.create(t, labelledPod(key("first", "fresh"), "n2", "db")) // what is served now is served by the new one
+	e.served(t, key("first", "fresh"))
 	e.policiesAsCompiled(t)
 	e.stop()
 	rows := stored(t, e.central)
