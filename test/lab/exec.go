@@ -158,12 +158,6 @@ func enterAll(p process) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("part with this process's root directory: %w", err)
 	}
-	// In a chroot the mount namespace's own root is not the machine's, but that of whoever made the chroot.
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", p.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open the root directory of process %d: %w", p.Pid, err)
-	}
-	defer func() { _ = unix.Close(root) }()
 	for _, k := range kinds {
 		path := fmt.Sprintf("/proc/%d/ns/%s", p.Pid, k.name)
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -174,9 +168,6 @@ func enterAll(p process) error {
 		if err := errors.Join(err, unix.Close(fd)); err != nil {
 			return fmt.Errorf("enter namespace %s: %w", path, err)
 		}
-	}
-	if err := errors.Join(unix.Fchdir(root), unix.Chroot(".")); err != nil {
-		return fmt.Errorf("change to the root directory of process %d: %w", p.Pid, err)
 	}
 	return nil
 }
