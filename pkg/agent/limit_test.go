@@ -26,13 +26,21 @@ func TestConnectionsAreLimited(t *testing.T) {
 	var held []net.Conn
 	for range connectionsOfOne {
 		conn := dialFrom(t, "127.0.0.2", l.Addr())
-		probe(t, conn, true)
+		if err := probe(conn); err != nil {
+			t.Error(err)
+		}
 		held = append(held, conn)
 	}
-	probe(t, dialFrom(t, "127.0.0.2", l.Addr()), false)
-	probe(t, dialFrom(t, "127.0.0.3", l.Addr()), true)
+	if err := probe(dialFrom(t, "127.0.0.2", l.Addr())); err == nil {
+		t.Errorf("more than %d connections of one address were served", connectionsOfOne)
+	}
+	if err := probe(dialFrom(t, "127.0.0.3", l.Addr())); err != nil {
+		t.Errorf("another address: %v", err)
+	}
 	for range connectionsOfOne + 1 { // the kubelet's
-		probe(t, dialFrom(t, "127.0.0.1", l.Addr()), true)
+		if err := probe(dialFrom(t, "127.0.0.1", l.Addr())); err != nil {
+			t.Errorf("the node's own: %v", err)
+		}
 	}
 	for _, conn := range held {
 		_ = conn.Close()
@@ -45,7 +53,9 @@ func TestConnectionsAreLimited(t *testing.T) {
 		}
 		return nil
 	})
-	probe(t, dialFrom(t, "127.0.0.2", l.Addr()), true)
+	if err := probe(dialFrom(t, "127.0.0.2", l.Addr())); err != nil {
+		t.Errorf("after its connections were closed: %v", err)
+	}
 }
 
 func TestConnectionsAreLimitedInAll(t *testing.T) {
@@ -76,15 +86,17 @@ func dialFrom(t *testing.T, from string, to net.Addr) net.Conn {
 }
 
 // probe asks for /healthz and keeps the connection open.
-func probe(t *testing.T, conn net.Conn, want bool) {
-	t.Helper()
+func probe(conn net.Conn) error {
 	if err := conn.SetDeadline(time.Now().Add(healthTimeout)); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	_, werr := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-	answer := make([]byte, len("HTTP/1.1 200"))
-	_, err := io.ReadFull(conn, answer)
-	if got := err == nil && string(answer) == "HTTP/1.1 200"; got != want {
-		t.Errorf("probe from %s: %q (%v, %v), answered is %v, want %v", conn.LocalAddr(), answer, werr, err, got, want)
+	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return err
 	}
+	const want = "HTTP/1.1 200"
+	answer := make([]byte, len(want))
+	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != want {
+		return fmt.Errorf("probe from %s: %q (%w), want %q", conn.LocalAddr(), answer, err, want)
+	}
+	return nil
 }
