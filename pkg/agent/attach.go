@@ -108,6 +108,9 @@ func (a *attacher) prepare(ctx context.Context, at *attachment) error {
 		return err
 	}
 	a.stage(at, stageIdentity, start)
+	if err := a.node.reaches(at.id.IPs); err != nil {
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("pod %s: %v", at.req.Pod, err), "")
+	}
 	a.plan(at)
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,42 +42,39 @@ func (g *gateway) forgetMasquerade() {
 	g.masquerade = nil
 }
 
-// reconcile returns nil when pods of every Subnet can reach the node and, through it, everything else.
-func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) error {
+// reconcile returns nil when pods of every Subnet, but for those in the ranges that it returns, can reach the node and, through it, everything else.
+func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) ([]taken, error) {
 	join, err := nodeJoin(in.node)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	port := ovs.Port{
 		Name: ident.GatewayInterface, Internal: true, ID: ident.NodePort(g.cfg.NodeName), MAC: join.MAC.String(), MTU: in.mtu,
 	}
 	if err := db.EnsurePort(ctx, port); err != nil {
-		return err
+		return nil, err
 	}
 	if err := g.host.EnableForwarding(join.IPs); err != nil {
-		return err
+		return nil, err
 	}
 	if err := g.masqueradePods(ctx, in.podCIDRs, join); err != nil {
-		return err
+		return nil, err
 	}
 	// ovs-vswitchd makes the link some milliseconds after the row, and again after each of its restarts.
 	link := netdev.Gateway{
 		Name: ident.GatewayInterface, MAC: net.HardwareAddr(join.MAC), MTU: in.mtu, Addrs: join.IPs, NoOffload: in.datapath == ovs.DatapathNetdev,
 	}
 	if err := g.host.ConfigureGateway(link); err != nil {
-		return pendingLink(err)
+		return nil, pendingLink(err)
 	}
-	routed, taken, err := g.routable(in.podCIDRs)
+	routed, left, err := g.routable(in.podCIDRs)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(routed, join)); err != nil {
-		return pendingLink(err)
+		return nil, pendingLink(err)
 	}
-	if err := installed(ctx, db, g.cfg); err != nil {
-		return err
-	}
-	return unroutable(taken)
+	return left, installed(ctx, db, g.cfg)
 }
 
 // taken is a range of a Subnet that the node does not route to, and the address of its own that is in it.
@@ -105,17 +101,10 @@ func (g *gateway) routable(podCIDRs []netip.Prefix) (routed []netip.Prefix, left
 	return routed, left, nil
 }
 
-// unroutable says which ranges pods and node cannot reach each other in. What ends it is an event: of the Subnet, or of the node's addresses.
-func unroutable(left []taken) error {
-	if len(left) == 0 {
-		return nil
-	}
-	texts := make([]string, 0, len(left))
-	for _, t := range left {
-		texts = append(texts, fmt.Sprintf("%s, in which link %s of the node has %s", t.cidr, t.by.Link, t.by.Addr))
-	}
-	return fmt.Errorf("%w: the node has no route to pods in %s: remove the link if another CNI left it (ip link delete), or make the Subnet (kubectl get subnets) "+
-		"anew with another range", errPending, strings.Join(texts, "; "))
+// String says what is wrong and what to do.
+func (t taken) String() string {
+	return fmt.Sprintf("the node has no route to pods in %s, in which its link %s has %s: remove the link if another CNI left it (ip link delete), or make the Subnet "+
+		"(kubectl get subnets) anew with another range", t.cidr, t.by.Link, t.by.Addr)
 }
 
 // gatewayInput is what the gateway follows from.

@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -17,35 +15,36 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
-// A node that cannot route to a Subnet is not ready, and says why and what to do; the other Subnets are routed all the same.
-func TestUnroutableSubnetIsAReason(t *testing.T) {
+// A range that an address of the node is in takes no new pods, with what to do about it; pods of other Subnets do not suffer.
+func TestUnroutableSubnet(t *testing.T) {
 	n := newFakeNode()
 	leftover := netdev.HostAddr{Link: "cni0", Addr: netip.MustParsePrefix("10.245.1.1/24"), MTU: 1500}
 	n.addrs = []netdev.HostAddr{{Link: "eth0", Addr: netip.MustParsePrefix("192.0.2.1/24"), MTU: 1500}, leftover}
-	loop := &nodeLoop{log: slog.New(slog.NewTextHandler(t.Output(), nil)), ready: newReadiness()}
-	g := &gateway{cfg: Config{NodeName: "one"}, host: n}
+	g, state := &gateway{cfg: Config{NodeName: "one"}, host: n}, &nodeState{}
 	in := gatewayInput{
 		node:     &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(1).Text()}}},
 		podCIDRs: sortedPrefixes([]string{"10.244.0.0/16", "10.245.0.0/16"}), mtu: 1442, datapath: ovs.DatapathNetdev,
 	}
-	err := loop.report(compGateway, g.reconcile(t.Context(), n, in))
-	if !errors.Is(err, errPending) {
-		t.Errorf("%v, want one that an event ends", err)
+	left, err := g.reconcile(t.Context(), n, in)
+	if err != nil || !state.setUnrouted(left) || state.setUnrouted(left) {
+		t.Errorf("%v, %v: want news, once", left, err)
 	}
-	for _, want := range []string{
-		"node is not ready for pods: gateway ovn0", "no route to pods in 10.245.0.0/16, in which link cni0 of the node has 10.245.1.1/24", "ip link delete",
-		"kubectl get subnets",
-	} {
-		if err := loop.ready.err(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("readiness %v does not say %q", err, want)
+	err = state.reaches([]netip.Prefix{netip.MustParsePrefix("10.245.0.7/16")})
+	for _, want := range []string{"no route to pods in 10.245.0.0/16", "link cni0 has 10.245.1.1/24", "ip link delete", "kubectl get subnets"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
 		}
+	}
+	if err := state.reaches([]netip.Prefix{netip.MustParsePrefix("10.244.0.7/16")}); err != nil {
+		t.Errorf("a pod of another Subnet: %v", err)
 	}
 	if diff := cmp.Diff([]string{"10.244.0.0/16"}, routed(n)); diff != "" {
 		t.Errorf("routes while one range is taken (-want +got):\n%s", diff)
 	}
 	n.addrs = n.addrs[:1]
-	if err := loop.report(compGateway, g.reconcile(t.Context(), n, in)); err != nil || loop.ready.err() != nil {
-		t.Errorf("after the link is gone: %v, readiness %v", err, loop.ready.err())
+	left, err = g.reconcile(t.Context(), n, in)
+	if err != nil || !state.setUnrouted(left) || state.reaches([]netip.Prefix{netip.MustParsePrefix("10.245.0.7/16")}) != nil {
+		t.Errorf("after the link is gone: %v, %v", left, err)
 	}
 	if diff := cmp.Diff([]string{"10.244.0.0/16", "10.245.0.0/16"}, routed(n)); diff != "" {
 		t.Errorf("routes after the link is gone (-want +got):\n%s", diff)
@@ -57,7 +56,7 @@ func TestJoinNetworkIsNotMasqueraded(t *testing.T) {
 	n := newFakeNode()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(1).Text()}}}
 	in := gatewayInput{node: node, podCIDRs: sortedPrefixes([]string{"10.244.0.0/16", "no range", "10.244.0.0/16"}), mtu: 1442, datapath: ovs.DatapathNetdev}
-	if err := (&gateway{cfg: Config{NodeName: "one"}, host: n}).reconcile(t.Context(), n, in); err != nil {
+	if _, err := (&gateway{cfg: Config{NodeName: "one"}, host: n}).reconcile(t.Context(), n, in); err != nil {
 		t.Fatal(err)
 	}
 	got := []string{fmt.Sprint(n.masquerade.Sources), fmt.Sprint(n.masquerade.Except)}

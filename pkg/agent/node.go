@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -25,6 +28,33 @@ type nodeState struct {
 	datapath  string
 	// mtu is the largest that a pod can have, in bytes; 0 before the node is ready.
 	mtu atomicInt
+
+	mu sync.Mutex
+	// unrouted are ranges of pods that the node cannot reach. Its other pods do not suffer from them.
+	unrouted []taken
+}
+
+// setUnrouted reports whether that is news.
+func (n *nodeState) setUnrouted(left []taken) (changed bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	changed = !slices.Equal(n.unrouted, left)
+	n.unrouted = left
+	return changed
+}
+
+// reaches says why the node could not reach a pod with these addresses, nil if it can.
+func (n *nodeState) reaches(ips []netip.Prefix) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, t := range n.unrouted {
+		for _, ip := range ips {
+			if t.cidr.Contains(ip.Addr()) {
+				return errors.New(t.String())
+			}
+		}
+	}
+	return nil
 }
 
 // database returns when the connection to Open vSwitch was made.
@@ -107,9 +137,14 @@ func (l *nodeLoop) pass(ctx context.Context) error {
 		return chassisErr
 	}
 	// Also when the chassis was right before and is not now: pods reach their own node without tunnels.
-	err = l.gateway.reconcile(ctx, l.state.db, gatewayInput{
+	left, err := l.gateway.reconcile(ctx, l.state.db, gatewayInput{
 		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), mtu: mtu, datapath: l.state.datapath,
 	})
+	if l.state.setUnrouted(left) {
+		for _, t := range left {
+			l.log.Warn("new pods of a Subnet are refused", "reason", t.String())
+		}
+	}
 	if err := firstFailure(chassisErr, l.report(compGateway, err)); err != nil {
 		return err
 	}
