@@ -50,7 +50,7 @@ test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine t
 
 .PHONY: e2e
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
-	go test -v -timeout 80m -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
+	go test -v -timeout 80m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## static checks

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/boot"
 	"github.com/godwit-cni/godwit/test/lab/cgroup"
 )
+
+// initLog is what a machine's own process says, before it has logs of its services and beside them.
+const initLog = "init.log"
 
 const (
 	// stopTimeout is longer than a machine gives its services.
@@ -37,7 +41,7 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	}
 	defer func() { _ = gateRead.Close() }()
 	defer func() { _ = gateWrite.Close() }()
-	out, err := os.OpenFile(filepath.Join(spec.Logs, "init.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	out, err := os.OpenFile(filepath.Join(spec.Logs, initLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", spec.Name, err)
 	}
@@ -67,6 +71,16 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 		return fmt.Errorf("start %s: %w: see %s", spec.Name, err, out.Name())
 	}
 	return nil
+}
+
+// lastLines are the last of a log, which goes with its lab.
+func lastLines(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-5):], "; ")
 }
 
 // plan records a machine before any of it exists, and makes what its process needs.

@@ -212,5 +212,8 @@ func (l *Lab) ensureMachine(ctx context.Context, spec *boot.Spec) error {
 			return err
 		}
 	}
-	return connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec)
+	if err := connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec); err != nil {
+		return fmt.Errorf("%w; the end of its log: %s", err, lastLines(filepath.Join(spec.Logs, initLog)))
+	}
+	return nil
 }
