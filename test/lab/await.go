@@ -59,7 +59,7 @@ func (l *Lab) awaitAPI(ctx context.Context) error {
 			return nil
 		}
 		if !l.machine(hubName).Process.alive() {
-			return fmt.Errorf("the hub ended while it was waited for: see %s", l.path(logsDir, hubName, "init.log"))
+			return fmt.Errorf("the hub ended while it was waited for: see %s", l.path(logsDir, hubName, initLog))
 		}
 		if pauseErr := pause(ctx, poll); pauseErr != nil {
 			return fmt.Errorf("the API server is not ready after %s: %w: %s: see %s", time.Since(start).Round(time.Second), errors.Join(err, pauseErr),

@@ -158,7 +158,7 @@ func (l *Lab) awaitService(ctx context.Context, name, service string) error {
 			return nil
 		}
 		if !l.machine(name).Process.alive() {
-			return fmt.Errorf("%s ended while it was waited for: see %s", name, l.path(logsDir, name, "init.log"))
+			return fmt.Errorf("%s ended while it was waited for: see %s", name, l.path(logsDir, name, initLog))
 		}
 		if pauseErr := pause(ctx, poll); pauseErr != nil {
 			return fmt.Errorf("%s on %s is not ready: %w: %s: see %s", service, name, errors.Join(err, pauseErr), st[service].LastError,
