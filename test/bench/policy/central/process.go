@@ -1,0 +1,163 @@
+package central
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	startTimeout = time.Minute
+	stopTimeout  = 10 * time.Second
+)
+
+// spawner starts processes from one thread that lives as long as it does: they are killed with this process, not with whatever thread Go used to start them.
+type spawner chan func()
+
+func newSpawner() spawner {
+	s := make(spawner)
+	go func() {
+		runtime.LockOSThread()
+		for f := range s {
+			f()
+		}
+	}()
+	return s
+}
+
+// close ends the thread, and whatever it started that still runs.
+func (s spawner) close() { close(s) }
+
+// Process is a running program.
+type Process struct {
+	cmd   *exec.Cmd
+	log   string
+	ended chan struct{}
+}
+
+// start runs cmd with its output in a file.
+func (s spawner) start(cmd *exec.Cmd, log string) (*Process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the log of %s: %w", filepath.Base(cmd.Path), err)
+	}
+	defer func() { _ = out.Close() }()
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Cancel = func() error { return nil } // ended by Stop, in the order of its caller
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	s <- func() { started <- cmd.Start() }
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
+	}
+	p := &Process{cmd: cmd, log: log, ended: make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		_ = cmd.Wait() // how it ends does not matter; its log says it
+	}()
+	return p, nil
+}
+
+// Terminate asks the process to end, and does not wait.
+func (p *Process) Terminate() { _ = p.cmd.Process.Signal(syscall.SIGTERM) } // it may have ended already
+
+// Stop ends the process and waits until it is gone.
+func (p *Process) Stop() {
+	p.Terminate()
+	select {
+	case <-p.ended:
+	case <-time.After(stopTimeout):
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+}
+
+// Usage is what a process has used so far.
+type Usage struct {
+	CPU time.Duration // in steps of 10 ms
+	// RSS is its resident memory now, Peak the most that it was, in MiB.
+	RSS, Peak float64
+}
+
+// userHZ is the unit of times in /proc.
+const userHZ = time.Second / 100
+
+// Usage reads /proc.
+func (p *Process) Usage() (Usage, error) {
+	dir := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return Usage{}, fmt.Errorf("read the use of %s: %w", filepath.Base(p.cmd.Path), err)
+	}
+	// Fields after the name, which is in parentheses: utime and stime are the 14th and 15th of proc(5).
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return Usage{}, fmt.Errorf("%sstat has %d fields after the name, want at least 13", dir, len(fields))
+	}
+	var u Usage
+	for _, f := range fields[11:13] {
+		ticks, err := strconv.Atoi(f)
+		if err != nil {
+			return Usage{}, fmt.Errorf("%sstat: %w", dir, err)
+		}
+		u.CPU += time.Duration(ticks) * userHZ
+	}
+	status, err := os.ReadFile(dir + "status")
+	if err != nil {
+		return Usage{}, fmt.Errorf("read the memory of %s: %w", filepath.Base(p.cmd.Path), err)
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		kib, _ := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
+		switch name {
+		case "VmRSS":
+			u.RSS = kib / 1024
+		case "VmHWM":
+			u.Peak = kib / 1024
+		}
+	}
+	return u, nil
+}
+
+// awaitSocket returns when something accepts connections on a unix socket.
+func awaitSocket(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var d net.Dialer
+	return Poll(ctx, "something listens on "+path, func() (bool, error) {
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err != nil {
+			return false, nil //nolint:nilerr // not yet
+		}
+		return true, conn.Close()
+	})
+}
+
+// Poll asks done every few milliseconds until it says yes, fails, or ctx ends. What is what the error says was waited for.
+func Poll(ctx context.Context, what string, done func() (bool, error)) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := done()
+		if err != nil {
+			return fmt.Errorf("wait until %s: %w", what, err)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s: %w", what, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}

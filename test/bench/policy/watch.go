@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/ovn-kubernetes/libovsdb/cache"
+	ovsdbclient "github.com/ovn-kubernetes/libovsdb/client"
+	"github.com/ovn-kubernetes/libovsdb/model"
+)
+
+// The columns that are watched: it shares the machine with what it watches.
+type (
+	// portRow is a port, whichever database it is of; of the southbound one the columns of the table's indexes too, for which libovsdb asks in any case.
+	portRow struct {
+		UUID string `ovsdb:"_uuid"`
+		Name string `ovsdb:"name"`
+	}
+	bindingRow struct {
+		UUID      string `ovsdb:"_uuid"`
+		Port      string `ovsdb:"logical_port"`
+		Datapath  string `ovsdb:"datapath"`
+		TunnelKey int    `ovsdb:"tunnel_key"`
+	}
+	setRow struct {
+		UUID      string   `ovsdb:"_uuid"`
+		Name      string   `ovsdb:"name"`
+		Addresses []string `ovsdb:"addresses"`
+	}
+	groupRow struct {
+		UUID  string   `ovsdb:"_uuid"`
+		Name  string   `ovsdb:"name"`
+		Ports []string `ovsdb:"ports"`
+	}
+	aclRow struct {
+		UUID     string `ovsdb:"_uuid"`
+		Priority int    `ovsdb:"priority"`
+	}
+)
+
+// thePort is the row that a port's own is noted under.
+const thePort = "(its own row)"
+
+// members says which rows of a database have what: addresses and ports.
+type members struct {
+	mu      sync.Mutex
+	rows    map[string]map[string]bool // by member
+	changed map[string]time.Time       // by member
+	sizes   map[string]int             // by row
+	ports   int
+	acls    int
+}
+
+func newMembers() *members {
+	return &members{rows: map[string]map[string]bool{}, changed: map[string]time.Time{}, sizes: map[string]int{}}
+}
+
+// note takes down what has come to and gone from a row.
+func (m *members) note(row string, before, now []string) {
+	at := time.Now()
+	had := make(map[string]bool, len(before))
+	for _, b := range before {
+		had[b] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sizes[row] = len(now)
+	if row == thePort {
+		m.ports += len(now) - len(before)
+	}
+	for _, n := range now {
+		if had[n] {
+			delete(had, n)
+			continue
+		}
+		if m.rows[n] == nil {
+			m.rows[n] = map[string]bool{}
+		}
+		m.rows[n][row], m.changed[n] = true, at
+	}
+	for gone := range had {
+		delete(m.rows[gone], row)
+		m.changed[gone] = at
+	}
+}
+
+// exactly says whether a member is in these rows and in no other, and since when.
+func (m *members) exactly(member string, rows []string) (time.Time, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.rows[member]) != len(rows) {
+		return time.Time{}, false
+	}
+	for _, r := range rows {
+		if !m.rows[member][r] {
+			return time.Time{}, false
+		}
+	}
+	return m.changed[member], true
+}
+
+func (m *members) size(row string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sizes[row]
+}
+
+func (m *members) countACLs(by int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.acls += by
+}
+
+func (m *members) countOfACLs() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.acls
+}
+
+// countOfPorts is how many ports the database has.
+func (m *members) countOfPorts() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ports
+}
+
+// change notes what an event says of a row, of which before or now is nil if it came or went.
+func (m *members) change(before, now model.Model) {
+	name, had := content(before)
+	also, has := content(now)
+	if name == "" {
+		name = also
+	}
+	if name != "" {
+		m.note(name, had, has)
+	}
+	switch {
+	case isACL(now) && before == nil:
+		m.countACLs(1)
+	case isACL(before) && now == nil:
+		m.countACLs(-1)
+	}
+}
+
+func isACL(m model.Model) bool {
+	_, ok := m.(*aclRow)
+	return ok
+}
+
+// content is a row's name and its members; of a port the port.
+func content(m model.Model) (name string, has []string) {
+	switch r := m.(type) {
+	case *portRow:
+		return thePort, []string{r.Name}
+	case *bindingRow:
+		return thePort, []string{r.Port}
+	case *setRow:
+		if strings.HasSuffix(r.Name, "_ip4") || strings.HasSuffix(r.Name, "_ip6") { // of a port group, northd makes them of its own accord (ovn-nb(5), Port_Group)
+			return "", nil
+		}
+		return r.Name, r.Addresses
+	case *groupRow:
+		// The southbound database has a group for each datapath: NUMBER_NAME (ovn-sb(5)).
+		_, name, _ := strings.Cut(r.Name, "_")
+		return name, r.Ports
+	}
+	return "", nil
+}
+
+// watcher sees the rows of both databases.
+type watcher struct{ nb, sb *members }
+
+// watch watches until close is called.
+func watch(ctx context.Context, nb, sb string) (w *watcher, closeAll func(), err error) {
+	w = &watcher{nb: newMembers(), sb: newMembers()}
+	var port portRow
+	var set setRow
+	var acl aclRow
+	north, err := monitor(ctx, origin{nb, "OVN_Northbound", map[string]model.Model{"Logical_Switch_Port": &port, "Address_Set": &set, "ACL": &acl}}, w.nb,
+		ovsdbclient.WithTable(&port, &port.Name), ovsdbclient.WithTable(&set, &set.Name, &set.Addresses), ovsdbclient.WithTable(&acl, &acl.Priority))
+	if err != nil {
+		return nil, nil, err
+	}
+	var binding bindingRow
+	var group groupRow
+	south, err := monitor(ctx, origin{sb, "OVN_Southbound", map[string]model.Model{"Port_Binding": &binding, "Address_Set": &set, "Port_Group": &group}}, w.sb,
+		ovsdbclient.WithTable(&binding, &binding.Port), ovsdbclient.WithTable(&set, &set.Name, &set.Addresses), ovsdbclient.WithTable(&group, &group.Name, &group.Ports))
+	if err != nil {
+		north.Close()
+		return nil, nil, err
+	}
+	return w, func() { north.Close(); south.Close() }, nil
+}
+
+// origin is tables of a database.
+type origin struct {
+	endpoint, db string
+	tables       map[string]model.Model
+}
+
+func monitor(ctx context.Context, s origin, m *members, tables ...ovsdbclient.MonitorOption) (ovsdbclient.Client, error) {
+	dbModel, err := model.NewClientDBModel(s.db, s.tables)
+	if err != nil {
+		return nil, err
+	}
+	quiet := logr.FromSlogHandler(slog.DiscardHandler)
+	cl, err := ovsdbclient.NewOVSDBClient(dbModel, ovsdbclient.WithEndpoint(s.endpoint), ovsdbclient.WithLogger(&quiet))
+	if err != nil {
+		return nil, err
+	}
+	if err := cl.Connect(ctx); err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", s.db, err)
+	}
+	cl.Cache().AddEventHandler(&cache.EventHandlerFuncs{
+		AddFunc:    func(_ string, row model.Model) { m.change(nil, row) },
+		UpdateFunc: func(_ string, before, now model.Model) { m.change(before, now) },
+		DeleteFunc: func(_ string, row model.Model) { m.change(row, nil) },
+	})
+	if _, err := cl.Monitor(ctx, cl.NewMonitor(tables...)); err != nil {
+		cl.Close()
+		return nil, fmt.Errorf("monitor %s: %w", s.db, err)
+	}
+	return cl, nil
+}
+
+// expectation is that a member is in certain rows of a database.
+type expectation struct {
+	in     *members
+	member string
+	rows   []string
+}
+
+// since says whether all expectations are met, and since when.
+func since(list []expectation) (time.Time, bool) {
+	var last time.Time
+	for _, e := range list {
+		at, ok := e.in.exactly(e.member, e.rows)
+		if !ok {
+			return time.Time{}, false
+		}
+		if at.After(last) {
+			last = at
+		}
+	}
+	return last, true
+}
+
+// expect is what both databases have of a port and its addresses when the pod has its places; no places at all when it is gone.
+func (w *watcher) expect(port string, ips []string, p *places) (nb, sb []expectation) {
+	var own, groups []string
+	var sets [2][]string
+	if p != nil {
+		own, sets = []string{thePort}, p.sets
+		groups = slices.Concat(own, p.groups)
+	}
+	nb, sb = []expectation{{w.nb, port, own}}, []expectation{{w.sb, port, groups}}
+	for i, ip := range ips {
+		nb = append(nb, expectation{w.nb, ip, sets[i]})
+		sb = append(sb, expectation{w.sb, ip, sets[i]})
+	}
+	return nb, sb
+}
