@@ -184,10 +184,19 @@ func (b *bench) northd(ctx context.Context, out result) error {
 	return err
 }
 
+// await waits for something that the controller and northd do. A controller whose lease runs out ends, as it should; here nobody starts it again.
 func (b *bench) await(ctx context.Context, what string, done func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return central.Poll(ctx, what, func() (bool, error) { return done(), nil })
+	return central.Poll(ctx, what, func() (bool, error) {
+		if done() {
+			return true, nil
+		}
+		if err := b.leader.Running(); err != nil {
+			return false, fmt.Errorf("%w (--keep keeps the logs). On a machine that is too busy its lease runs out", err)
+		}
+		return false, nil
+	})
 }
 
 // pause lets what is under way come to rest.

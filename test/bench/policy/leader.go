@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/godwit-cni/godwit/test/bench/policy/central"
 )
 
 // rounds is how often each kind of new leader is measured.
@@ -97,5 +99,7 @@ func (b *bench) damage(ctx context.Context) (set string, size int, err error) {
 	if err != nil {
 		return "", 0, err
 	}
-	return set, size, b.await(ctx, "the rows are broken", func() bool { return b.w.nb.countOfACLs() < acls && b.w.nb.size(set) == 0 })
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return set, size, central.Poll(ctx, "the rows are broken", func() (bool, error) { return b.w.nb.countOfACLs() < acls && b.w.nb.size(set) == 0, nil })
 }

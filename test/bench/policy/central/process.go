@@ -66,6 +66,16 @@ func (s spawner) start(cmd *exec.Cmd, log string) (*Process, error) {
 	return p, nil
 }
 
+// Running returns an error when the process has ended.
+func (p *Process) Running() error {
+	select {
+	case <-p.ended:
+		return fmt.Errorf("%s has ended: see %s", filepath.Base(p.cmd.Path), p.log)
+	default:
+		return nil
+	}
+}
+
 // Terminate asks the process to end, and does not wait.
 func (p *Process) Terminate() { _ = p.cmd.Process.Signal(syscall.SIGTERM) } // it may have ended already
 

@@ -87,10 +87,8 @@ func (r *Replica) AwaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*startTimeout)
 	defer cancel()
 	return Poll(ctx, r.name+" is ready", func() (bool, error) {
-		select {
-		case <-r.ended:
-			return false, fmt.Errorf("it has ended: see %s", r.log)
-		default:
+		if err := r.Running(); err != nil {
+			return false, err
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.health+"/readyz", nil)
 		if err != nil {
