@@ -34,7 +34,7 @@ test: preflight lint unit integration test-kernel e2e ## every test there is
 
 .PHONY: unit
 unit: go ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: measures
 measures: ## the code against the style guide, into docs/measures.md
@@ -69,7 +69,7 @@ lab-down: $(LAB) ## remove the cluster and all that belongs to it
 images: preflight $(LAB) ## build the container images into out/images
 	@$(LAB) images --output out/images
 
-bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-scale; a table, and out/bench/NAME.json
+bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-policy, bench-scale; a table, and out/bench/NAME.json
 	@test -d test/bench/$* || { echo "no benchmark $*: there are $$(cd test/bench && ls -d */main.go | xargs -n1 dirname | tr '\n' ' ')"; exit 2; }
 	go run ./test/bench/$*
 
