@@ -231,10 +231,16 @@ func (t *Tree) Metrics() []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
+// policyRow are the names of rows that pkg/policy writes (its doc.go): in a match of OVN's they need the form of a word, which metrics have too.
+var policyRow = regexp.MustCompile(`^godwit_(np_(ingress|egress|log)|[bdnps]_.*)$`)
+
 // metricsNamedIn are those that a text names, without what Prometheus adds for histograms.
 func metricsNamedIn(text string) []string {
 	var out []string
 	for _, m := range metricName.FindAllString(text, -1) {
+		if policyRow.MatchString(m) {
+			continue
+		}
 		out = append(out, metricParts.ReplaceAllString(m, ""))
 	}
 	slices.Sort(out)
