@@ -5,6 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	migrations             *prometheus.CounterVec
 	prepared, interruption prometheus.Histogram
+	policyProblems         *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -22,7 +23,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help:    "Time between a VM's last frame on the source and its first on the target; an upper bound of the interruption.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 1.6, 16),
 		}),
+		policyProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_policy_problems_total", Help: "Rules of NetworkPolicies that permit nothing because something is wrong in them, by reason, counted whenever such a policy is read.",
+		}, []string{"reason"}),
 	}
-	r.MustRegister(m.migrations, m.prepared, m.interruption)
+	r.MustRegister(m.migrations, m.prepared, m.interruption, m.policyProblems)
 	return m
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,6 +39,8 @@ type policies struct {
 	again chan struct{}
 	// restored is closed when everything that exists has been told.
 	restored chan struct{}
+	// compared: what the database has was made right once.
+	compared atomic.Bool
 
 	mu    sync.Mutex
 	index *policy.Index
@@ -249,6 +252,9 @@ func (p *policies) Start(ctx context.Context) error {
 		case <-p.again:
 		}
 		err := p.nb.Apply(ctx, p.writer.Compare(), p.pending())
+		if err == nil {
+			p.compared.Store(true)
+		}
 		if err == nil || ctx.Err() != nil {
 			continue
 		}

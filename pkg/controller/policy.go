@@ -7,6 +7,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -24,6 +25,8 @@ type policyReconciler struct {
 	nb       *ovn.NB
 	policies *policies
 	events   events.EventRecorder
+	metrics  *metrics
+	log      *slog.Logger
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -42,6 +45,8 @@ func (r *policyReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	default:
 		r.policies.tell(func(x *policy.Index) { x.SetPolicy(&np) })
 		for _, p := range policy.Check(&np) {
+			r.log.Warn("bad NetworkPolicy", "policy", req.NamespacedName, "reason", p.Reason, "field", p.Field, "detail", p.Detail)
+			r.metrics.policyProblems.WithLabelValues(string(p.Reason)).Inc()
 			r.events.Eventf(&np, nil, corev1.EventTypeWarning, string(p.Reason), "CompilePolicy", "%s: %s", p.Field, p.Detail)
 		}
 	}

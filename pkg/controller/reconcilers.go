@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -106,10 +107,16 @@ func addReconcilers(ctx context.Context, p parts) error {
 			WatchesRawSource(&p.subnets).WithOptions(options(1)).Complete(subnets),
 		ctrl.NewControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).WatchesRawSource(&p.nodes).WithOptions(options(4)).Complete(node),
 		ctrl.NewControllerManagedBy(mgr).Named("networkpolicy").For(&networkingv1.NetworkPolicy{}).WithOptions(options(policyWorkers)).
-			Complete(&policyReconciler{api: api, nb: p.nb, policies: p.policies, events: events}),
+			Complete(&policyReconciler{api: api, nb: p.nb, policies: p.policies, events: events, metrics: m, log: p.Logger}),
 		ctrl.NewControllerManagedBy(mgr).Named("namespace").For(&corev1.Namespace{}, builder.WithPredicates(predicate.LabelChangedPredicate{})).WithOptions(options(policyWorkers)).
 			Complete(&namespaceReconciler{api: api, nb: p.nb, policies: p.policies}),
 		mgr.Add(p.policies),
+		mgr.AddReadyzCheck("policies", func(*http.Request) error {
+			if elected(mgr) && !p.policies.compared.Load() {
+				return errors.New("the rows of NetworkPolicies are not compared with the northbound database yet")
+			}
+			return nil
+		}),
 		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, log: p.Logger}),
 	)
 }

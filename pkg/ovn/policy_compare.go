@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
@@ -20,6 +21,7 @@ func (w *PolicyWriter) Compare() Change {
 		if w.known {
 			return nil, nil
 		}
+		start := time.Now()
 		have, err := nb.policyRows(ctx)
 		if err != nil {
 			return nil, err
@@ -28,9 +30,13 @@ func (w *PolicyWriter) Compare() Change {
 		w.unsettled = nil
 		w.acls = map[aclKey]string{}
 		t := &writing{PolicyWriter: w, nb: nb, ports: have.ports}
-		if err := t.changes(ctx, t.compare(have, w.source.Rows())); err != nil {
+		want := w.source.Rows()
+		changes := t.compare(have, want)
+		if err := t.changes(ctx, changes); err != nil {
 			return nil, t.abandon(err)
 		}
+		nb.log.Info("rows of NetworkPolicies compared with the database", "groups", len(want.Groups), "sets", len(want.Sets), "acls", len(want.ACLs),
+			"acls_changed", len(changes.ACLs), "operations", len(t.steps), "took", time.Since(start).Round(time.Millisecond))
 		// What is taken from the source from now on comes after these steps, in this transaction or a later one.
 		w.known = true
 		t.finally(func(_ ovsdb.OperationResult, err error) {
