@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -15,6 +16,12 @@ import (
 
 // DefaultSubnet is the Subnet of the namespaces that no other Subnet selects.
 const DefaultSubnet = "default"
+
+// Bounds of Config.HandoverGrace. TCP sends again what was lost while a VM moved within a second or two; an hour is as good as no policy.
+const (
+	minHandoverGrace = time.Second
+	maxHandoverGrace = time.Hour
+)
 
 // Config is what godwit-controller is told by its flags.
 type Config struct {
@@ -36,6 +43,9 @@ type Config struct {
 	PodWorkers int
 	// KeepMigrations is how many PortMigrations that are over are kept of each VM.
 	KeepMigrations int
+	// HandoverRules lets the connections of a VM that migrates, and that NetworkPolicies isolate, go on where it arrives; HandoverGrace is for how long after it did.
+	HandoverRules bool
+	HandoverGrace time.Duration
 	// Baselines obeys the annotation migration.AnnotationBaseline of VMIs. Only make bench-migration wants that: such VMs are moved worse than they could be.
 	Baselines bool
 	// Registerer receives the controller's own metrics.
@@ -54,6 +64,8 @@ func Defaults() Config {
 		LeaderElection: true,
 		PodWorkers:     64,
 		KeepMigrations: 10,
+		HandoverRules:  true,
+		HandoverGrace:  time.Minute,
 		Registerer:     ctrlmetrics.Registry,
 	}
 }
@@ -88,6 +100,9 @@ func (c Config) Validate() error {
 	}
 	if c.KeepMigrations < 1 {
 		errs = append(errs, fmt.Errorf("--keep-migrations %d: want at least 1", c.KeepMigrations))
+	}
+	if c.HandoverGrace < minHandoverGrace || c.HandoverGrace > maxHandoverGrace {
+		errs = append(errs, fmt.Errorf("--handover-grace %s: want %s to %s (--handover-rules=false for none)", c.HandoverGrace, minHandoverGrace, maxHandoverGrace))
 	}
 	return errors.Join(errs...)
 }

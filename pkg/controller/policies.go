@@ -35,6 +35,9 @@ type policies struct {
 	virt   *kubevirt
 	writer *ovn.PolicyWriter
 	log    *slog.Logger
+	// handover says whose connections move along.
+	handover handover
+	now      func() time.Time
 	// again receives a value when there is something to write that nobody has asked for.
 	again chan struct{}
 	// restored is closed when everything that exists has been told.
@@ -46,8 +49,8 @@ type policies struct {
 	index *policy.Index
 }
 
-func newPolicies(nb *ovn.NB, join []netip.Prefix, log *slog.Logger) *policies {
-	p := &policies{nb: nb, log: log, again: make(chan struct{}, 1), restored: make(chan struct{}), index: policy.New(policy.Config{Join: join})}
+func newPolicies(c Config, nb *ovn.NB, virt *kubevirt, join []netip.Prefix) *policies {
+	p := &policies{nb: nb, virt: virt, log: c.Logger, handover: newHandover(c), now: time.Now, again: make(chan struct{}, 1), restored: make(chan struct{}), index: policy.New(policy.Config{Join: join})}
 	p.writer = nb.NewPolicyWriter(p, p.wake)
 	return p
 }
@@ -164,6 +167,9 @@ func (p *policies) restoreVMs(ctx context.Context, api client.Reader) error {
 			return err
 		}
 		p.setVM(port, vmi, parseAddrs(port.Status.IPs))
+		if err := p.restoreJourney(ctx, rowName(port)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -76,8 +76,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
 	m := newMetrics(p.Registerer)
 	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
-	p.policies = newPolicies(p.nb, alloc.join.Spec().CIDRs, p.Logger)
-	p.policies.virt = virt
+	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
 		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies,

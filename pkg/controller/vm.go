@@ -3,7 +3,7 @@ package controller
 // VM reconciler.
 // In:   a VMI, its launcher pods and migrations, its Ports; the northbound rows of its NICs, their southbound Port_Bindings, the names of all chassis.
 // Out:  LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: options:requested-chassis, options:activation-strategy, options:iface-id-ver, external_ids
-//       godwit.dev/migration{,-source,-target}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
+//       godwit.dev/{migration,migration-source,migration-target,moved}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
 //       but for source, target and interruption; events on the VMI.
 // What the options must be is decided by package migration. The rows are written first and alone: nothing that has to do with the API is in their way.
 
@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
@@ -74,6 +75,8 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings)
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
+	journey := r.policies.handover.of(decision, o)
+	news := r.policies.setJourney(ident.VMPort(vm.Namespace, vm.Name, podNetwork), journey)
 	if len(changes) > 0 {
 		for _, port := range o.ports { // a launcher attaches after what follows; its VM may be new to policies, or have other labels than before
 			if ips := parseAddrs(port.Status.IPs); ips != nil {
@@ -88,13 +91,17 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 		if err != nil {
 			return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
 		}
+	} else if news {
+		if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
+			return reconcile.Result{}, fmt.Errorf("connections of VM %s: %w", vm, err)
+		}
 	}
 	r.tell(vm, o.vmi, decision)
 	m := moment{decision: decision, seen: start, written: r.now(), wrote: len(changes) > 0}
 	if err := errors.Join(r.identify(ctx, o, snapshot, decision), r.record(ctx, vm, o, snapshot, m)); err != nil {
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
 	}
-	return reconcile.Result{RequeueAfter: decision.RequeueAfter}, nil
+	return reconcile.Result{RequeueAfter: sooner(decision.RequeueAfter, journey.left)}, nil
 }
 
 // conflictDelay is how soon to decide again when a row was changed between reading and writing it.

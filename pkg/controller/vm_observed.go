@@ -114,6 +114,7 @@ func (o observed) changes(d migration.Decision) []ovn.Change {
 		if o.vmi != nil {
 			want.Options[ident.OptionIfaceIDVer] = string(o.vmi.UID)
 		}
+		observed.ExternalIDs[ident.KeyMoved], want.ExternalIDs[ident.KeyMoved] = row.ExternalIDs[ident.KeyMoved], o.moved(p)
 		if p.Changed() || version != want.Options[ident.OptionIfaceIDVer] {
 			out = append(out, ovn.UpdatePort(p.Name, observed, want))
 		}

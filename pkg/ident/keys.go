@@ -56,4 +56,6 @@ const (
 	KeyMigration       = "godwit.dev/migration"
 	KeyMigrationSource = "godwit.dev/migration-source"
 	KeyMigrationTarget = "godwit.dev/migration-target"
+	// KeyMoved is when the port was last given to one chassis after it had been on two, in RFC 3339.
+	KeyMoved = "godwit.dev/moved"
 )

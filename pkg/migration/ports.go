@@ -54,6 +54,9 @@ func isPair(requested string) bool {
 	return main != "" && additional != ""
 }
 
+// Pair says whether the port may be on two chassis, because its VM is on its way.
+func (s PortState) Pair() bool { return isPair(s.Requested) }
+
 func stampOf(source, target Launcher) Stamp {
 	return Stamp{Migration: target.Job, Source: source.Chassis, Target: target.Chassis}
 }

@@ -84,7 +84,7 @@ func (t *writing) ensureACL(a policy.ACL) error {
 func (t *writing) updateACL(uuid string, row *nbdb.ACL) error {
 	row.UUID = ""
 	m := t.nb.ovsdb.Where(&nbdb.ACL{UUID: uuid})
-	ops, err := m.Update(row, &row.Action, &row.Direction, &row.ExternalIDs, &row.Log, &row.Match, &row.Meter, &row.Name, &row.Options, &row.Priority, &row.Severity)
+	ops, err := m.Update(row, &row.Action, &row.Direction, &row.ExternalIDs, &row.Label, &row.Log, &row.Match, &row.Meter, &row.Name, &row.Options, &row.Priority, &row.Severity)
 	if err != nil {
 		return fmt.Errorf("ACL %s: %w", uuid, err)
 	}

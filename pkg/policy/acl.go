@@ -282,5 +282,5 @@ func byKey(acls []ACL) map[string]ACL {
 func sameACL(a, b ACL) bool {
 	x, y := a.Row, b.Row
 	return a.Group == b.Group && x.Match == y.Match && x.Priority == y.Priority && x.Action == y.Action && x.Direction == y.Direction && x.Log == y.Log &&
-		maps.Equal(x.Options, y.Options)
+		x.Label == y.Label && maps.Equal(x.Options, y.Options)
 }

@@ -3,6 +3,7 @@
 // # What is written
 //
 //	port group  godwit_np_ingress, godwit_np_egress   the pods that some policy isolates in that direction. Their ACLs drop what nothing else permits.
+//	port group  godwit_np_ingress_handover, …egress…   those of them that take connections along (Index.StartMoving)
 //	port group  godwit_s_…                            what a podSelector selects in a namespace. Policies with the same one share it; their ACLs permit.
 //	port group  godwit_n_…_NUMBER                     those of them whose port of some name has that number, for ingress rules with named ports
 //	address set godwit_p_…_4, _6                      the pods that a peer's selectors select. Equal peers share it, whatever policy or direction they are of.
@@ -25,6 +26,8 @@
 //	tcp.dst == {80, 443}   8000 <= tcp.dst <= 8080   tcp   likewise udp, sctp; more than one of them in parentheses, with ||
 //	ip                                            any
 //	ct.est && ct.rpl                              a reply, in one ACL that is always there
+//	ct.new   ct.est   ct_label.label == 24785   tcp.flags[1] == 0
+//	                                              connections that move with a VM, in ACLs that are always there (handover.go)
 //	is_chassis_resident("PORT")                   only on that chassis
 //
 // One ACL has one address set: of one peer (of all, where a rule has more than eight), or of all ipBlocks, in one family. ovn-controller follows a change of an

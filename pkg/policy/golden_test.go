@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -83,6 +84,9 @@ func golden(t *testing.T, s Snapshot, text string) string {
 		}
 	}
 	rows.ACLs = own
+	rows.Groups = slices.DeleteFunc(rows.Groups, func(g Group) bool { // nobody moves: base.txt has them
+		return len(g.Ports) == 0 && (g.Row.Name == handoverGroup(IngressGroup) || g.Row.Name == handoverGroup(EgressGroup))
+	})
 	return out.String() + render(rows)
 }
 

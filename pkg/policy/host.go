@@ -70,13 +70,8 @@ func (h Host) exemption() []ACL {
 
 // baseACLs are there without any policy.
 func baseACLs() []ACL {
-	base := func(d direction, rule string, row nbdb.ACL) ACL {
-		row.Direction, row.Options, row.Name = d.acl(), options(d), aclName("np/"+d.String()+"/"+rule)
-		row.ExternalIDs = map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork, ident.KeyRule: d.String() + "/" + rule}
-		row.Match = d.own(isolationGroup(d)) + " && " + row.Match
-		return ACL{Group: isolationGroup(d), Row: &row}
-	}
-	return []ACL{
+	base := func(d direction, rule string, row nbdb.ACL) ACL { return constant(d, isolationGroup(d), rule, row) }
+	return append(handoverACLs(),
 		base(ingress, "drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
 		base(egress, "drop", nbdb.ACL{Priority: PriorityDrop, Action: nbdb.ACLActionDrop, Match: "ip"}),
 		// OVN tracks connections, and lets replies pass, only where a switch has some allow-related ACL (northd/northd.c, ls_get_acl_flags). With policies that permit
@@ -86,7 +81,15 @@ func baseACLs() []ACL {
 		base(egress, "dhcpv6", nbdb.ACL{
 			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip6.dst == ff02::1:2 && udp.src == 546 && udp.dst == 547",
 		}),
-	}
+	)
+}
+
+// constant is an ACL of a group that is always there.
+func constant(d direction, group, rule string, row nbdb.ACL) ACL {
+	row.Direction, row.Options, row.Name = d.acl(), options(d), aclName("np/"+d.String()+"/"+rule)
+	row.ExternalIDs = map[string]string{ident.OwnerKey: ident.OwnerNetwork, ident.KeyName: ident.DefaultNetwork, ident.KeyRule: d.String() + "/" + rule}
+	row.Match = d.own(group) + " && " + row.Match
+	return ACL{Group: group, Row: &row}
 }
 
 // Meter returns the rows of LogMeter. They are always the same.

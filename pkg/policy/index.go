@@ -56,6 +56,8 @@ type Index struct {
 	// wide are the classes that a namespaceSelector is part of, by its text.
 	wide   map[string]map[*class]struct{}
 	blocks map[string]*block
+	// moving are the ports that take connections along, whether or not there is a pod of them.
+	moving map[ident.PortName]struct{}
 	// stale are those whose ACLs may have changed since the last Take; written is what it told of them.
 	stale   map[owner]struct{}
 	written map[owner][]ACL
@@ -76,10 +78,11 @@ func New(c Config) *Index {
 		joinNets: c.Join, groups: newTable(comparePorts), sets: newTable(netip.Prefix.Compare),
 		policies: map[Key]*policy{}, pods: map[ident.PortName]*pod{}, namespaces: map[string]*namespace{}, hosts: map[string]Host{},
 		views: map[string]*view{}, classes: map[string]*class{}, wide: map[string]map[*class]struct{}{}, blocks: map[string]*block{},
-		stale: map[owner]struct{}{{}: {}}, written: map[owner][]ACL{},
+		moving: map[ident.PortName]struct{}{}, stale: map[owner]struct{}{{}: {}}, written: map[owner][]ACL{},
 	}
 	for d := range [2]struct{}{} {
 		x.groups.want(isolationGroup(direction(d)), "isolated pods, "+direction(d).String())
+		x.groups.want(handoverGroup(isolationGroup(direction(d))), "isolated pods that take connections along, "+direction(d).String())
 	}
 	return x
 }
@@ -93,6 +96,8 @@ type Snapshot struct {
 	Namespaces map[string]map[string]string
 	Pods       []Pod
 	Hosts      []Host
+	// Moving are the ports that take connections along (Index.StartMoving).
+	Moving []ident.PortName
 }
 
 // Compile returns the rows of a snapshot.
@@ -112,6 +117,9 @@ func Fill(c Config, s Snapshot) *Index {
 	}
 	for _, h := range s.Hosts {
 		x.SetHost(h)
+	}
+	for _, p := range s.Moving {
+		x.StartMoving(p)
 	}
 	return x
 }
@@ -203,7 +211,7 @@ func (x *Index) GroupsOf(port ident.PortName) []string {
 				continue
 			}
 			for _, n := range v.numbers(&p.Pod) {
-				out = append(out, v.row(n))
+				out = append(out, x.groupsOf(v, member{p, n})...)
 			}
 		}
 	}

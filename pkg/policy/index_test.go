@@ -146,7 +146,7 @@ func TestPolicyIncremental(t *testing.T) {
 			}
 			before = w
 		}
-		if n := len(x.views) + len(x.classes) + len(x.blocks) + len(x.wide) + len(x.pods) + len(x.namespaces) + len(x.policies) + len(x.hosts); n != 0 {
+		if n := len(x.views) + len(x.classes) + len(x.blocks) + len(x.wide) + len(x.pods) + len(x.namespaces) + len(x.policies) + len(x.hosts) + len(x.moving); n != 0 {
 			t.Fatalf("-seed %d -first %d: the index still has %+v", s, i, x)
 		}
 	}
@@ -195,6 +195,14 @@ func transition(x *Index, before, next *world) []func() {
 	}
 	for _, h := range s.Hosts {
 		out = append(out, func() { x.SetHost(h) })
+	}
+	for _, p := range was.Moving {
+		if !slices.Contains(s.Moving, p) {
+			out = append(out, func() { x.StopMoving(p) })
+		}
+	}
+	for _, p := range s.Moving {
+		out = append(out, func() { x.StartMoving(p) }, func() { x.StartMoving(p) })
 	}
 	key := func(np *networkingv1.NetworkPolicy) Key { return Key{np.Namespace, np.Name} }
 	for _, np := range was.Policies {

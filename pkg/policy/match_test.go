@@ -16,8 +16,18 @@ type packet struct {
 	src, dst         netip.Addr
 	proto            string // tcp, udp, sctp, or another
 	srcPort, dstPort int
+	// syn: of a TCP segment's flags.
+	syn bool
+	// ct is what connection tracking says of it.
+	ct tracked
 	// chassis has the ports that are resident where the ACL is evaluated.
 	chassis []ident.PortName
+}
+
+// tracked is what connection tracking says of a packet: one is new, or of an established connection; rpl says that it goes against the connection's first packet.
+type tracked struct {
+	new, est, rpl bool
+	label         int
 }
 
 // scope is what a match may name: groups and sets.
@@ -128,8 +138,12 @@ func (p *matchParser) term() (predicate, error) {
 		return func(_ *scope, k *packet) bool { return k.src.IsValid() }, nil
 	case "tcp", "udp", "sctp":
 		return func(_ *scope, k *packet) bool { return k.proto == t }, nil
-	case "ct.est", "ct.rpl": // packets here are the first of their connections
-		return func(*scope, *packet) bool { return false }, nil
+	case "ct.new":
+		return func(_ *scope, k *packet) bool { return k.ct.new }, nil
+	case "ct.est":
+		return func(_ *scope, k *packet) bool { return k.ct.est }, nil
+	case "ct.rpl":
+		return func(_ *scope, k *packet) bool { return k.ct.rpl }, nil
 	case "inport", "outport":
 		return p.port(t)
 	case "is_chassis_resident":
@@ -197,8 +211,21 @@ func (p *matchParser) address(field string) (predicate, error) {
 	}, err
 }
 
-// field is a port of a packet of a protocol.
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// field is a number of a packet: a port of a protocol, TCP's SYN, the connection's label.
 func field(name string) (func(*packet) (int, bool), error) {
+	switch name {
+	case "tcp.flags[1]": // SYN, ovs-fields(7)
+		return func(k *packet) (int, bool) { return bit(k.syn), k.proto == "tcp" }, nil
+	case "ct_label.label":
+		return func(k *packet) (int, bool) { return k.ct.label, true }, nil
+	}
 	proto, side, _ := strings.Cut(name, ".")
 	if !slices.Contains([]string{"tcp", "udp", "sctp"}, proto) || side != "src" && side != "dst" {
 		return nil, fmt.Errorf("unknown field %q", name)

@@ -163,11 +163,13 @@ type member struct {
 
 // eachMember tells what a pod is in a view's rows: its port, or its addresses.
 func (x *Index) eachMember(v *view, c *class, m member, port func(string, ident.PortName), addr func(string, netip.Prefix)) {
-	row := v.row(m.number)
 	if v.form == portGroup {
-		port(row, m.Port)
+		for _, row := range x.groupsOf(v, m) {
+			port(row, m.Port)
+		}
 		return
 	}
+	row := v.row(m.number)
 	for _, a := range m.IPs {
 		if !c.spec.has(a) {
 			continue
@@ -178,6 +180,15 @@ func (x *Index) eachMember(v *view, c *class, m member, port func(string, ident.
 			}
 		}
 	}
+}
+
+// groupsOf are the port groups of a view in which a pod is.
+func (x *Index) groupsOf(v *view, m member) []string {
+	out := []string{v.row(m.number)}
+	if _, moving := x.moving[m.Port]; moving && v.isolates {
+		out = append(out, handoverGroup(v.name))
+	}
+	return out
 }
 
 // outdate marks the policies of a view: their ACLs depend on it.

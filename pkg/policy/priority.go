@@ -5,10 +5,12 @@ package policy
 const (
 	// PriorityExempt is what no policy can forbid: a node's probes, DHCPv6.
 	PriorityExempt = 31000
-	// PriorityHandoverLow to PriorityHandoverHigh are reserved for the connections that a VM takes along while it migrates. They come before admin policies, which
-	// judge a packet from the middle of a permitted connection as wrongly as others do.
+	// PriorityHandoverLow to PriorityHandoverHigh are for the connections that a VM takes along while it migrates. They come before admin policies, which judge a
+	// packet from the middle of a permitted connection as wrongly as others do. PriorityHandover admits such a connection, PriorityHandedOver carries it on.
 	PriorityHandoverLow  = 30000
 	PriorityHandoverHigh = 30999
+	PriorityHandover     = PriorityHandoverLow
+	PriorityHandedOver   = PriorityHandoverLow + 1
 	// PriorityAdminLow to PriorityAdminHigh are reserved for AdminNetworkPolicy.
 	PriorityAdminLow  = 20000
 	PriorityAdminHigh = 29999

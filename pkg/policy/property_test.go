@@ -93,6 +93,9 @@ func (w *world) check(flows int, count *tally) (bad *flow, err error) {
 		if got, _ := e.admits(&f.packet); got != want.Allowed {
 			return &f, nil
 		}
+		if wrong := w.midway(e, f.packet); wrong != "" {
+			return nil, fmt.Errorf("%s, moving %v\n%s", wrong, w.moving, w.explain(f))
+		}
 		count.count(want)
 	}
 	return nil, nil
@@ -168,7 +171,7 @@ func (w *world) flow(ends []end) flow {
 		f := flow{Flow: oracle.Flow{From: from.End, To: to.End, Protocol: pick(w, protocols[:]), Port: pick(w, testPorts)}}
 		f.packet = packet{
 			inport: from.port, outport: to.port, src: from.addr, dst: to.addr, proto: strings.ToLower(string(f.Protocol)),
-			srcPort: int(pick(w, testPorts)), dstPort: int(f.Port), chassis: to.chassis,
+			srcPort: int(pick(w, testPorts)), dstPort: int(f.Port), chassis: to.chassis, syn: f.Protocol == corev1.ProtocolTCP, ct: tracked{new: true},
 		}
 		return f
 	}

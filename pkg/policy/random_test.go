@@ -20,6 +20,8 @@ type world struct {
 	namespaces map[string]map[string]string
 	pods       []*worldPod
 	hosts      []Host
+	// moving are the pods that take connections along.
+	moving []ident.PortName
 	// asked are the policies as the compiler gets them, meant what they mean: without the rules in which something is wrong.
 	asked, meant []*networkingv1.NetworkPolicy
 }
@@ -65,6 +67,11 @@ func newWorld(r *rand.Rand) *world {
 		w.namespaces[name] = w.labels()
 		for p := range 3 {
 			w.pods = append(w.pods, w.pod(name, n, p))
+		}
+	}
+	for _, p := range w.pods {
+		if w.one(3) {
+			w.moving = append(w.moving, p.Port)
 		}
 	}
 	for n := range 2 + r.IntN(4) {
@@ -289,7 +296,7 @@ func (w *world) badRule() ([]networkingv1.NetworkPolicyPeer, []networkingv1.Netw
 
 // snapshot is what the compiler gets.
 func (w *world) snapshot() Snapshot {
-	s := Snapshot{Policies: w.asked, Namespaces: w.namespaces, Hosts: w.hosts}
+	s := Snapshot{Policies: w.asked, Namespaces: w.namespaces, Hosts: w.hosts, Moving: w.moving}
 	for _, p := range w.pods {
 		s.Pods = append(s.Pods, p.Pod)
 	}

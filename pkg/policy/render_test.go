@@ -18,6 +18,9 @@ func render(rows Rows) string {
 			if a.Row.Log {
 				log = " log=" + *a.Row.Severity
 			}
+			if a.Row.Label != 0 {
+				log += fmt.Sprintf(" label=%d", a.Row.Label)
+			}
 			fmt.Fprintf(&b, "  %s %d %s%s: %s\n", a.Row.Direction, a.Row.Priority, a.Row.Action, log, a.Row.Match)
 		}
 	}
