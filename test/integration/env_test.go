@@ -137,7 +137,7 @@ func contains(list []string, s string) bool {
 }
 
 // start runs a controller until the test ends or stop is called.
-func (e *env) start(t *testing.T) {
+func (e *env) start(t *testing.T, change ...func(*controller.Config)) {
 	t.Helper()
 	c := controller.Defaults()
 	c.NBEndpoints, c.SBEndpoints = []string{e.central.NB}, []string{e.central.SB}
@@ -145,6 +145,9 @@ func (e *env) start(t *testing.T) {
 	c.JoinCIDRs = []string{"100.64.0.0/16", "fd98::/64"}
 	c.MetricsAddress, c.HealthAddress = "0", "0"
 	c.LeaderElection = false
+	for _, f := range change {
+		f(&c)
+	}
 	e.metrics = prometheus.NewRegistry()
 	c.Registerer = e.metrics
 	c.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
