@@ -32,7 +32,8 @@ type tunnel struct {
 
 // chassis makes the node an OVN chassis.
 //
-// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, annotation godwit.dev/mtu.
+// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, the userspace datapath's connection tracking,
+// annotation godwit.dev/mtu.
 type chassis struct {
 	cfg      Config
 	host     hostNetwork
@@ -55,6 +56,11 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	// Before the chassis: ovn-controller makes a missing bridge itself, with a datapath of its own choice.
 	if err := db.EnsureBridge(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
+	}
+	if datapath == ovs.DatapathNetdev { // a restarted ovs-vswitchd, whose links are new, brings us here again
+		if err := db.TrackLoosely(ctx); err != nil {
+			return tunnel{}, nil, err
+		}
 	}
 	changed, err := db.EnsureChassis(ctx, ovs.Chassis{
 		Name: ident.ChassisName(c.cfg.NodeName), Remote: c.cfg.SBRemote, EncapIP: t.IP.String(), Datapath: datapath,

@@ -117,6 +117,7 @@ func (n *fakeNode) SupportsDatapath(context.Context, string) error {
 func (n *fakeNode) EnsureBridge(context.Context, string) error {
 	return n.op("EnsureBridge", func() {})
 }
+func (n *fakeNode) TrackLoosely(context.Context) error { return n.op("TrackLoosely", func() {}) }
 func (n *fakeNode) EnsureChassis(context.Context, ovs.Chassis) ([]string, error) {
 	return nil, n.op("EnsureChassis", func() {})
 }

@@ -33,6 +33,7 @@ type switchDB interface {
 	Ping(ctx context.Context) error
 	SupportsDatapath(ctx context.Context, datapath string) error
 	EnsureBridge(ctx context.Context, datapath string) error
+	TrackLoosely(ctx context.Context) error
 	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
 
 	EnsurePort(ctx context.Context, p ovs.Port) error

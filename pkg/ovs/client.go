@@ -1,4 +1,4 @@
-// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB, and one look at the integration bridge's flows, by OpenFlow.
+// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB; one look at the integration bridge's flows, by OpenFlow; and one setting of ovs-vswitchd, by its control socket.
 //
 // Columns and map keys that it writes; nothing else changes them:
 //

@@ -118,6 +118,16 @@ func (h *OVSHost) ofctl(t testing.TB, command, bridge string, args ...string) {
 	run(t, h.root.Command(t.Context(), "ovs-ofctl", append([]string{"-O", "OpenFlow15", command, target}, args...)...))
 }
 
+// Control asks ovs-vswitchd to do something, in the words of ovs-appctl(8), and returns what it says.
+func (h *OVSHost) Control(t testing.TB, command string, args ...string) string {
+	t.Helper()
+	out, err := h.root.Command(t.Context(), "ovs-appctl", append([]string{"--target=" + filepath.Join(h.RunDir, "ovs-vswitchd.ctl"), command}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ovs-appctl %s: %v: %s", command, err, out)
+	}
+	return string(out)
+}
+
 func (h *OVSHost) vsctl(t testing.TB, c *OVNCentral, args ...string) {
 	t.Helper()
 	run(t, c.root.Command(t.Context(), "ovs-vsctl", append([]string{"--db=" + h.Endpoint}, args...)...))
