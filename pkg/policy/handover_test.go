@@ -23,20 +23,23 @@ func (w *world) midway(e *evaluator, first packet) string {
 		permitted, _ := e.direction(d, &first)
 		tcp, moving := first.proto == "tcp", slices.Contains(w.moving, port)
 		for _, c := range []struct {
-			what string
-			syn  bool
-			ct   tracked
-			want bool
+			what  string
+			flags int
+			ct    tracked
+			want  bool
 		}{
-			{"unknown, from the middle", false, tracked{new: true}, permitted || tcp && moving},
-			{"known, without a label", false, tracked{est: true}, permitted},
-			{"known, with another label", false, tracked{est: true, label: 1}, permitted},
-			{"handed over", false, tracked{est: true, label: HandoverLabel}, permitted || tcp},
-			{"a SYN on a connection that was handed over", true, tracked{est: true, label: HandoverLabel}, permitted},
-			{"a SYN with a label that nothing knows", true, tracked{new: true, label: HandoverLabel}, permitted},
+			{"unknown, from the middle", flagACK, tracked{new: true}, permitted || tcp && moving},
+			{"known, without a label", flagACK, tracked{est: true}, permitted},
+			{"known, with another label", flagACK, tracked{est: true, label: 1}, permitted},
+			{"handed over", flagACK, tracked{est: true, label: HandoverLabel}, permitted || tcp},
+			{"a SYN on a connection that was handed over", flagSYN, tracked{est: true, label: HandoverLabel}, permitted},
+			{"a SYN with a label that nothing knows", flagSYN, tracked{new: true, label: HandoverLabel}, permitted},
 		} {
 			k := first
-			k.syn, k.ct = tcp && c.syn, c.ct
+			k.ct = c.ct
+			if tcp {
+				k.flags = c.flags
+			}
 			if got, why := e.direction(d, &k); got != c.want {
 				return fmt.Sprintf("%s: %s is admitted: %v (%s)", d, c.what, got, why)
 			}
@@ -120,15 +123,15 @@ spec:
 
 // The VM's and its peer's segments. The VM is the client at port 40000 or the server at port 443.
 func fromVM(port, peerPort int) packet {
-	return packet{inport: vmPort, src: vmAddr, dst: peerAddr, proto: "tcp", srcPort: port, dstPort: peerPort}
+	return packet{inport: vmPort, src: vmAddr, dst: peerAddr, proto: "tcp", flags: flagACK, srcPort: port, dstPort: peerPort}
 }
 
 func toVM(port, peerPort int) packet {
-	return packet{outport: vmPort, src: peerAddr, dst: vmAddr, proto: "tcp", srcPort: peerPort, dstPort: port}
+	return packet{outport: vmPort, src: peerAddr, dst: vmAddr, proto: "tcp", flags: flagACK, srcPort: peerPort, dstPort: port}
 }
 
 func (k packet) withSYN() packet {
-	k.syn = true
+	k.flags = flagSYN
 	return k
 }
 

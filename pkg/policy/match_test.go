@@ -16,8 +16,8 @@ type packet struct {
 	src, dst         netip.Addr
 	proto            string // tcp, udp, sctp, or another
 	srcPort, dstPort int
-	// syn: of a TCP segment's flags.
-	syn bool
+	// flags of a TCP segment.
+	flags int
 	// ct is what connection tracking says of it.
 	ct tracked
 	// chassis has the ports that are resident where the ACL is evaluated.
@@ -35,6 +35,12 @@ type scope struct {
 	groups map[string]map[ident.PortName]bool
 	sets   map[string][]netip.Prefix
 }
+
+// TCP flags (RFC 9293, 3.1).
+const (
+	flagSYN = 1 << 1
+	flagACK = 1 << 4
+)
 
 type predicate func(*scope, *packet) bool
 
@@ -211,18 +217,11 @@ func (p *matchParser) address(field string) (predicate, error) {
 	}, err
 }
 
-func bit(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 // field is a number of a packet: a port of a protocol, TCP's SYN, the connection's label.
 func field(name string) (func(*packet) (int, bool), error) {
 	switch name {
 	case "tcp.flags[1]": // SYN, ovs-fields(7)
-		return func(k *packet) (int, bool) { return bit(k.syn), k.proto == "tcp" }, nil
+		return func(k *packet) (int, bool) { return k.flags >> 1 & 1, k.proto == "tcp" }, nil
 	case "ct_label.label":
 		return func(k *packet) (int, bool) { return k.ct.label, true }, nil
 	}

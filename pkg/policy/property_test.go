@@ -171,7 +171,10 @@ func (w *world) flow(ends []end) flow {
 		f := flow{Flow: oracle.Flow{From: from.End, To: to.End, Protocol: pick(w, protocols[:]), Port: pick(w, testPorts)}}
 		f.packet = packet{
 			inport: from.port, outport: to.port, src: from.addr, dst: to.addr, proto: strings.ToLower(string(f.Protocol)),
-			srcPort: int(pick(w, testPorts)), dstPort: int(f.Port), chassis: to.chassis, syn: f.Protocol == corev1.ProtocolTCP, ct: tracked{new: true},
+			srcPort: int(pick(w, testPorts)), dstPort: int(f.Port), chassis: to.chassis, ct: tracked{new: true},
+		}
+		if f.Protocol == corev1.ProtocolTCP {
+			f.packet.flags = flagSYN
 		}
 		return f
 	}
