@@ -181,6 +181,11 @@ func TestPolicyHandover(t *testing.T) {
 				if err != nil {
 					return
 				}
+				for key, k := range target {
+					if labelled := k.label == HandoverLabel; labelled != c.needs {
+						t.Errorf("%v has a label: %v; what the policy permits by itself must not, or it outlives the policy", key, labelled)
+					}
+				}
 				x.StopMoving(vmPort)
 				if err := errorsOf(target, x.Rows(), c.first, c.second, c.first); err != nil {
 					t.Errorf("after the grace: %v", err)
