@@ -85,7 +85,10 @@ type carried struct {
 }
 
 func (c carried) String() string {
-	text := fmt.Sprintf("%s, %s to %s: %d bytes, longest stall %s", c.who, c.Kind, c.Peer, c.Bytes, c.Stall.Length().Round(time.Millisecond))
+	text := fmt.Sprintf("%s, %s to %s: %d bytes, longest stall %s, from %s on", c.who, c.Kind, c.Peer, c.Bytes, c.Stall.Length().Round(time.Millisecond), c.Stall.From.Round(time.Millisecond))
+	if c.Stall.Open {
+		text += " to the end"
+	}
 	if c.Broken != "" {
 		text += fmt.Sprintf(", broken: %s, %s", c.Broken, c.Error)
 	}
@@ -118,7 +121,7 @@ func carriedBy(ctx context.Context, t *testing.T, exchanges []*passage.Exchange)
 }
 
 // voyage moves the VM under traffic and intruders, and returns the connections when afterwards has returned.
-func (s *policyVM) voyage(t *testing.T, afterwards func()) ([]carried, lab.Stop) {
+func (s *policyVM) voyage(t *testing.T, afterwards func()) []carried {
 	t.Helper()
 	ctx := t.Context()
 	var exchanges []*passage.Exchange
@@ -159,5 +162,5 @@ func (s *policyVM) voyage(t *testing.T, afterwards func()) ([]carried, lab.Stop)
 		t.Fatal(err)
 	}
 	t.Logf("from %s to %s: QEMU had stopped the VM for %s; %d forbidden connections were tried", state.Node, target, stop.Duration(), tried.Load())
-	return carriedBy(ctx, t, exchanges), stop
+	return carriedBy(ctx, t, exchanges)
 }
