@@ -32,7 +32,7 @@ const (
 	// longer than watchedLongest.
 	handoverGrace  = 20 * time.Second
 	watchedAfter   = 15 * time.Second
-	watchedLongest = 2 * time.Minute
+	watchedLongest = time.Minute
 	// silence is how long a connection makes no progress before it is given up. What is judged is how long it stalled: a machine that is busy stops everybody for seconds.
 	silence = 5 * time.Minute
 	// keepalive is sooner than the VM's own first keepalive, 15 s, which brings a connection that stalls back: it is the VM that speaks.
