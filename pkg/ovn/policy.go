@@ -319,6 +319,12 @@ func (t *writing) members(ctx context.Context, g policy.GroupChange) error {
 		}
 		if uuid == "" {
 			t.wait(p)
+			if uuid, err = t.uuid(ctx, p); err != nil {
+				return err
+			}
+			if uuid != "" { // it has come just before anybody waited for it
+				t.arrive(p)
+			}
 			continue
 		}
 		add = append(add, ovsdb.UUID{GoUUID: uuid})
