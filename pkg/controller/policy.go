@@ -43,8 +43,12 @@ func (r *policyReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("read NetworkPolicy %s: %w", req.NamespacedName, err)
 	default:
-		r.policies.tell(func(x *policy.Index) { x.SetPolicy(&np) })
-		for _, p := range policy.Check(&np) {
+		var problems []policy.Problem
+		r.policies.tell(func(x *policy.Index) {
+			x.SetPolicy(&np)
+			problems = x.Problems(key)
+		})
+		for _, p := range problems {
 			r.log.Warn("bad NetworkPolicy", "policy", req.NamespacedName, "reason", p.Reason, "field", p.Field, "detail", p.Detail)
 			r.metrics.policyProblems.WithLabelValues(string(p.Reason)).Inc()
 			r.events.Eventf(&np, nil, corev1.EventTypeWarning, string(p.Reason), "CompilePolicy", "%s: %s", p.Field, p.Detail)

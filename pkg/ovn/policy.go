@@ -43,7 +43,7 @@ type PolicyWriter struct {
 	// known: what the database has is what the source has said, but for unsettled.
 	known bool
 	// acls are the UUIDs of the ACLs in the database.
-	acls map[aclKey]string
+	acls map[policy.ACLKey]string
 	// unsettled were taken from the source, and are not known to be written.
 	unsettled []*taken
 }

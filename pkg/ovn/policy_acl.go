@@ -2,37 +2,12 @@ package ovn
 
 import (
 	"fmt"
-	"reflect"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
-	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/policy"
 )
-
-// aclKey tells ACLs of policies apart: an ACL has no name of its own.
-type aclKey struct{ group, owner, namespace, name, rule string }
-
-func keyOf(a policy.ACL) aclKey {
-	ids := a.Row.ExternalIDs
-	return aclKey{a.Group, ids[ident.OwnerKey], ids[ident.KeyNamespace], ids[ident.KeyName], ids[ident.KeyRule]}
-}
-
-// sameACL compares all that is written.
-func sameACL(a, b *nbdb.ACL) bool {
-	x, y := *a, *b
-	x.UUID, y.UUID = "", ""
-	return reflect.DeepEqual(orEmpty(x), orEmpty(y))
-}
-
-// orEmpty: an absent map and an empty one are the same in a database.
-func orEmpty(a nbdb.ACL) nbdb.ACL {
-	if len(a.Options) == 0 {
-		a.Options = nil
-	}
-	return a
-}
 
 // policyACLs makes, changes and deletes ACLs: what permits comes before what goes.
 func (t *writing) policyACLs(changes []policy.ACLChange) error {
@@ -53,7 +28,7 @@ func (t *writing) policyACLs(changes []policy.ACLChange) error {
 }
 
 func (t *writing) ensureACL(a policy.ACL) error {
-	key := keyOf(a)
+	key := a.Key()
 	row := *a.Row
 	if uuid, ok := t.acls[key]; ok {
 		return t.updateACL(uuid, &row)
@@ -96,7 +71,7 @@ func (t *writing) updateACL(uuid string, row *nbdb.ACL) error {
 
 // deleteACL takes an ACL out of its group; the database then deletes it.
 func (t *writing) deleteACL(a policy.ACL) {
-	key := keyOf(a)
+	key := a.Key()
 	uuid, ok := t.acls[key]
 	if !ok {
 		return

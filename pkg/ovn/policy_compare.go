@@ -28,7 +28,7 @@ func (w *PolicyWriter) Compare() Change {
 		}
 		w.source.Take() // all of it is in what follows
 		w.unsettled = nil
-		w.acls = map[aclKey]string{}
+		w.acls = map[policy.ACLKey]string{}
 		t := &writing{PolicyWriter: w, nb: nb, ports: have.ports}
 		want := w.source.Rows()
 		changes := t.compare(have, want)
@@ -55,7 +55,7 @@ func (w *PolicyWriter) Differs(ctx context.Context, nb *NB) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	t := &writing{PolicyWriter: &PolicyWriter{source: w.source, acls: map[aclKey]string{}}, nb: nb, ports: have.ports}
+	t := &writing{PolicyWriter: &PolicyWriter{source: w.source, acls: map[policy.ACLKey]string{}}, nb: nb, ports: have.ports}
 	c := t.compare(have, w.source.Rows())
 	for _, g := range c.Groups {
 		if g.Create != nil || g.Delete || len(g.Remove) > 0 || slices.ContainsFunc(g.Add, func(p ident.PortName) bool { return have.ports[p] != "" }) {
@@ -182,7 +182,7 @@ func compareSets(have, want []*nbdb.AddressSet) []policy.SetChange {
 
 // compareACLs says which ACLs of wanted groups must change; those of others go with their group. One that is there twice goes once.
 func (t *writing) compareACLs(have stored, want []policy.ACL) []policy.ACLChange {
-	there := map[aclKey]policy.ACL{}
+	there := map[policy.ACLKey]policy.ACL{}
 	for _, g := range have.groups {
 		for _, uuid := range g.ACLs {
 			row := have.acls[uuid]
@@ -190,20 +190,20 @@ func (t *writing) compareACLs(have stored, want []policy.ACL) []policy.ACLChange
 				continue
 			}
 			a := policy.ACL{Group: g.Name, Row: row}
-			if _, twice := there[keyOf(a)]; twice {
+			if _, twice := there[a.Key()]; twice {
 				t.dropACL(g.Name, uuid)
 				continue
 			}
-			there[keyOf(a)] = a
-			t.acls[keyOf(a)] = uuid
+			there[a.Key()] = a
+			t.acls[a.Key()] = uuid
 		}
 	}
 	var out []policy.ACLChange
 	for _, a := range want {
-		if h, ok := there[keyOf(a)]; !ok || !sameACL(h.Row, a.Row) {
+		if h, ok := there[a.Key()]; !ok || !h.Equal(a) {
 			out = append(out, policy.ACLChange{ACL: a})
 		}
-		delete(there, keyOf(a))
+		delete(there, a.Key())
 	}
 	for _, a := range there {
 		out = append(out, policy.ACLChange{ACL: a, Delete: true})

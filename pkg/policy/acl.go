@@ -1,10 +1,12 @@
 package policy
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -263,24 +265,30 @@ func aclName(text string) *string {
 
 // sortACLs puts ACLs into the order in which they are given out.
 func sortACLs(acls []ACL) {
-	slices.SortFunc(acls, func(a, b ACL) int { return strings.Compare(aclKey(a), aclKey(b)) })
+	slices.SortFunc(acls, func(a, b ACL) int { return cmp.Compare(a.Key(), b.Key()) })
 }
 
-func aclKey(a ACL) string {
+// ACLKey tells ACLs apart: they have no names of their own. Keys are in the order in which ACLs are given out.
+type ACLKey string
+
+// Key is made of the ACL's owner, its rule and its group.
+func (a ACL) Key() ACLKey {
 	ids := a.Row.ExternalIDs
-	return strings.Join([]string{ids[ident.OwnerKey], ids[ident.KeyNamespace], ids[ident.KeyName], ids[ident.KeyRule], a.Group}, "\x00")
+	return ACLKey(strings.Join([]string{ids[ident.OwnerKey], ids[ident.KeyNamespace], ids[ident.KeyName], ids[ident.KeyRule], a.Group}, "\x00"))
 }
 
-func byKey(acls []ACL) map[string]ACL {
-	out := make(map[string]ACL, len(acls))
+// Equal says whether two ACLs are the same but for their UUIDs. To a database an absent map and an empty one are the same.
+func (a ACL) Equal(b ACL) bool {
+	x, y := *a.Row, *b.Row
+	options := maps.Equal(x.Options, y.Options)
+	x.UUID, x.Options, y.UUID, y.Options = "", nil, "", nil
+	return a.Group == b.Group && options && reflect.DeepEqual(x, y)
+}
+
+func byKey(acls []ACL) map[ACLKey]ACL {
+	out := make(map[ACLKey]ACL, len(acls))
 	for _, a := range acls {
-		out[aclKey(a)] = a
+		out[a.Key()] = a
 	}
 	return out
-}
-
-func sameACL(a, b ACL) bool {
-	x, y := a.Row, b.Row
-	return a.Group == b.Group && x.Match == y.Match && x.Priority == y.Priority && x.Action == y.Action && x.Direction == y.Direction && x.Log == y.Log &&
-		x.Label == y.Label && maps.Equal(x.Options, y.Options)
 }

@@ -69,7 +69,7 @@ func golden(t *testing.T, s Snapshot, text string) string {
 	for _, doc := range strings.Split(text, "---\n") {
 		np := policyOf(t, doc)
 		s.Policies = append(s.Policies, np)
-		for _, p := range Check(np) {
+		for _, p := range parse(np).problems {
 			fmt.Fprintf(&out, "problem: %v\n", p)
 		}
 	}

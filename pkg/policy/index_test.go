@@ -34,7 +34,7 @@ func (d *database) apply(c Changes) (members int) {
 		members += applyRow(d.t, d.sets, rowEvent[string]{s.Name, s.Create != nil, s.Delete, s.Add, s.Remove})
 	}
 	for _, a := range c.ACLs {
-		key := aclKey(a.ACL)
+		key := string(a.Key())
 		have, ok := d.acls[key]
 		switch {
 		case !a.Delete && ok && cmp.Equal(have.Row, a.Row), a.Delete && !ok:

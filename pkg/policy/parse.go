@@ -56,9 +56,6 @@ type Key struct{ Namespace, Name string }
 // String is namespace/name.
 func (k Key) String() string { return k.Namespace + "/" + k.Name }
 
-// Check returns what is wrong with a policy, nothing for one that the API server accepts.
-func Check(np *networkingv1.NetworkPolicy) []Problem { return parse(np).problems }
-
 type parser struct {
 	namespace string
 	problems  []Problem

@@ -115,7 +115,7 @@ func (x *Index) Take() Changes {
 		}
 	}
 	clear(x.stale)
-	slices.SortFunc(out.ACLs, func(a, b ACLChange) int { return cmp.Compare(aclKey(a.ACL), aclKey(b.ACL)) })
+	slices.SortFunc(out.ACLs, func(a, b ACLChange) int { return cmp.Compare(a.Key(), b.Key()) })
 	return out
 }
 
@@ -123,7 +123,7 @@ func changedACLs(was, now []ACL) []ACLChange {
 	var out []ACLChange
 	had, has := byKey(was), byKey(now)
 	for k, a := range has {
-		if before, ok := had[k]; !ok || !sameACL(before, a) {
+		if before, ok := had[k]; !ok || !before.Equal(a) {
 			out = append(out, ACLChange{ACL: a})
 		}
 	}

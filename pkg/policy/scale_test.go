@@ -152,14 +152,14 @@ func TestPolicyTooManyBlocks(t *testing.T) {
 	}
 	np := policyOf(t, "metadata: {namespace: a, name: p}\nspec: {podSelector: {}, ingress: [{ports: [{port: 1}]}]}")
 	np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{{IPBlock: block}}})
-	if problems := Check(np); len(problems) != 1 || problems[0].Reason != ReasonTooManyBlocks {
+	if problems := parse(np).problems; len(problems) != 1 || problems[0].Reason != ReasonTooManyBlocks {
 		t.Errorf("problems: %v", problems)
 	}
 	if n := len(Compile(Config{}, Snapshot{Policies: []*networkingv1.NetworkPolicy{np}}).ACLs) - len(baseACLs()); n != 1 {
 		t.Errorf("%d ACLs, want that of the other rule", n)
 	}
 	block.Except = block.Except[:20]
-	if problems := Check(np); len(problems) != 0 {
+	if problems := parse(np).problems; len(problems) != 0 {
 		t.Errorf("twenty exceptions: %v", problems)
 	}
 }
