@@ -15,8 +15,9 @@ func TestWorld(t *testing.T) {
 	if len(all) != 100 || len(spaces) != 12 {
 		t.Fatalf("%d policies in %d namespaces, want 100 in 10 and two more", len(all), len(spaces))
 	}
+	index := policy.Fill(policy.Config{}, policy.Snapshot{Policies: all})
 	for _, np := range all {
-		if p := policy.Check(np); len(p) > 0 {
+		if p := index.Problems(policy.Key{Namespace: np.Namespace, Name: np.Name}); len(p) > 0 {
 			t.Errorf("%s/%s: %v", np.Namespace, np.Name, p)
 		}
 	}
