@@ -1,0 +1,299 @@
+package service
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// Index holds Services, their endpoints and VMs. Changes are told to it in any order; Take says which Services came out differently. An event costs what the Services
+// that it is about have. It is not safe for concurrent use.
+type Index struct {
+	// reserved are the ranges of the network itself.
+	reserved []netip.Prefix
+	entries  map[Key]*entry
+	vms      map[netip.Addr]VM
+	// users are the Services that have an address among their endpoints.
+	users map[netip.Addr]map[Key]struct{}
+	// claims are the Services that ask for an address and port; the oldest has it.
+	claims map[frontend]map[Key]struct{}
+	// stale may come out differently, changed have.
+	stale, changed map[Key]struct{}
+}
+
+// entry is a Service that the index knows.
+type entry struct {
+	*spec
+	listing listing
+	// now is what it came to at last, nil at first.
+	now *Service
+	// problems are what is wrong with it beside what the spec says.
+	problems []Problem
+	// spent are the held endpoints that have been ready where their VM arrived.
+	spent map[netip.AddrPort]bool
+	// addrs are those by which the index finds the Service: what is listed, and what is held.
+	addrs map[netip.Addr]struct{}
+}
+
+// frontend is an address and port that only one Service can have. ClusterIPs and NodePorts are given out by the API server, each once.
+type frontend struct {
+	addr     netip.AddrPort
+	protocol corev1.Protocol
+}
+
+// New returns an Index without any objects.
+func New() *Index {
+	return &Index{
+		entries: map[Key]*entry{}, vms: map[netip.Addr]VM{}, users: map[netip.Addr]map[Key]struct{}{}, claims: map[frontend]map[Key]struct{}{},
+		stale: map[Key]struct{}{}, changed: map[Key]struct{}{},
+	}
+}
+
+// Reserve says which ranges are the network's own: those of Subnets, and the join network. A Service has no address in them: it would take a pod's traffic.
+func (x *Index) Reserve(ranges []netip.Prefix) {
+	ranges = slices.Clone(ranges)
+	slices.SortFunc(ranges, netip.Prefix.Compare)
+	ranges = slices.Compact(ranges)
+	if slices.Equal(x.reserved, ranges) {
+		return
+	}
+	x.reserved = ranges
+	for key := range x.entries {
+		x.stale[key] = struct{}{}
+	}
+}
+
+// Set adds a Service with all of its EndpointSlices, or replaces the one of its name. One that needs no balancing is as if it were not there.
+func (x *Index) Set(svc *corev1.Service, endpointSlices []*discoveryv1.EndpointSlice) {
+	parsed, ok := parse(svc)
+	if !ok {
+		x.Delete(Key{Namespace: svc.Namespace, Name: svc.Name})
+		return
+	}
+	key := parsed.service.Key
+	next := &entry{spec: parsed, listing: list(endpointSlices), spent: map[netip.AddrPort]bool{}}
+	if before := x.entries[key]; before != nil {
+		x.forget(key, before)
+		next.now, next.spent = before.now, before.spent
+	}
+	x.entries[key] = next
+	x.enlist(key, next)
+	for f := range next.frontends() {
+		add(x.claims, f, key)
+		x.recheck(f)
+	}
+	x.stale[key] = struct{}{}
+}
+
+// Delete removes a Service. Deleting the absent does nothing.
+func (x *Index) Delete(key Key) {
+	e := x.entries[key]
+	if e == nil {
+		return
+	}
+	x.forget(key, e)
+	delete(x.entries, key)
+	delete(x.stale, key)
+	if e.now != nil {
+		x.changed[key] = struct{}{}
+	}
+}
+
+// SetVM says what is known of the VM that has an address.
+func (x *Index) SetVM(addr netip.Addr, vm VM) {
+	if before, ok := x.vms[addr]; ok && before == vm {
+		return
+	}
+	x.vms[addr] = vm
+	x.touch(addr)
+}
+
+// DeleteVM says that no VM has the address any more.
+func (x *Index) DeleteVM(addr netip.Addr) {
+	if _, ok := x.vms[addr]; ok {
+		delete(x.vms, addr)
+		x.touch(addr)
+	}
+}
+
+func (x *Index) touch(addr netip.Addr) {
+	for key := range x.users[addr] {
+		x.stale[key] = struct{}{}
+	}
+}
+
+// Take returns the Services that have come out differently since the last Take, and those that are gone, sorted.
+func (x *Index) Take() []Key {
+	for key := range x.stale {
+		e := x.entries[key]
+		next := x.resolve(e)
+		if e.now == nil || !equal(*e.now, next) {
+			e.now = &next
+			x.changed[key] = struct{}{}
+			x.enlist(key, e)
+		}
+	}
+	out := slices.SortedFunc(maps.Keys(x.changed), Key.compare)
+	clear(x.stale)
+	clear(x.changed)
+	return out
+}
+
+// Service is what a Service came to at the last Take; ok is false if there is none.
+func (x *Index) Service(key Key) (s Service, ok bool) {
+	if e := x.entries[key]; e != nil && e.now != nil {
+		return *e.now, true
+	}
+	return Service{}, false
+}
+
+// Services are all of them, sorted.
+func (x *Index) Services() []Service {
+	out := make([]Service, 0, len(x.entries))
+	for _, key := range slices.SortedFunc(maps.Keys(x.entries), Key.compare) {
+		if s, ok := x.Service(key); ok {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Problems are what was wrong with a Service at the last Take.
+func (x *Index) Problems(key Key) []Problem {
+	e := x.entries[key]
+	if e == nil {
+		return nil
+	}
+	return slices.Concat(e.spec.problems, e.problems)
+}
+
+// resolve makes of an entry what it comes to.
+func (x *Index) resolve(e *entry) Service {
+	s := e.service
+	e.problems = nil
+	s.Ports = slices.Clone(s.Ports)
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		var before *Port
+		if e.now != nil {
+			before = e.now.port(p.Name)
+		}
+		p.VIPs = x.granted(e, p)
+		p.Endpoints = x.endpoints(e, p.Name, before)
+	}
+	return s
+}
+
+// port is nil if there is none of the name. One that has just come to a Service that was there has no endpoint that could be held.
+func (s *Service) port(name string) *Port {
+	for i := range s.Ports {
+		if s.Ports[i].Name == name {
+			return &s.Ports[i]
+		}
+	}
+	return &Port{}
+}
+
+// granted are the addresses that a port gets of those that its Service asks for.
+func (x *Index) granted(e *entry, p *Port) []VIP {
+	var out []VIP
+	for _, v := range p.VIPs {
+		if i := slices.IndexFunc(x.reserved, func(r netip.Prefix) bool { return r.Contains(v.Addr) }); i >= 0 {
+			e.problems = append(e.problems, problem(ReasonReserved, "%s %s is in %s, which is a Subnet's or the join network: it is not served; use an address outside of the pod network",
+				v.Kind, v.Addr, x.reserved[i]))
+			continue
+		}
+		if v.Kind != ClusterIP {
+			f := frontend{addr: netip.AddrPortFrom(v.Addr, p.Number), protocol: p.Protocol}
+			if first := x.holder(f); first != e.service.Key {
+				e.problems = append(e.problems, problem(ReasonTaken, "%s %s port %d/%s is served by the older Service %s: use another address or port", v.Kind, v.Addr, p.Number, p.Protocol, first))
+				continue
+			}
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// holder is the Service that has an address and port: the oldest, by its name if two are equally old.
+func (x *Index) holder(f frontend) Key {
+	return slices.MinFunc(slices.Collect(maps.Keys(x.claims[f])), func(a, b Key) int {
+		if c := x.entries[a].age.Compare(x.entries[b].age); c != 0 {
+			return c
+		}
+		return a.compare(b)
+	})
+}
+
+// frontends are those that others could ask for too.
+func (s *spec) frontends() map[frontend]struct{} {
+	out := map[frontend]struct{}{}
+	for _, p := range s.service.Ports {
+		for _, v := range p.VIPs {
+			if v.Kind != ClusterIP {
+				out[frontend{addr: netip.AddrPortFrom(v.Addr, p.Number), protocol: p.Protocol}] = struct{}{}
+			}
+		}
+	}
+	return out
+}
+
+// enlist lets a Service be found by the addresses of its endpoints. Held ones may be in no EndpointSlice any more.
+func (x *Index) enlist(key Key, e *entry) {
+	addrs := map[netip.Addr]struct{}{}
+	for _, byAddr := range e.listing {
+		for at := range byAddr {
+			addrs[at.Addr()] = struct{}{}
+		}
+	}
+	if e.now != nil {
+		for _, p := range e.now.Ports {
+			for _, end := range p.Endpoints {
+				addrs[end.Addr.Addr()] = struct{}{}
+			}
+		}
+	}
+	for addr := range addrs {
+		add(x.users, addr, key)
+	}
+	for addr := range e.addrs {
+		if _, still := addrs[addr]; !still {
+			remove(x.users, addr, key)
+		}
+	}
+	e.addrs = addrs
+}
+
+// forget takes an entry out of what is found by address.
+func (x *Index) forget(key Key, e *entry) {
+	for addr := range e.addrs {
+		remove(x.users, addr, key)
+	}
+	for f := range e.frontends() {
+		remove(x.claims, f, key)
+		x.recheck(f)
+	}
+}
+
+// recheck looks again at everybody who asks for an address and port.
+func (x *Index) recheck(f frontend) {
+	for key := range x.claims[f] {
+		x.stale[key] = struct{}{}
+	}
+}
+
+func add[K comparable](m map[K]map[Key]struct{}, k K, key Key) {
+	if m[k] == nil {
+		m[k] = map[Key]struct{}{}
+	}
+	m[k][key] = struct{}{}
+}
+
+func remove[K comparable](m map[K]map[Key]struct{}, k K, key Key) {
+	if delete(m[k], key); len(m[k]) == 0 {
+		delete(m, k)
+	}
+}

@@ -1,0 +1,112 @@
+package service
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// proxyName on a Service says that somebody else serves it (pkg/proxy/apis in kubernetes/kubernetes).
+const proxyName = "service.kubernetes.io/service-proxy-name"
+
+// spec is what a Service itself says. VIPs are those that it asks for, whether or not it gets them.
+type spec struct {
+	service  Service
+	problems []Problem
+	// age decides who keeps an address that two ask for.
+	age time.Time
+}
+
+// parse reads a Service; ok is false if there is nothing to balance: it is headless, an ExternalName, or another proxy's.
+func parse(svc *corev1.Service) (s *spec, ok bool) {
+	key := Key{Namespace: svc.Namespace, Name: svc.Name}
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" || svc.Labels[proxyName] != "" {
+		return nil, false
+	}
+	s = &spec{service: Service{Key: key}, age: svc.CreationTimestamp.Time}
+	s.service.HealthCheckPort = port(svc.Spec.HealthCheckNodePort)
+	if p := svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
+		s.service.Internal = Local
+	}
+	if svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		s.service.External = Local
+	}
+	if svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		s.service.Affinity = affinity(svc)
+	}
+	s.parseSources(svc)
+	vips := s.vips(svc)
+	for _, p := range svc.Spec.Ports {
+		protocol := p.Protocol
+		if protocol == "" {
+			protocol = corev1.ProtocolTCP
+		}
+		s.service.Ports = append(s.service.Ports, Port{Name: p.Name, Protocol: protocol, Number: port(p.Port), NodePort: port(p.NodePort), VIPs: vips})
+	}
+	return s, true
+}
+
+// port is 0 for what is no port: the API server admits none of them.
+func port(n int32) uint16 {
+	if n < 0 || n > 65535 {
+		return 0
+	}
+	return uint16(n)
+}
+
+func affinity(svc *corev1.Service) time.Duration {
+	seconds := int32(corev1.DefaultClientIPServiceAffinitySeconds)
+	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+func (s *spec) parseSources(svc *corev1.Service) {
+	for _, text := range svc.Spec.LoadBalancerSourceRanges {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			s.problems = append(s.problems, problem(ReasonInvalid, "spec.loadBalancerSourceRanges: %q is not a range such as 192.0.2.0/24: nothing is admitted by it", text))
+			p = netip.Prefix{}
+		}
+		s.service.Sources = append(s.service.Sources, p.Masked()) // one that cannot be read still restricts
+	}
+}
+
+// vips are all addresses that the Service asks for, sorted, each once: of two kinds it is the first.
+func (s *spec) vips(svc *corev1.Service) []VIP {
+	var out []VIP
+	add := func(kind Kind, field, text string) {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			s.problems = append(s.problems, problem(ReasonInvalid, "%s: %q is not an IP address: it is left out", field, text))
+			return
+		}
+		addr = addr.Unmap()
+		if !slices.ContainsFunc(out, func(v VIP) bool { return v.Addr == addr }) {
+			out = append(out, VIP{Kind: kind, Addr: addr})
+		}
+	}
+	cluster := svc.Spec.ClusterIPs
+	if len(cluster) == 0 {
+		cluster = []string{svc.Spec.ClusterIP}
+	}
+	for _, a := range cluster {
+		add(ClusterIP, "spec.clusterIPs", a)
+	}
+	for _, a := range svc.Spec.ExternalIPs {
+		add(ExternalIP, "spec.externalIPs", a)
+	}
+	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			if in.IP != "" && (in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP) {
+				add(LoadBalancer, "status.loadBalancer.ingress", in.IP)
+			}
+		}
+	}
+	slices.SortFunc(out, VIP.compare)
+	return out
+}
