@@ -72,7 +72,9 @@ const (
 )
 
 // String is the kind as the API writes it.
-func (k Kind) String() string { return [...]string{"ClusterIP", "externalIP", "load balancer address"}[k] }
+func (k Kind) String() string {
+	return [...]string{"ClusterIP", "externalIP", "load balancer address"}[k]
+}
 
 // VIP is an address of a Service.
 type VIP struct {
