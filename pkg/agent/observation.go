@@ -28,8 +28,9 @@ const (
 type sighting struct {
 	// attached is when OVN had installed the port, last the last frame, announced the first RARP, first the first other frame after that.
 	attached, last, announced, first time.Time
-	// early counts the frames before the announcement.
-	early int64
+	// early counts the frames before the announcement, earliest is the first of them.
+	early    int64
+	earliest frame.Seen
 	// sent is when the agent first announced the VM itself, sends how often it has; byAgent: no announcement was seen before.
 	sent    time.Time
 	sends   int
@@ -52,7 +53,9 @@ func (s *sighting) add(f frame.Seen) (news bool) {
 		return false
 	}
 	if s.announced.IsZero() {
-		s.early++ // and OVN drops it
+		if s.early++; s.early == 1 { // and OVN drops it
+			s.earliest = f
+		}
 		return false
 	}
 	if !s.first.IsZero() {

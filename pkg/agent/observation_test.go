@@ -48,18 +48,22 @@ func TestSightingTellsWhoAnnounced(t *testing.T) {
 		want  bool
 		early int64
 	}{
-		"the VM":                        {time.Time{}, false, false, 1},
-		"the VM, just before the agent": {ms(11), false, false, 1},
-		"the agent":                     {ms(10), false, true, 1},
+		"the VM":                        {time.Time{}, false, false, 2},
+		"the VM, just before the agent": {ms(11), false, false, 2},
+		"the agent":                     {ms(10), false, true, 2},
 		"seen late":                     {ms(10), true, true, 0},
 	} {
 		s := sighting{sent: c.sent, late: c.late}
 		early := s.add(frame.Seen{At: ms(5)})
+		s.add(frame.Seen{At: ms(6)})
 		rarp := s.add(frame.Seen{At: ms(10), RARP: true})
 		first := s.add(frame.Seen{At: ms(11)})
 		again := s.add(frame.Seen{At: ms(12), RARP: true})
 		if early || first == c.late || s.first.Equal(ms(11)) == c.late || !rarp || again || s.byAgent != c.want || s.early != c.early || !s.announced.Equal(ms(10)) || !s.last.Equal(ms(12)) {
 			t.Errorf("%s: news %v %v %v %v, seen %+v", name, early, rarp, first, again, s)
+		}
+		if !c.late && !s.earliest.At.Equal(ms(5)) {
+			t.Errorf("%s: the earliest frame is said to be of %s", name, s.earliest.At)
 		}
 	}
 }

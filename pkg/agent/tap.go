@@ -149,6 +149,10 @@ func (w *watch) saw(t *tap, f frame.Seen) (news bool) {
 		}
 		w.o.metrics.announcements.WithLabelValues(by).Inc()
 		w.log.Info("VM announced", "port", t.port.ID, "at", f.At, "by", by, "frames_before", now.early)
+		if now.early > 0 {
+			w.log.Warn("frames came from the target before the VM was announced there, and were dropped: its kernel or its VM is not silent",
+				"port", t.port.ID, "frames", now.early, "first", now.earliest.String(), "first_at", now.earliest.At)
+		}
 	}
 	return true
 }

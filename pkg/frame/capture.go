@@ -21,6 +21,14 @@ type Seen struct {
 	At time.Time
 	// RARP tells an announcement from all other frames.
 	RARP bool
+	// Type is its EtherType, To where it goes.
+	Type uint16
+	To   [6]byte
+}
+
+// String tells what kind of frame it is.
+func (s Seen) String() string {
+	return fmt.Sprintf("EtherType %#04x to %s", s.Type, net.HardwareAddr(s.To[:]))
 }
 
 // Capture sees frames that come in on a link: those from one MAC address, and any RARP. IPv6 multicast is left out: a kernel sends it by itself whenever an
@@ -114,7 +122,8 @@ func (c *Capture) Read(frames []Seen) (n int, err error) {
 				err = fmt.Errorf("receive frame on %s: %w", c.file.Name(), rerr)
 				return true
 			}
-			frames[n] = Seen{At: timestamp(c.oob[:oobn]), RARP: binary.BigEndian.Uint16(c.buf[12:]) == etherTypeRARP}
+			etherType := binary.BigEndian.Uint16(c.buf[12:])
+			frames[n] = Seen{At: timestamp(c.oob[:oobn]), RARP: etherType == etherTypeRARP, Type: etherType, To: [6]byte(c.buf[:6])}
 			n++
 		}
 		return true

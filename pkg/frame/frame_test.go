@@ -146,6 +146,9 @@ func TestCaptureSeesTheVMsFrames(t *testing.T) {
 	if len(got) != 3 || got[0].RARP || !got[1].RARP || !got[2].RARP {
 		t.Fatalf("seen %+v, want a frame and two RARPs", got)
 	}
+	if want := "EtherType 0x0800 to " + other.String(); got[0].String() != want {
+		t.Errorf("the frame is said to be %q, want %q", got[0], want)
+	}
 	for i, bounds := range [][2]time.Time{{first, rarp}, {rarp, last}, {last, end}} {
 		if at := got[i].At; at.Before(bounds[0].Truncate(time.Microsecond)) || at.After(bounds[1]) {
 			t.Errorf("frame %d was seen at %s, want between %s and %s", i, at, bounds[0], bounds[1])
