@@ -13,13 +13,11 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/test/bench/policy/central"
+	"github.com/godwit-cni/godwit/test/bench/central"
+	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
 const (
-	// creators is how many of the bench's own requests to the API server are under way at once.
-	creators = 32
 	// patience bounds every wait for many things, and for one thing that northd does while there are many.
 	patience = 15 * time.Minute
 	// rest is how long nothing is done before and after what is measured.
@@ -47,7 +45,11 @@ func measure(ctx context.Context, c config) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := &bench{config: c, ledger: &ledger{}, counted: "unix:" + filepath.Join(dir, "counted.sock"), all: newPolicies(c.policies), spaces: namespaces(c.policies)}
-	b.cl, err = central.Start(ctx, central.Config{Controller: c.controller, Logs: c.keep, Dir: dir, Log: c.log})
+	programs, err := central.Prepare(ctx, central.Config{Controller: c.controller, Logs: c.keep, Dir: dir, Log: c.log})
+	if err != nil {
+		return err
+	}
+	b.cl, err = programs.Start(ctx)
 	defer b.cl.Stop()
 	if err != nil {
 		return err
@@ -92,7 +94,7 @@ func (b *bench) run(ctx context.Context, r *report) error {
 		{fmt.Sprintf("%d pods", b.pods), func(ctx context.Context, out result) error { return b.addPods(ctx, out, few, b.pods) }},
 	} {
 		out := r.column(stage.name)
-		b.log.Info("preparing", "stage", stage.name, "load", loadavg())
+		b.log.Info("preparing", "stage", stage.name, "load", table.LoadAverage())
 		if err := stage.do(ctx, out); err != nil {
 			return fmt.Errorf("%s: %w", stage.name, err)
 		}
@@ -122,10 +124,7 @@ func (b *bench) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	err = each(ctx, 0, b.nodes, func(ctx context.Context, i int) error {
-		return b.cl.API.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(i), Annotations: map[string]string{v1alpha1.MTUAnnotation: "1442"}}})
-	})
-	if err != nil {
+	if err := b.cl.AddNodes(ctx, b.nodes); err != nil {
 		return err
 	}
 	if err := b.leader.AwaitReady(ctx); err != nil {
@@ -139,7 +138,7 @@ func (b *bench) begin(ctx context.Context) error {
 func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
 	want, before := b.w.nb.countOfPorts()+to-from, b.ledger.read()
 	start := time.Now()
-	err := each(ctx, from, to, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.crowdPod(i)) })
+	err := central.Each(ctx, central.Range{From: from, To: to}, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.crowdPod(i)) })
 	if err != nil {
 		return err
 	}
@@ -163,7 +162,7 @@ func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
 func (b *bench) addPolicies(ctx context.Context, out result) error {
 	want, before := countACLs(b.all, b.nodes), b.ledger.read()
 	start := time.Now()
-	err := each(ctx, 0, len(b.all), func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.all[i].DeepCopy()) })
+	err := central.Each(ctx, central.Range{To: len(b.all)}, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.all[i].DeepCopy()) })
 	if err != nil {
 		return err
 	}
@@ -207,14 +206,4 @@ func pause(ctx context.Context) error {
 	case <-time.After(rest):
 		return nil
 	}
-}
-
-// each calls do for from to to-1, several at once.
-func each(ctx context.Context, from, to int, do func(context.Context, int) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(creators)
-	for i := from; i < to && ctx.Err() == nil; i++ {
-		g.Go(func() error { return do(ctx, i) })
-	}
-	return g.Wait()
 }

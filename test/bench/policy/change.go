@@ -11,7 +11,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
-	"github.com/godwit-cni/godwit/test/bench/policy/central"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // The labels of a pod that comes, and what it is changed to.
@@ -59,7 +59,7 @@ func (b *bench) changes(ctx context.Context, out result) error {
 		return err
 	}
 	for i := range b.samples {
-		pod := newPod(namespaceName(0), fmt.Sprintf("sample-%03d", i), nodeName(i%b.nodes), firstApp)
+		pod := newPod(namespaceName(0), fmt.Sprintf("sample-%03d", i), central.NodeName(i%b.nodes), firstApp)
 		for _, k := range kinds {
 			if err := b.change(ctx, pod, change{k, where[k]}, all[k]); err != nil {
 				return fmt.Errorf("pod %s is %s: %w", pod.Name, k, err)

@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
-	"github.com/godwit-cni/godwit/test/bench/policy/central"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // rounds is how often each kind of new leader is measured.
@@ -28,7 +29,7 @@ func (b *bench) newLeaders(ctx context.Context, out result) error {
 		old := b.leader
 		took, did, err := b.mended(ctx, func() (time.Time, error) {
 			at := time.Now()
-			old.Terminate()
+			old.Signal(syscall.SIGTERM)
 			b.leader = standby
 			return at, nil
 		})

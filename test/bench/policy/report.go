@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/godwit-cni/godwit/test/bench/table"
@@ -80,7 +79,7 @@ type report struct {
 // column begins another one.
 func (r *report) column(name string) result {
 	out := result{}
-	r.names, r.results, r.load = append(r.names, name), append(r.results, out), append(r.load, loadavg())
+	r.names, r.results, r.load = append(r.names, name), append(r.results, out), append(r.load, table.LoadAverage())
 	return out
 }
 
@@ -102,14 +101,4 @@ func (r *report) table() table.Report {
 		"etcd does not sync to disk here. Everything shares the machine, northd and the bench too. Load averages on the way: " + strings.Join(r.load, "; "),
 	}
 	return t
-}
-
-// loadavg is the machine's load: others may use it too.
-func loadavg() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	f := strings.Fields(string(b))
-	return strings.Join(f[:min(3, len(f))], " ")
 }

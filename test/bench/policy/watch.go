@@ -2,32 +2,22 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/ovn-kubernetes/libovsdb/cache"
 	ovsdbclient "github.com/ovn-kubernetes/libovsdb/client"
 	"github.com/ovn-kubernetes/libovsdb/model"
+
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/sbdb"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
-// The columns that are watched: it shares the machine with what it watches.
+// The columns that are watched beside those of ports: it shares the machine with what it watches.
 type (
-	// portRow is a port, whichever database it is of; of the southbound one the columns of the table's indexes too, for which libovsdb asks in any case.
-	portRow struct {
-		UUID string `ovsdb:"_uuid"`
-		Name string `ovsdb:"name"`
-	}
-	bindingRow struct {
-		UUID      string `ovsdb:"_uuid"`
-		Port      string `ovsdb:"logical_port"`
-		Datapath  string `ovsdb:"datapath"`
-		TunnelKey int    `ovsdb:"tunnel_key"`
-	}
 	setRow struct {
 		UUID      string   `ovsdb:"_uuid"`
 		Name      string   `ovsdb:"name"`
@@ -148,6 +138,15 @@ func (m *members) change(before, now model.Model) {
 	}
 }
 
+// handler notes what a database tells.
+func (m *members) handler() cache.EventHandler {
+	return &cache.EventHandlerFuncs{
+		AddFunc:    func(_ string, row model.Model) { m.change(nil, row) },
+		UpdateFunc: func(_ string, before, now model.Model) { m.change(before, now) },
+		DeleteFunc: func(_ string, row model.Model) { m.change(row, nil) },
+	}
+}
+
 func isACL(m model.Model) bool {
 	_, ok := m.(*aclRow)
 	return ok
@@ -156,9 +155,9 @@ func isACL(m model.Model) bool {
 // content is a row's name and its members; of a port the port.
 func content(m model.Model) (name string, has []string) {
 	switch r := m.(type) {
-	case *portRow:
+	case *central.PortRow:
 		return thePort, []string{r.Name}
-	case *bindingRow:
+	case *central.BindingRow:
 		return thePort, []string{r.Port}
 	case *setRow:
 		if strings.HasSuffix(r.Name, "_ip4") || strings.HasSuffix(r.Name, "_ip6") { // of a port group, northd makes them of its own accord (ovn-nb(5), Port_Group)
@@ -179,54 +178,25 @@ type watcher struct{ nb, sb *members }
 // watch watches until close is called.
 func watch(ctx context.Context, nb, sb string) (w *watcher, closeAll func(), err error) {
 	w = &watcher{nb: newMembers(), sb: newMembers()}
-	var port portRow
+	var port central.PortRow
 	var set setRow
 	var acl aclRow
-	north, err := monitor(ctx, origin{nb, "OVN_Northbound", map[string]model.Model{"Logical_Switch_Port": &port, "Address_Set": &set, "ACL": &acl}}, w.nb,
+	from := central.Origin{Endpoint: nb, Database: "OVN_Northbound", Tables: map[string]model.Model{nbdb.LogicalSwitchPortTable: &port, nbdb.AddressSetTable: &set, nbdb.ACLTable: &acl}}
+	north, err := central.Monitor(ctx, from, w.nb.handler(),
 		ovsdbclient.WithTable(&port, &port.Name), ovsdbclient.WithTable(&set, &set.Name, &set.Addresses), ovsdbclient.WithTable(&acl, &acl.Priority))
 	if err != nil {
 		return nil, nil, err
 	}
-	var binding bindingRow
+	var binding central.BindingRow
 	var group groupRow
-	south, err := monitor(ctx, origin{sb, "OVN_Southbound", map[string]model.Model{"Port_Binding": &binding, "Address_Set": &set, "Port_Group": &group}}, w.sb,
+	from = central.Origin{Endpoint: sb, Database: "OVN_Southbound", Tables: map[string]model.Model{sbdb.PortBindingTable: &binding, sbdb.AddressSetTable: &set, sbdb.PortGroupTable: &group}}
+	south, err := central.Monitor(ctx, from, w.sb.handler(),
 		ovsdbclient.WithTable(&binding, &binding.Port), ovsdbclient.WithTable(&set, &set.Name, &set.Addresses), ovsdbclient.WithTable(&group, &group.Name, &group.Ports))
 	if err != nil {
 		north.Close()
 		return nil, nil, err
 	}
 	return w, func() { north.Close(); south.Close() }, nil
-}
-
-// origin is tables of a database.
-type origin struct {
-	endpoint, db string
-	tables       map[string]model.Model
-}
-
-func monitor(ctx context.Context, s origin, m *members, tables ...ovsdbclient.MonitorOption) (ovsdbclient.Client, error) {
-	dbModel, err := model.NewClientDBModel(s.db, s.tables)
-	if err != nil {
-		return nil, err
-	}
-	quiet := logr.FromSlogHandler(slog.DiscardHandler)
-	cl, err := ovsdbclient.NewOVSDBClient(dbModel, ovsdbclient.WithEndpoint(s.endpoint), ovsdbclient.WithLogger(&quiet))
-	if err != nil {
-		return nil, err
-	}
-	if err := cl.Connect(ctx); err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", s.db, err)
-	}
-	cl.Cache().AddEventHandler(&cache.EventHandlerFuncs{
-		AddFunc:    func(_ string, row model.Model) { m.change(nil, row) },
-		UpdateFunc: func(_ string, before, now model.Model) { m.change(before, now) },
-		DeleteFunc: func(_ string, row model.Model) { m.change(row, nil) },
-	})
-	if _, err := cl.Monitor(ctx, cl.NewMonitor(tables...)); err != nil {
-		cl.Close()
-		return nil, fmt.Errorf("monitor %s: %w", s.db, err)
-	}
-	return cl, nil
 }
 
 // expectation is that a member is in certain rows of a database.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/policy"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // A namespace has perNamespace policies: one denies all in both directions, two are about all of its pods, and each of the others is about one of its apps.
@@ -88,22 +89,14 @@ func port(n int32) *intstr.IntOrString {
 	return &p
 }
 
-func nodeName(i int) string { return fmt.Sprintf("node-%03d", i) }
-
-// newPod is a pod as the scheduler leaves it.
 func newPod(namespace, name, node string, app int) *corev1.Pod {
-	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": fmt.Sprint(app)}},
-		Spec: corev1.PodSpec{
-			NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "none"}}, AutomountServiceAccountToken: new(bool),
-		},
-	}
+	return central.NewPod(namespace, name, node, fmt.Sprint(app))
 }
 
 // crowdPod is one of the pods that are there, evenly over namespaces, apps and nodes.
 func (c config) crowdPod(i int) *corev1.Pod {
 	spaces := c.policies / perNamespace
-	return newPod(namespaceName(i%spaces), fmt.Sprintf("p%05d", i), nodeName(i%c.nodes), i/spaces%apps)
+	return newPod(namespaceName(i%spaces), fmt.Sprintf("p%05d", i), central.NodeName(i%c.nodes), i/spaces%apps)
 }
 
 // places are the rows that a pod belongs to, by family and for its port. They follow from the policies and the pod's labels alone.
@@ -132,7 +125,7 @@ func placesOf(policies []*networkingv1.NetworkPolicy, spaces map[string]map[stri
 func countACLs(policies []*networkingv1.NetworkPolicy, nodes int) int {
 	s := policy.Snapshot{Policies: policies}
 	for i := range nodes {
-		s.Hosts = append(s.Hosts, policy.Host{Node: nodeName(i), Own: []netip.Addr{netip.MustParseAddr("100.64.0.2")}})
+		s.Hosts = append(s.Hosts, policy.Host{Node: central.NodeName(i), Own: []netip.Addr{netip.MustParseAddr("100.64.0.2")}})
 	}
 	return len(policy.Compile(policy.Config{}, s).ACLs)
 }

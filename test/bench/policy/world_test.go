@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/godwit-cni/godwit/pkg/policy"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // The policies are as many as were asked for, none has a problem, and a pod belongs to rows of each kind: otherwise the figures would say nothing.
@@ -45,7 +46,7 @@ func TestMembers(t *testing.T) {
 	m.change(nil, &setRow{Name: "godwit_s_a_ip4", Addresses: []string{"10.0.0.1"}})
 	m.change(&setRow{Name: "godwit_p_a_4", Addresses: []string{"10.0.0.1", "10.0.0.2"}}, &setRow{Name: "godwit_p_a_4", Addresses: []string{"10.0.0.1"}})
 	m.change(nil, &groupRow{Name: "7_godwit_s_a", Ports: []string{"pod/x"}})
-	m.change(nil, &portRow{Name: "pod/x"})
+	m.change(nil, &central.PortRow{Name: "pod/x"})
 	m.change(nil, &aclRow{})
 	m.change(&aclRow{}, &aclRow{})
 	for member, rows := range map[string][]string{"10.0.0.1": {"godwit_p_a_4"}, "10.0.0.2": nil, "pod/x": {"godwit_s_a", thePort}} {
@@ -59,7 +60,7 @@ func TestMembers(t *testing.T) {
 	if m.size("godwit_p_a_4") != 1 || m.countOfPorts() != 1 || m.countOfACLs() != 1 {
 		t.Errorf("size %d, ports %d, ACLs %d, want 1 of each", m.size("godwit_p_a_4"), m.countOfPorts(), m.countOfACLs())
 	}
-	m.change(&portRow{Name: "pod/x"}, nil)
+	m.change(&central.PortRow{Name: "pod/x"}, nil)
 	m.change(&aclRow{}, nil)
 	if m.countOfPorts() != 0 || m.countOfACLs() != 0 {
 		t.Errorf("ports %d, ACLs %d after they have gone", m.countOfPorts(), m.countOfACLs())

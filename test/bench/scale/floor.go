@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,16 +21,17 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/topology"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // floors measures what any controller needs: creating the pods, annotating them from one client, and writing their rows with northd at work. Each alone.
-func floors(ctx context.Context, cl *cluster, c config, n int) (result, error) {
+func floors(ctx context.Context, cl *central.Cluster, c config, n int) (result, error) {
 	r := result{}
-	if err := cl.addNodes(ctx, c.nodes, "bench"); err != nil {
+	if err := addNodes(ctx, cl, c.nodes, "bench"); err != nil {
 		return nil, err
 	}
 	start := time.Now()
-	if err := cl.addPods(ctx, "bench", n, c.nodes); err != nil {
+	if err := addPods(ctx, cl, "bench", n, c.nodes); err != nil {
 		return nil, err
 	}
 	r[floorCreate] = seconds(time.Since(start))
@@ -37,14 +39,14 @@ func floors(ctx context.Context, cl *cluster, c config, n int) (result, error) {
 	if err != nil {
 		return nil, err
 	}
-	as := rest.CopyConfig(cl.rest)
-	as.Impersonate = rest.ImpersonationConfig{UserName: controllerUser, Groups: controllerGroups()}
-	api, err := client.New(as, client.Options{Scheme: cl.api.Scheme()})
+	as := rest.CopyConfig(cl.REST)
+	as.Impersonate = central.Identity()
+	api, err := client.New(as, client.Options{Scheme: cl.API.Scheme()})
 	if err != nil {
 		return nil, err
 	}
 	start = time.Now()
-	err = each(ctx, n, controller.Defaults().PodWorkers, func(ctx context.Context, i int) error {
+	err = central.Each(ctx, central.Range{To: n, AtOnce: controller.Defaults().PodWorkers}, func(ctx context.Context, i int) error {
 		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{v1alpha1.IdentityAnnotation: ids[i].Text()}}})
 		if err != nil {
 			return err
@@ -64,7 +66,7 @@ func floors(ctx context.Context, cl *cluster, c config, n int) (result, error) {
 }
 
 // backlog starts a controller where all pods wait: their annotations are those of floors, which are for other UIDs.
-func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error {
+func backlog(ctx context.Context, cl *central.Cluster, c config, n int, r result) error {
 	w, stop, err := watch(ctx, cl)
 	if err != nil {
 		return err
@@ -74,13 +76,13 @@ func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error 
 	if err != nil {
 		return err
 	}
-	only, err := cl.startReplica(ctx, fmt.Sprintf("%d-backlog", n))
+	only, err := cl.Controller(ctx, fmt.Sprintf("%d-backlog", n), cl.NB)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	if err := poll(ctx, "all pods are served", func() (bool, error) { return w.counts().served == n, nil }); err != nil {
+	if err := central.Poll(ctx, "all pods are served", func() (bool, error) { return w.counts().served == n, nil }); err != nil {
 		return fmt.Errorf("%w: %+v", err, w.counts())
 	}
 	busyAfter, err := readMachine()
@@ -88,17 +90,17 @@ func backlog(ctx context.Context, cl *cluster, c config, n int, r result) error 
 		return err
 	}
 	r[waitedOthers] = busyAfter.others(busy)
-	r[waited] = seconds(w.lastServed("bench").Sub(only.started))
+	r[waited] = seconds(w.lastServed("bench").Sub(only.Started))
 	c.log.Info("a controller that starts has served all pods", "seconds", r[waited])
 	m, err := read(ctx, cl, only)
-	r[waitedTransactions], r[waitedCPU] = m.transactions, seconds(m.controller.cpu)
-	only.stop()
+	r[waitedTransactions], r[waitedCPU] = m.transactions, seconds(m.controller.CPU)
+	only.Stop()
 	return err
 }
 
 // identities are of the form and size that the controller writes.
 func identities(n int) ([]v1alpha1.Identity, error) {
-	spec, err := ipam.ParseSpec([]string{"10.240.0.0/12", "fd00:10:240::/64"}, nil, nil)
+	spec, err := ipam.ParseSpec(strings.Split(central.DefaultCIDRs, ","), nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -116,8 +118,8 @@ func identities(n int) ([]v1alpha1.Identity, error) {
 }
 
 // rows writes the ports in batches, by the controller's own northbound client.
-func rows(ctx context.Context, cl *cluster, c config, ids []v1alpha1.Identity) (time.Duration, error) {
-	nb, err := ovn.Connect(ctx, ovn.Config{Endpoints: []string{cl.nb}, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler)})
+func rows(ctx context.Context, cl *central.Cluster, c config, ids []v1alpha1.Identity) (time.Duration, error) {
+	nb, err := ovn.Connect(ctx, ovn.Config{Endpoints: []string{cl.NB}, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return 0, err
 	}
@@ -139,7 +141,7 @@ func rows(ctx context.Context, cl *cluster, c config, ids []v1alpha1.Identity) (
 		for i := 0; i < len(ids); i += batch {
 			var changes []ovn.Change
 			for j := i; j < min(i+batch, len(ids)); j++ {
-				changes = append(changes, ovn.EnsurePort(ls, topology.Pod("bench", podName(j), ident.DefaultNetwork, ident.ChassisName(nodeName(j%c.nodes)), ids[j])))
+				changes = append(changes, ovn.EnsurePort(ls, topology.Pod("bench", podName(j), ident.DefaultNetwork, ident.ChassisName(central.NodeName(j%c.nodes)), ids[j])))
 			}
 			if err := nb.Apply(gctx, changes...); err != nil {
 				return err

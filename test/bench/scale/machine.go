@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // machine is how much processor time was used so far: by this process and what it started, and by all.
@@ -14,9 +16,6 @@ type machine struct {
 	at        time.Time
 	ours, all time.Duration
 }
-
-// userHZ is, the unit of times in /proc.
-const userHZ = time.Second / 100
 
 func readMachine() (machine, error) {
 	m := machine{at: time.Now()}
@@ -33,7 +32,7 @@ func readMachine() (machine, error) {
 		if err != nil {
 			return m, fmt.Errorf("/proc/stat: %w", err)
 		}
-		m.all += time.Duration(n) * userHZ
+		m.all += time.Duration(n) * central.UserHZ
 	}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -53,7 +52,7 @@ func readMachine() (machine, error) {
 		user, err1 := strconv.Atoi(f[11])
 		system, err2 := strconv.Atoi(f[12])
 		if err1 == nil && err2 == nil {
-			m.ours += time.Duration(user+system) * userHZ
+			m.ours += time.Duration(user+system) * central.UserHZ
 		}
 	}
 	return m, nil

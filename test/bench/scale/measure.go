@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/godwit-cni/godwit/test/lab/binaries"
-	"github.com/godwit-cni/godwit/test/lab/packages"
-	"github.com/godwit-cni/godwit/test/lab/source"
+	"github.com/godwit-cni/godwit/test/bench/central"
+	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
 // config is what is to be measured.
@@ -43,31 +40,24 @@ func (c *counts) Set(s string) error {
 	return nil
 }
 
-// programs are what the bench runs.
-type programs struct {
-	source, kubernetes, controller, logs string
-	ovn                                  *packages.Root
-	spawn                                spawner
-}
-
 func measure(ctx context.Context, c config) (err error) {
-	scratch, err := os.MkdirTemp("", "gwscale")
+	scratch, err := os.MkdirTemp("", "gws")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	p, err := prepare(ctx, c, scratch)
+	p, err := central.Prepare(ctx, central.Config{Controller: c.controller, Logs: c.keep, Dir: scratch, Log: c.log})
 	if err != nil {
 		return err
 	}
-	r := report{load: []string{loadavg()}}
+	r := report{load: []string{table.LoadAverage()}}
 	for _, n := range c.pods {
 		c.log.Info("what no controller can beat: the API server and the northbound database alone", "pods", n)
-		f, err1 := within(ctx, p, func(cl *cluster) (result, error) { return floors(ctx, cl, c, n) })
+		f, err1 := within(ctx, p, func(cl *central.Cluster) (result, error) { return floors(ctx, cl, c, n) })
 		c.log.Info("controller", "pods", n)
-		m, err2 := within(ctx, p, func(cl *cluster) (result, error) { return controlled(ctx, cl, c, n) })
+		m, err2 := within(ctx, p, func(cl *central.Cluster) (result, error) { return controlled(ctx, cl, c, n) })
 		r.add(n, f, m) // what there is, if something failed
-		r.load = append(r.load, loadavg())
+		r.load = append(r.load, table.LoadAverage())
 		if err = errors.Join(err1, err2); err != nil {
 			err = fmt.Errorf("%d pods: %w", n, err)
 			break
@@ -80,53 +70,14 @@ func measure(ctx context.Context, c config) (err error) {
 	return errors.Join(t.Print(os.Stdout), t.Save("scale"))
 }
 
-// prepare finds and builds the programs.
-func prepare(ctx context.Context, c config, scratch string) (programs, error) {
-	p := programs{spawn: newSpawner(), controller: c.controller, logs: c.keep}
-	set, err := binaries.Ensure(ctx, c.log)
-	if err != nil {
-		return p, err
-	}
-	p.kubernetes = set.Kubernetes()
-	if p.ovn, err = packages.Ensure(ctx, c.log); err != nil {
-		return p, err
-	}
-	if p.source, err = source.Dir(); err != nil {
-		return p, err
-	}
-	if p.logs == "" {
-		p.logs = scratch
-	}
-	if p.controller != "" {
-		return p, nil
-	}
-	p.controller = filepath.Join(scratch, "godwit-controller")
-	build := exec.CommandContext(ctx, "go", "build", "-o", p.controller, "./cmd/godwit-controller")
-	build.Dir = p.source
-	if out, err := build.CombinedOutput(); err != nil {
-		return p, fmt.Errorf("build the controller: %w: %s", err, out)
-	}
-	return p, nil
-}
-
 // within runs f on a cluster of its own.
-func within(ctx context.Context, p programs, f func(*cluster) (result, error)) (result, error) {
-	cl, err := startCluster(ctx, p)
-	defer cl.stop()
+func within(ctx context.Context, p *central.Programs, f func(*central.Cluster) (result, error)) (result, error) {
+	cl, err := p.Start(ctx)
+	defer cl.Stop()
 	if err != nil {
 		return nil, err
 	}
 	return f(cl)
-}
-
-// loadavg is the machine's load: others may use it too.
-func loadavg() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	f := strings.Fields(string(b))
-	return strings.Join(f[:min(3, len(f))], " ")
 }
 
 func seconds(d time.Duration) float64 { return d.Seconds() }

@@ -3,9 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"syscall"
 	"time"
+
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 const (
@@ -17,36 +18,36 @@ const (
 )
 
 // restarts ends leaders and measures how long pods that are created from that moment on wait for the next one.
-func restarts(ctx context.Context, cl *cluster, u task, r result) error {
+func restarts(ctx context.Context, cl *central.Cluster, u task, r result) error {
 	leader := u.first
-	who, err := cl.leader(ctx)
+	who, err := cl.Leader(ctx)
 	if err != nil {
 		return err
 	}
 	for _, k := range []struct {
 		name string
-		sig  os.Signal
+		sig  syscall.Signal
 		out  metric
 	}{{"term", syscall.SIGTERM, afterTerm}, {"kill", syscall.SIGKILL, afterKill}} {
 		for round := range rounds {
-			standby, err := cl.startReplica(ctx, fmt.Sprintf("%d-%s%d", u.n, k.name, round))
+			standby, err := cl.Controller(ctx, fmt.Sprintf("%d-%s%d", u.n, k.name, round), cl.NB)
 			if err != nil {
 				return err
 			}
-			if err := standby.awaitReady(ctx); err != nil {
+			if err := standby.AwaitReady(ctx); err != nil {
 				return err
 			}
 			prefix := fmt.Sprintf("%s-%d", k.name, round)
-			gap, err := u.failover(ctx, cl, prefix, func() { leader.signal(k.sig) })
+			gap, err := u.failover(ctx, cl, prefix, func() { leader.Signal(k.sig) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", prefix, err)
 			}
 			r[k.out] = max(r[k.out], seconds(gap))
-			if who, err = cl.awaitLeader(ctx, who); err != nil {
+			if who, err = cl.AwaitLeader(ctx, who); err != nil {
 				return err
 			}
 			u.log.Info("another controller took over", "signal", k.name, "longest wait", gap.Round(time.Millisecond), "leader", who)
-			leader.stop()
+			leader.Stop()
 			leader = standby
 		}
 	}
@@ -54,7 +55,7 @@ func restarts(ctx context.Context, cl *cluster, u task, r result) error {
 }
 
 // failover ends the leader and creates pods from then on; it returns the longest time that one of them waited.
-func (u task) failover(ctx context.Context, cl *cluster, prefix string, end func()) (time.Duration, error) {
+func (u task) failover(ctx context.Context, cl *central.Cluster, prefix string, end func()) (time.Duration, error) {
 	type created struct {
 		name string
 		at   time.Time
@@ -66,7 +67,7 @@ func (u task) failover(ctx context.Context, cl *cluster, prefix string, end func
 	start := time.Now()
 	for i := 0; time.Since(start) < streamFor; i++ {
 		p := created{name: fmt.Sprintf("%s-%d", prefix, i), at: time.Now()}
-		if err := cl.api.Create(ctx, newPod("restart", p.name, nodeName(i%u.nodes))); err != nil {
+		if err := cl.API.Create(ctx, newPod("restart", p.name, central.NodeName(i%u.nodes))); err != nil {
 			return 0, err
 		}
 		pods = append(pods, p)
@@ -76,7 +77,7 @@ func (u task) failover(ctx context.Context, cl *cluster, prefix string, end func
 	defer cancel()
 	var longest time.Duration
 	for _, p := range pods {
-		err := poll(ctx, "pod "+p.name+" is served", func() (bool, error) { return !u.w.of("restart", p.name).served().IsZero(), nil })
+		err := central.Poll(ctx, "pod "+p.name+" is served", func() (bool, error) { return !u.w.of("restart", p.name).served().IsZero(), nil })
 		if err != nil {
 			return 0, err
 		}
@@ -86,26 +87,26 @@ func (u task) failover(ctx context.Context, cl *cluster, prefix string, end func
 }
 
 // alone starts a controller where no other runs: all pods are read and restored before the new one is served.
-func alone(ctx context.Context, cl *cluster, u task, leader *replica, r result) error {
-	leader.stop()
-	if err := cl.api.Create(ctx, newPod("restart", "alone", nodeName(0))); err != nil {
+func alone(ctx context.Context, cl *central.Cluster, u task, leader *central.Replica, r result) error {
+	leader.Stop()
+	if err := cl.API.Create(ctx, newPod("restart", "alone", central.NodeName(0))); err != nil {
 		return err
 	}
-	last, err := cl.startReplica(ctx, fmt.Sprintf("%d-alone", u.n))
+	last, err := cl.Controller(ctx, fmt.Sprintf("%d-alone", u.n), cl.NB)
 	if err != nil {
 		return err
 	}
-	if err := last.awaitReady(ctx); err != nil {
+	if err := last.AwaitReady(ctx); err != nil {
 		return err
 	}
-	r[readyAlone] = seconds(time.Since(last.started))
-	err = poll(ctx, "pod alone is served", func() (bool, error) { return !u.w.of("restart", "alone").served().IsZero(), nil })
+	r[readyAlone] = seconds(time.Since(last.Started))
+	err = central.Poll(ctx, "pod alone is served", func() (bool, error) { return !u.w.of("restart", "alone").served().IsZero(), nil })
 	if err != nil {
 		return err
 	}
-	r[servedAlone] = seconds(u.w.of("restart", "alone").served().Sub(last.started))
+	r[servedAlone] = seconds(u.w.of("restart", "alone").served().Sub(last.Started))
 	time.Sleep(time.Second)
 	m, err := read(ctx, cl, last)
-	r[transactionsAlone], r[rssAlone] = m.transactions, m.controller.rss
+	r[transactionsAlone], r[rssAlone] = m.transactions, m.controller.RSS
 	return err
 }

@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/ovn-kubernetes/libovsdb/cache"
 	ovsdbclient "github.com/ovn-kubernetes/libovsdb/client"
 	"github.com/ovn-kubernetes/libovsdb/model"
@@ -20,6 +18,9 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/sbdb"
+	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
 // seen is when the bench first saw what a pod needs.
@@ -47,21 +48,8 @@ type watcher struct {
 
 type tally struct{ identities, rows, bindings, served int }
 
-type portRow struct {
-	UUID string `ovsdb:"_uuid"`
-	Name string `ovsdb:"name"`
-}
-
-// bindingRow has the columns of the table's indexes too: libovsdb asks for those in any case.
-type bindingRow struct {
-	UUID      string `ovsdb:"_uuid"`
-	Port      string `ovsdb:"logical_port"`
-	Datapath  string `ovsdb:"datapath"`
-	TunnelKey int    `ovsdb:"tunnel_key"`
-}
-
 // watch starts to watch until closeAll is called, without which the API server would wait for the watch to end before it stops.
-func watch(ctx context.Context, c *cluster) (w *watcher, closeAll func(), err error) {
+func watch(ctx context.Context, c *central.Cluster) (w *watcher, closeAll func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -69,17 +57,19 @@ func watch(ctx context.Context, c *cluster) (w *watcher, closeAll func(), err er
 		}
 	}()
 	w = &watcher{pods: map[ident.PortName]*seen{}, count: map[string]*tally{}}
-	var port portRow
-	nb, err := monitor(ctx, origin{c.nb, "OVN_Northbound", "Logical_Switch_Port", &port, &port.Name}, func(m model.Model) {
-		w.saw(m.(*portRow).Name, func(s *seen, t *tally, now time.Time) { s.row = now; t.rows++ })
-	})
+	var port central.PortRow
+	north := central.Origin{Endpoint: c.NB, Database: "OVN_Northbound", Tables: map[string]model.Model{nbdb.LogicalSwitchPortTable: &port}}
+	nb, err := central.Monitor(ctx, north, added(func(m model.Model) {
+		w.saw(m.(*central.PortRow).Name, func(s *seen, t *tally, now time.Time) { s.row = now; t.rows++ })
+	}), ovsdbclient.WithTable(&port, &port.Name))
 	if err != nil {
 		return nil, nil, err
 	}
-	var binding bindingRow
-	sb, err := monitor(ctx, origin{c.sb, "OVN_Southbound", "Port_Binding", &binding, &binding.Port}, func(m model.Model) {
-		w.saw(m.(*bindingRow).Port, func(s *seen, t *tally, now time.Time) { s.binding = now; t.bindings++; w.last = now })
-	})
+	var binding central.BindingRow
+	south := central.Origin{Endpoint: c.SB, Database: "OVN_Southbound", Tables: map[string]model.Model{sbdb.PortBindingTable: &binding}}
+	sb, err := central.Monitor(ctx, south, added(func(m model.Model) {
+		w.saw(m.(*central.BindingRow).Port, func(s *seen, t *tally, now time.Time) { s.binding = now; t.bindings++; w.last = now })
+	}), ovsdbclient.WithTable(&binding, &binding.Port))
 	if err != nil {
 		nb.Close()
 		return nil, nil, err
@@ -92,36 +82,13 @@ func watch(ctx context.Context, c *cluster) (w *watcher, closeAll func(), err er
 	return w, closeAll, nil
 }
 
-// origin is one column of one table.
-type origin struct {
-	endpoint, db, table string
-	model               model.Model
-	column              any // a field of model
+// added is told of rows that come.
+func added(f func(model.Model)) cache.EventHandler {
+	return &cache.EventHandlerFuncs{AddFunc: func(_ string, m model.Model) { f(m) }}
 }
 
-func monitor(ctx context.Context, s origin, added func(model.Model)) (ovsdbclient.Client, error) {
-	dbModel, err := model.NewClientDBModel(s.db, map[string]model.Model{s.table: s.model})
-	if err != nil {
-		return nil, err
-	}
-	quiet := logr.FromSlogHandler(slog.DiscardHandler)
-	cl, err := ovsdbclient.NewOVSDBClient(dbModel, ovsdbclient.WithEndpoint(s.endpoint), ovsdbclient.WithLogger(&quiet))
-	if err != nil {
-		return nil, err
-	}
-	if err := cl.Connect(ctx); err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", s.db, err)
-	}
-	cl.Cache().AddEventHandler(&cache.EventHandlerFuncs{AddFunc: func(_ string, m model.Model) { added(m) }})
-	if _, err := cl.Monitor(ctx, cl.NewMonitor(ovsdbclient.WithTable(s.model, s.column))); err != nil {
-		cl.Close()
-		return nil, fmt.Errorf("monitor %s: %w", s.db, err)
-	}
-	return cl, nil
-}
-
-func (w *watcher) watchPods(ctx context.Context, c *cluster) error {
-	cl, err := metadata.NewForConfig(metadata.ConfigFor(c.rest))
+func (w *watcher) watchPods(ctx context.Context, c *central.Cluster) error {
+	cl, err := metadata.NewForConfig(metadata.ConfigFor(c.REST))
 	if err != nil {
 		return err
 	}
@@ -212,7 +179,7 @@ func (w *watcher) lastServed(namespace string) time.Time {
 func (w *watcher) awaitNodes(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return poll(ctx, fmt.Sprintf("%d nodes have rows and bindings", n), func() (bool, error) {
+	return central.Poll(ctx, fmt.Sprintf("%d nodes have rows and bindings", n), func() (bool, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return w.nodes >= 2*n, nil

@@ -92,3 +92,13 @@ func Save(name string, report any) error {
 	}
 	return nil
 }
+
+// LoadAverage is the machine's load, for a report's notes: others may use it too.
+func LoadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	f := strings.Fields(string(b))
+	return strings.Join(f[:min(3, len(f))], " ")
+}

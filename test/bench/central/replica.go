@@ -12,15 +12,16 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// controllerUser is who the controller is in a cluster: it has the permissions of yamls/rbac.yaml and is under its admission policies.
-const controllerUser = "system:serviceaccount:godwit-system:godwit-controller"
-
-func controllerGroups() []string { return []string{"system:serviceaccounts", "system:authenticated"} }
+// Identity is who the controllers are, as in a cluster: they have the permissions of yamls/rbac.yaml and are under its admission policies.
+func Identity() rest.ImpersonationConfig {
+	return rest.ImpersonationConfig{UserName: "system:serviceaccount:godwit-system:godwit-controller", Groups: []string{"system:serviceaccounts", "system:authenticated"}}
+}
 
 // Join and default networks of the controllers.
 const (
@@ -34,26 +35,30 @@ type Replica struct {
 	// Started is when its process was started.
 	Started time.Time
 
-	name   string
-	health string // address
+	name            string
+	metrics, health string // addresses
 }
 
 // Controller starts a controller as a process of its own, as in a cluster: with leader election, and limited to its service account. It is given nb as the northbound
 // database's endpoint.
 func (c *Cluster) Controller(ctx context.Context, name, nb string) (*Replica, error) {
-	kubeconfig := filepath.Join(c.config.Dir, "kubeconfig")
+	kubeconfig := filepath.Join(c.dir, "kubeconfig")
 	if err := c.writeKubeconfig(kubeconfig); err != nil {
 		return nil, err
 	}
 	r := &Replica{name: name}
-	var err error
-	if r.health, err = freePort(ctx); err != nil {
-		return nil, err
+	for _, addr := range []*string{&r.metrics, &r.health} {
+		port, err := freePort(ctx)
+		if err != nil {
+			return nil, err
+		}
+		*addr = port
 	}
-	cmd := exec.CommandContext(ctx, c.config.Controller, "--kubeconfig="+kubeconfig, "--nb-remote="+nb, "--sb-remote="+c.SB,
-		"--default-cidrs="+DefaultCIDRs, "--join-cidrs="+JoinCIDRs, "--metrics-address=0", "--health-address="+r.health)
+	cmd := exec.CommandContext(ctx, c.programs.config.Controller, "--kubeconfig="+kubeconfig, "--nb-remote="+nb, "--sb-remote="+c.SB,
+		"--default-cidrs="+DefaultCIDRs, "--join-cidrs="+JoinCIDRs, "--metrics-address="+r.metrics, "--health-address="+r.health)
+	var err error
 	r.Started = time.Now()
-	if r.Process, err = c.spawn.start(cmd, filepath.Join(c.config.Logs, name+".log")); err != nil {
+	if r.Process, err = c.spawn.start(cmd, filepath.Join(c.programs.config.Logs, name+".log")); err != nil {
 		return nil, err
 	}
 	c.stops = append(c.stops, r.Stop)
@@ -62,12 +67,13 @@ func (c *Cluster) Controller(ctx context.Context, name, nb string) (*Replica, er
 
 func (c *Cluster) writeKubeconfig(path string) error {
 	conf := clientcmdapi.NewConfig()
-	conf.Clusters["c"] = &clientcmdapi.Cluster{Server: c.rest.Host, CertificateAuthorityData: c.rest.CAData}
-	if !strings.Contains(c.rest.Host, "://") {
-		conf.Clusters["c"].Server = "https://" + c.rest.Host
+	conf.Clusters["c"] = &clientcmdapi.Cluster{Server: c.REST.Host, CertificateAuthorityData: c.REST.CAData}
+	if !strings.Contains(c.REST.Host, "://") {
+		conf.Clusters["c"].Server = "https://" + c.REST.Host
 	}
-	conf.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificateData: c.rest.CertData, ClientKeyData: c.rest.KeyData,
-		Impersonate: controllerUser, ImpersonateGroups: controllerGroups()}
+	who := Identity()
+	conf.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificateData: c.REST.CertData, ClientKeyData: c.REST.KeyData,
+		Impersonate: who.UserName, ImpersonateGroups: who.Groups}
 	conf.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
 	conf.CurrentContext = "x"
 	return clientcmd.WriteToFile(*conf, path)
@@ -113,4 +119,16 @@ func (c *Cluster) Leader(ctx context.Context) (string, error) {
 		return "", nil
 	}
 	return *l.Spec.HolderIdentity, nil
+}
+
+// AwaitLeader returns when somebody other than before holds the lease, and says who.
+func (c *Cluster) AwaitLeader(ctx context.Context, before string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	now := ""
+	err := Poll(ctx, "another controller leads", func() (ok bool, err error) {
+		now, err = c.Leader(ctx)
+		return now != "" && now != before, err
+	})
+	return now, err
 }

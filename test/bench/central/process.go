@@ -76,16 +76,16 @@ func (p *Process) Running() error {
 	}
 }
 
-// Terminate asks the process to end, and does not wait.
-func (p *Process) Terminate() { _ = p.cmd.Process.Signal(syscall.SIGTERM) } // it may have ended already
+// Signal sends a signal to the process, and does not wait.
+func (p *Process) Signal(sig os.Signal) { _ = p.cmd.Process.Signal(sig) } // it may have ended already
 
 // Stop ends the process and waits until it is gone.
 func (p *Process) Stop() {
-	p.Terminate()
+	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
 	case <-time.After(stopTimeout):
-		_ = p.cmd.Process.Kill()
+		p.Signal(syscall.SIGKILL)
 		<-p.ended
 	}
 }
@@ -97,8 +97,8 @@ type Usage struct {
 	RSS, Peak float64
 }
 
-// userHZ is the unit of times in /proc.
-const userHZ = time.Second / 100
+// UserHZ is the unit of times in /proc.
+const UserHZ = time.Second / 100
 
 // Usage reads /proc.
 func (p *Process) Usage() (Usage, error) {
@@ -119,7 +119,7 @@ func (p *Process) Usage() (Usage, error) {
 		if err != nil {
 			return Usage{}, fmt.Errorf("%sstat: %w", dir, err)
 		}
-		u.CPU += time.Duration(ticks) * userHZ
+		u.CPU += time.Duration(ticks) * UserHZ
 	}
 	status, err := os.ReadFile(dir + "status")
 	if err != nil {

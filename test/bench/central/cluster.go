@@ -34,50 +34,83 @@ type Config struct {
 	Controller string
 	// Logs is a directory for the programs' logs; they are in Dir if it is empty.
 	Logs string
-	// Dir is where what is built, and the databases, are. Its path must be short: that of a unix socket has at most 107 bytes.
+	// Dir is where what is built is, and the directory of each cluster. Its path must be short: that of a unix socket has at most 107 bytes.
 	Dir string
 	Log *slog.Logger
 }
 
-// Cluster is an API server and an OVN central. Its fields must not be changed.
-type Cluster struct {
-	// API is an administrator's client, without a limit of requests.
-	API client.Client
-	// NB and SB are the databases' endpoints.
-	NB, SB string
-	Northd *Process
-
+// Programs are what a Cluster runs. Several may be started from them, one after another.
+type Programs struct {
 	config     Config
 	source     string
 	kubernetes string
 	ovn        *packages.Root
-	spawn      spawner
-	rest       *rest.Config
-	stops      []func()
 }
 
-// Start starts the programs. The Cluster must be stopped, also when this fails.
-func Start(ctx context.Context, config Config) (*Cluster, error) {
-	c := &Cluster{config: config, spawn: newSpawner()}
-	c.stops = append(c.stops, c.spawn.close)
-	if c.config.Logs == "" {
-		c.config.Logs = config.Dir
+// Prepare finds and builds the programs.
+func Prepare(ctx context.Context, config Config) (*Programs, error) {
+	p := &Programs{config: config}
+	if p.config.Logs == "" {
+		p.config.Logs = config.Dir
 	}
-	if err := c.prepare(ctx); err != nil {
+	set, err := binaries.Ensure(ctx, config.Log)
+	if err != nil {
+		return nil, err
+	}
+	p.kubernetes = set.Kubernetes()
+	if p.ovn, err = packages.Ensure(ctx, config.Log); err != nil {
+		return nil, err
+	}
+	if p.source, err = source.Dir(); err != nil {
+		return nil, err
+	}
+	if config.Controller != "" {
+		return p, nil
+	}
+	p.config.Controller = filepath.Join(config.Dir, "godwit-controller")
+	build := exec.CommandContext(ctx, "go", "build", "-o", p.config.Controller, "./cmd/godwit-controller")
+	build.Dir = p.source
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the controller: %w: %s", err, out)
+	}
+	return p, nil
+}
+
+// Cluster is an API server and an OVN central. Its fields must not be changed.
+type Cluster struct {
+	// API is an administrator's client, without a limit of requests; REST is what it was made from.
+	API  client.Client
+	REST *rest.Config
+	// NB and SB are the databases' endpoints.
+	NB, SB string
+	Northd *Process
+
+	programs *Programs
+	dir      string
+	spawn    spawner
+	stops    []func()
+}
+
+// Start starts a cluster. It must be stopped, also when this fails.
+func (p *Programs) Start(ctx context.Context) (*Cluster, error) {
+	c := &Cluster{programs: p, spawn: newSpawner()}
+	c.stops = append(c.stops, c.spawn.close)
+	var err error
+	if c.dir, err = os.MkdirTemp(p.config.Dir, ""); err != nil {
 		return c, err
 	}
-	server := &envtest.Environment{BinaryAssetsDirectory: c.kubernetes, CRDDirectoryPaths: []string{filepath.Join(c.source, "yamls", "crds")}, ErrorIfCRDPathMissing: true}
+	c.stops = append(c.stops, func() { _ = os.RemoveAll(c.dir) })
+	server := &envtest.Environment{BinaryAssetsDirectory: p.kubernetes, CRDDirectoryPaths: []string{filepath.Join(p.source, "yamls", "crds")}, ErrorIfCRDPathMissing: true}
 	c.stops = append(c.stops, func() { _ = server.Stop() })
-	var err error
-	if c.rest, err = server.Start(); err != nil {
+	if c.REST, err = server.Start(); err != nil {
 		return c, fmt.Errorf("start an API server: %w", err)
 	}
-	c.rest.QPS, c.rest.Burst = -1, 0
+	c.REST.QPS, c.REST.Burst = -1, 0
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return c, err
 	}
-	if c.API, err = client.New(c.rest, client.Options{Scheme: scheme}); err != nil {
+	if c.API, err = client.New(c.REST, client.Options{Scheme: scheme}); err != nil {
 		return c, err
 	}
 	if err := errors.Join(c.apply(ctx, "install.yaml", "Namespace", "ServiceAccount"), c.apply(ctx, "rbac.yaml")); err != nil {
@@ -86,35 +119,10 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 	return c, c.startOVN(ctx)
 }
 
-// prepare finds and builds the programs.
-func (c *Cluster) prepare(ctx context.Context) error {
-	set, err := binaries.Ensure(ctx, c.config.Log)
-	if err != nil {
-		return err
-	}
-	c.kubernetes = set.Kubernetes()
-	if c.ovn, err = packages.Ensure(ctx, c.config.Log); err != nil {
-		return err
-	}
-	if c.source, err = source.Dir(); err != nil {
-		return err
-	}
-	if c.config.Controller != "" {
-		return nil
-	}
-	c.config.Controller = filepath.Join(c.config.Dir, "godwit-controller")
-	build := exec.CommandContext(ctx, "go", "build", "-o", c.config.Controller, "./cmd/godwit-controller")
-	build.Dir = c.source
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the controller: %w: %s", err, out)
-	}
-	return nil
-}
-
 func (c *Cluster) startOVN(ctx context.Context) error {
-	file := func(name string) string { return filepath.Join(c.config.Dir, name) }
+	file := func(name string) string { return filepath.Join(c.dir, name) }
 	for name, schema := range map[string]string{"nb": "usr/share/ovn/ovn-nb.ovsschema", "sb": "usr/share/ovn/ovn-sb.ovsschema"} {
-		path, err := c.ovn.Path(schema)
+		path, err := c.programs.ovn.Path(schema)
 		if err != nil {
 			return err
 		}
@@ -135,7 +143,7 @@ func (c *Cluster) startOVN(ctx context.Context) error {
 }
 
 func (c *Cluster) run(ctx context.Context, log, name string, args ...string) (*Process, error) {
-	p, err := c.spawn.start(c.ovn.Command(ctx, name, args...), filepath.Join(c.config.Logs, log+".log"))
+	p, err := c.spawn.start(c.programs.ovn.Command(ctx, name, args...), filepath.Join(c.programs.config.Logs, log+".log"))
 	if err == nil {
 		c.stops = append(c.stops, p.Stop)
 	}
@@ -144,7 +152,7 @@ func (c *Cluster) run(ctx context.Context, log, name string, args ...string) (*P
 
 // Command runs one of OVN's programs, and returns what it prints.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) (string, error) {
-	out, err := c.ovn.Command(ctx, name, args...).CombinedOutput()
+	out, err := c.programs.ovn.Command(ctx, name, args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s %v: %w: %s", name, args, err, out)
 	}
@@ -161,7 +169,7 @@ func (c *Cluster) Stop() {
 
 // apply creates the objects of a manifest in yamls/, of the given kinds if any are given.
 func (c *Cluster) apply(ctx context.Context, file string, kinds ...string) error {
-	text, err := os.ReadFile(filepath.Join(c.source, "yamls", file))
+	text, err := os.ReadFile(filepath.Join(c.programs.source, "yamls", file))
 	if err != nil {
 		return err
 	}
