@@ -136,13 +136,13 @@ func (b *bench) begin(ctx context.Context) error {
 
 // addPods makes the pods that are numbered so, and waits until northd has told the southbound database of all of them.
 func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
-	want, before := b.w.nb.countOfPorts()+to-from, b.ledger.read()
+	want, before := b.w.nb.countOfPods()+to-from, b.ledger.read()
 	start := time.Now()
 	err := central.Each(ctx, central.Range{From: from, To: to}, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.crowdPod(i)) })
 	if err != nil {
 		return err
 	}
-	if err := b.await(ctx, fmt.Sprintf("%d ports have rows", want), func() bool { return b.w.nb.countOfPorts() == want }); err != nil {
+	if err := b.await(ctx, fmt.Sprintf("%d pods have rows", want), func() bool { return b.w.nb.countOfPods() == want }); err != nil {
 		return err
 	}
 	out[podsServed] = seconds(time.Since(start))

@@ -11,6 +11,7 @@ import (
 	ovsdbclient "github.com/ovn-kubernetes/libovsdb/client"
 	"github.com/ovn-kubernetes/libovsdb/model"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 	"github.com/godwit-cni/godwit/test/bench/central"
@@ -43,7 +44,7 @@ type members struct {
 	rows    map[string]map[string]bool // by member
 	changed map[string]time.Time       // by member
 	sizes   map[string]int             // by row
-	ports   int
+	pods    int
 	acls    int
 }
 
@@ -62,7 +63,7 @@ func (m *members) note(row string, before, now []string) {
 	defer m.mu.Unlock()
 	m.sizes[row] = len(now)
 	if row == thePort {
-		m.ports += len(now) - len(before)
+		m.pods += countPods(now) - countPods(before)
 	}
 	for _, n := range now {
 		if had[n] {
@@ -113,11 +114,22 @@ func (m *members) countOfACLs() int {
 	return m.acls
 }
 
-// countOfPorts is how many ports the database has.
-func (m *members) countOfPorts() int {
+// countPods counts the ports that are pods'. Nodes' and Subnets' come when they come.
+func countPods(ports []string) int {
+	n := 0
+	for _, p := range ports {
+		if _, _, _, ok := ident.ParsePodPort(ident.PortName(p)); ok {
+			n++
+		}
+	}
+	return n
+}
+
+// countOfPods is how many pods' ports the database has.
+func (m *members) countOfPods() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.ports
+	return m.pods
 }
 
 // change notes what an event says of a row, of which before or now is nil if it came or went.

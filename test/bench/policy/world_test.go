@@ -45,11 +45,12 @@ func TestMembers(t *testing.T) {
 	m.change(nil, &setRow{Name: "godwit_p_a_4", Addresses: []string{"10.0.0.1", "10.0.0.2"}})
 	m.change(nil, &setRow{Name: "godwit_s_a_ip4", Addresses: []string{"10.0.0.1"}})
 	m.change(&setRow{Name: "godwit_p_a_4", Addresses: []string{"10.0.0.1", "10.0.0.2"}}, &setRow{Name: "godwit_p_a_4", Addresses: []string{"10.0.0.1"}})
-	m.change(nil, &groupRow{Name: "7_godwit_s_a", Ports: []string{"pod/x"}})
-	m.change(nil, &central.PortRow{Name: "pod/x"})
+	m.change(nil, &groupRow{Name: "7_godwit_s_a", Ports: []string{"pod/ns/x/default"}})
+	m.change(nil, &central.PortRow{Name: "pod/ns/x/default"})
+	m.change(nil, &central.PortRow{Name: "node/n1"})
 	m.change(nil, &aclRow{})
 	m.change(&aclRow{}, &aclRow{})
-	for member, rows := range map[string][]string{"10.0.0.1": {"godwit_p_a_4"}, "10.0.0.2": nil, "pod/x": {"godwit_s_a", thePort}} {
+	for member, rows := range map[string][]string{"10.0.0.1": {"godwit_p_a_4"}, "10.0.0.2": nil, "pod/ns/x/default": {"godwit_s_a", thePort}} {
 		if at, ok := m.exactly(member, rows); !ok || at.IsZero() {
 			t.Errorf("%s: %v, want %v", member, m.rows[member], rows)
 		}
@@ -57,13 +58,13 @@ func TestMembers(t *testing.T) {
 	if _, ok := m.exactly("10.0.0.1", nil); ok {
 		t.Error("a member of a set is said to be in none")
 	}
-	if m.size("godwit_p_a_4") != 1 || m.countOfPorts() != 1 || m.countOfACLs() != 1 {
-		t.Errorf("size %d, ports %d, ACLs %d, want 1 of each", m.size("godwit_p_a_4"), m.countOfPorts(), m.countOfACLs())
+	if m.size("godwit_p_a_4") != 1 || m.countOfPods() != 1 || m.countOfACLs() != 1 {
+		t.Errorf("size %d, pods %d, ACLs %d, want 1 of each", m.size("godwit_p_a_4"), m.countOfPods(), m.countOfACLs())
 	}
-	m.change(&central.PortRow{Name: "pod/x"}, nil)
+	m.change(&central.PortRow{Name: "pod/ns/x/default"}, nil)
 	m.change(&aclRow{}, nil)
-	if m.countOfPorts() != 0 || m.countOfACLs() != 0 {
-		t.Errorf("ports %d, ACLs %d after they have gone", m.countOfPorts(), m.countOfACLs())
+	if m.countOfPods() != 0 || m.countOfACLs() != 0 {
+		t.Errorf("pods %d, ACLs %d after they have gone", m.countOfPods(), m.countOfACLs())
 	}
 }
 
