@@ -19,6 +19,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/policy"
+	"github.com/godwit-cni/godwit/test/policy/objects"
 )
 
 // TestPolicyRows runs the controller against what the pure compiler makes of the objects in the API.
@@ -67,59 +68,11 @@ func (e *env) policiesAsCompiled(t *testing.T) {
 
 // compiled is what the objects in the API come to.
 func (e *env) compiled(ctx context.Context) (policy.Rows, error) {
-	s := policy.Snapshot{Namespaces: map[string]map[string]string{}}
-	var namespaces corev1.NamespaceList
-	var policies networkingv1.NetworkPolicyList
-	var nodes corev1.NodeList
-	var pods corev1.PodList
-	var ports v1alpha1.PortList
-	for _, list := range []client.ObjectList{&namespaces, &policies, &nodes, &pods, &ports} {
-		if err := e.api.List(ctx, list); err != nil {
-			return policy.Rows{}, err
-		}
+	o, err := objects.Read(ctx, e.api)
+	if err != nil {
+		return policy.Rows{}, err
 	}
-	for i := range namespaces.Items {
-		s.Namespaces[namespaces.Items[i].Name] = namespaces.Items[i].Labels
-	}
-	for i := range policies.Items {
-		s.Policies = append(s.Policies, &policies.Items[i])
-	}
-	for i := range nodes.Items {
-		join, err := v1alpha1.ParseJoin(nodes.Items[i].Annotations[v1alpha1.JoinAnnotation])
-		if err != nil {
-			return policy.Rows{}, err
-		}
-		s.Hosts = append(s.Hosts, policy.Host{Node: nodes.Items[i].Name, Own: withoutLength(join.IPs)})
-	}
-	for i := range pods.Items {
-		p := &pods.Items[i]
-		id, err := v1alpha1.ParseIdentity(p.Annotations[v1alpha1.IdentityAnnotation])
-		if err != nil || id.VMI != nil || p.Spec.NodeName == "" || p.DeletionTimestamp != nil {
-			continue
-		}
-		s.Pods = append(s.Pods, policy.Pod{Port: ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: p.Labels, IPs: withoutLength(id.IPs)})
-	}
-	for i := range ports.Items {
-		p := &ports.Items[i]
-		var vmi kubevirtv1.VirtualMachineInstance
-		if err := e.api.Get(ctx, key(p.Namespace, p.Spec.Target.Name), &vmi); err != nil {
-			continue
-		}
-		vm := policy.Pod{Port: ident.VMPort(p.Namespace, p.Spec.Target.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: vmi.Labels}
-		for _, ip := range p.Status.IPs {
-			vm.IPs = append(vm.IPs, netip.MustParseAddr(ip))
-		}
-		s.Pods = append(s.Pods, vm)
-	}
-	return policy.Compile(policy.Config{Join: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}}, s), nil
-}
-
-func withoutLength(prefixes []netip.Prefix) []netip.Addr {
-	var out []netip.Addr
-	for _, p := range prefixes {
-		out = append(out, p.Addr())
-	}
-	return out
+	return policy.Compile(policy.Config{Join: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}}, o.Snapshot()), nil
 }
 
 // deny is a policy that isolates what has a label in ingress, but for what has another.

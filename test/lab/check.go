@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -16,14 +15,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
-	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 	"github.com/godwit-cni/godwit/pkg/topology"
 	"github.com/godwit-cni/godwit/pkg/vswitchdb"
@@ -44,9 +38,8 @@ func (l *Lab) Check(ctx context.Context) ([]string, error) {
 	defer cancel()
 	facts := check.Facts{Nodes: make([]check.Node, s.Nodes)}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) { facts.Pods, err = l.podFacts(ctx); return err })
-	g.Go(func() (err error) { facts.VMs, err = l.vmFacts(ctx); return err })
-	g.Go(func() (err error) { facts.Ports, err = portFacts(ctx, l.NB()); return err })
+	g.Go(func() error { return l.apiFacts(ctx, &facts) })
+	g.Go(func() error { return nbFacts(ctx, l.NB(), &facts) })
 	g.Go(func() (err error) { facts.Bindings, facts.Chassis, err = bindingFacts(ctx, l.SB()); return err })
 	for i := range facts.Nodes {
 		name := nodeName(i + 1)
@@ -59,24 +52,6 @@ func (l *Lab) Check(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("collect what the parts of the lab say: %w", err)
 	}
 	return check.Compare(facts), nil
-}
-
-func (l *Lab) podFacts(ctx context.Context) ([]check.Pod, error) {
-	client, err := l.Client()
-	if err != nil {
-		return nil, err
-	}
-	list, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list pods: %w", err)
-	}
-	var pods []check.Pod
-	for i := range list.Items {
-		if p := &list.Items[i]; !p.Spec.HostNetwork {
-			pods = append(pods, podFact(p))
-		}
-	}
-	return pods, nil
 }
 
 func podFact(p *corev1.Pod) check.Pod {
@@ -109,34 +84,6 @@ func podFact(p *corev1.Pod) check.Pod {
 	return f
 }
 
-func (l *Lab) vmFacts(ctx context.Context) ([]check.VM, error) {
-	config, err := l.RESTConfig()
-	if err != nil {
-		return nil, err
-	}
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	api, err := ctrlclient.New(config, ctrlclient.Options{Scheme: scheme})
-	if err != nil {
-		return nil, fmt.Errorf("make a client: %w", err)
-	}
-	var ports v1alpha1.PortList
-	if err := api.List(ctx, &ports); err != nil {
-		return nil, fmt.Errorf("list Ports: %w", err)
-	}
-	var vms []check.VM
-	for i := range ports.Items {
-		p := &ports.Items[i]
-		vms = append(vms, check.VM{
-			Port: p.Namespace + "/" + p.Name, UID: string(p.UID), Row: ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network),
-			Ready: meta.IsStatusConditionTrue(p.Status.Conditions, "Ready"), Addresses: strings.Join(append([]string{p.Status.MAC}, p.Status.IPs...), " "),
-		})
-	}
-	return vms, nil
-}
-
 // read connects to a database, reads the tables of the given models and calls f with what is there.
 func read(ctx context.Context, endpoint string, db model.ClientDBModel, tables []client.MonitorOption, f func(client.Client) error) (err error) {
 	quiet := logr.Discard()
@@ -155,28 +102,6 @@ func read(ctx context.Context, endpoint string, db model.ClientDBModel, tables [
 		return fmt.Errorf("read %s: %w", endpoint, err)
 	}
 	return nil
-}
-
-func portFacts(ctx context.Context, endpoint string) ([]check.Port, error) {
-	db, err := nbdb.FullDatabaseModel()
-	if err != nil {
-		return nil, fmt.Errorf("NB model: %w", err)
-	}
-	var ports []check.Port
-	err = read(ctx, endpoint, db, []client.MonitorOption{client.WithTable(&nbdb.LogicalSwitchPort{})}, func(c client.Client) error {
-		var rows []*nbdb.LogicalSwitchPort
-		if err := c.List(ctx, &rows); err != nil {
-			return err
-		}
-		for _, r := range rows {
-			ports = append(ports, check.Port{
-				Name: ident.PortName(r.Name), Type: r.Type, Addresses: r.Addresses, RequestedChassis: r.Options[ident.OptionRequestedChassis],
-				ActivationStrategy: r.Options[ident.OptionActivationStrategy], UID: r.ExternalIDs[ident.KeyUID],
-			})
-		}
-		return nil
-	})
-	return ports, err
 }
 
 func bindingFacts(ctx context.Context, endpoint string) (bindings []check.Binding, chassis []string, err error) {

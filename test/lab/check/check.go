@@ -69,6 +69,8 @@ func Compare(f Facts) []string {
 			c.differ("SB: Chassis %s is no node", name)
 		}
 	}
+	f.Policies.Ports = f.Ports
+	c.found = append(c.found, ComparePolicies(f.Policies)...)
 	sort.Strings(c.found)
 	return c.found
 }
@@ -84,7 +86,7 @@ func (c *comparison) pod(p Pod) {
 		c.differ("API: pod %s: %s", name, p.IdentityError)
 		return
 	}
-	if !p.Running {
+	if !p.Running || c.left(p) {
 		return
 	}
 	if p.Identity == nil {
@@ -112,6 +114,15 @@ func (c *comparison) pod(p Pod) {
 	c.attached(id, p.Node, p.Identity.Version)
 }
 
+// left says that a pod's VM is elsewhere, or nowhere, and that the pod's node is down: nobody is there to say that the pod has ended.
+func (c *comparison) left(p Pod) bool {
+	if p.Identity == nil || c.nodes[p.Node].Runs {
+		return false
+	}
+	vm, ok := c.vms[p.Identity.Row]
+	return ok && vm.Node != p.Node
+}
+
 // vm compares a VM's Port with its row, and the row with the launchers that run.
 func (c *comparison) vm(v VM) {
 	row, ok := c.ports[v.Row]
@@ -130,7 +141,7 @@ func (c *comparison) vm(v VM) {
 		c.differ("NB: Logical_Switch_Port %s has activation-strategy %q: a migration is under way, or left it behind", v.Row, row.ActivationStrategy)
 	}
 	for _, p := range c.pods {
-		if p.Identity != nil && p.Identity.Row == v.Row && !p.Finished {
+		if p.Identity != nil && p.Identity.Row == v.Row && !p.Finished && !c.left(p) {
 			return // its launcher is compared as a pod is
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // healthy is a cluster of two nodes and a pod, in which all agree.
@@ -24,7 +26,8 @@ func healthy() Facts {
 			}},
 			{Namespace: "ns", Name: "starting", UID: "2"},
 		},
-		VMs: []VM{{Port: "ns/vm", UID: "port", Row: "vm/ns/vm/default", Ready: true, Addresses: vmAddresses}},
+		VMs:      []VM{{Port: "ns/vm", UID: "port", Row: "vm/ns/vm/default", Ready: true, Node: "node2", Addresses: vmAddresses}},
+		Policies: written(Policies{}),
 		Ports: []Port{
 			{Name: "pod/ns/a/default", Addresses: []string{addresses}, RequestedChassis: "node1", UID: "1"},
 			{Name: "vm/ns/vm/default", Addresses: []string{vmAddresses, "unknown"}, RequestedChassis: "node2", UID: "port"},
@@ -61,6 +64,55 @@ func TestAgreementIsNoDifference(t *testing.T) {
 	down.Bindings[0].Up = false
 	if diff := cmp.Diff([]string(nil), Compare(down)); diff != "" {
 		t.Error("with a node down:", diff)
+	}
+}
+
+// A VM has left a node that is down since: nobody can say that its launcher there has ended.
+func TestLauncherOnADeadNode(t *testing.T) {
+	left := func() Facts {
+		f := healthy()
+		old, id := f.Pods[1], *f.Pods[1].Identity
+		id.PodUID = "4"
+		old.Name, old.UID, old.Node, old.Identity = "old", id.PodUID, "node1", &id
+		f.Pods = append(f.Pods, old)
+		return f
+	}
+	for name, tt := range map[string]struct {
+		change func(*Facts)
+		want   []string
+	}{
+		"the VM has moved": {func(f *Facts) { f.Nodes[0] = Node{Name: "node1"} }, nil},
+		"the VM has failed, and is nowhere": {func(f *Facts) {
+			f.Nodes[0], f.VMs[0].Node = Node{Name: "node1"}, ""
+			f.Pods[1].Finished, f.Pods[1].Running, f.Ports[1].RequestedChassis = true, false, string(ident.NoChassis)
+		}, nil},
+		"it is nowhere, and its row asks for the dead node": {func(f *Facts) {
+			f.Nodes[0], f.VMs[0].Node = Node{Name: "node1"}, ""
+			f.Pods[1].Finished, f.Pods[1].Running, f.Ports[1].RequestedChassis = true, false, "node1"
+		}, []string{`requests chassis "node1", its VM has no launcher`}},
+		"the VM is still there, and its row asks for another node": {func(f *Facts) {
+			f.Nodes[0], f.VMs[0].Node, f.Pods = Node{Name: "node1"}, "node1", append(f.Pods[:1:1], f.Pods[2:]...)
+		}, []string{`requests chassis "node2", the pod is on node1`, "OVS: interface gw2 on node2 is vm/ns/vm/default, of which no launcher"}},
+		"the node runs": {func(*Facts) {}, []string{`requests chassis "node2", the pod is on node1`, "OVS: 0 interfaces on node1", `bound to chassis "node2", want node1`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := left()
+			tt.change(&f)
+			expect(t, Compare(f), tt.want)
+		})
+	}
+}
+
+// expect looks for a text in each difference.
+func expect(t *testing.T, got, want []string) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("found %q, want %d differences", got, len(want))
+	}
+	for i, w := range want {
+		if !strings.Contains(got[i], w) {
+			t.Errorf("difference %d is %q, want %q in it", i, got[i], w)
+		}
 	}
 }
 
@@ -117,15 +169,7 @@ func TestEachDifferenceIsFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
 			tt.change(&f)
-			got := Compare(f)
-			if len(got) != len(tt.want) {
-				t.Fatalf("found %q, want %d differences", got, len(tt.want))
-			}
-			for i, want := range tt.want {
-				if !strings.Contains(got[i], want) {
-					t.Errorf("difference %d is %q, want %q in it", i, got[i], want)
-				}
-			}
+			expect(t, Compare(f), tt.want)
 		})
 	}
 }

@@ -18,6 +18,8 @@ type Facts struct {
 	Bindings []Binding
 	Chassis  []string
 	Nodes    []Node
+	// Policies has the same Ports.
+	Policies Policies
 }
 
 // Pod is what the API server says of a pod that has a network of its own.
@@ -41,6 +43,8 @@ type VM struct {
 	Row ident.PortName
 	// Ready: it has its addresses and its row.
 	Ready bool
+	// Node is where KubeVirt says that the VM runs, empty for nowhere.
+	Node string
 	// Addresses is the first entry of the row's column addresses.
 	Addresses string
 }
@@ -64,8 +68,10 @@ type Port struct {
 	RequestedChassis string
 	// ActivationStrategy is empty but during a migration.
 	ActivationStrategy string
-	// UID is that of the pod or Port that it was made for.
-	UID string
+	// UID is that of the pod or Port that it was made for, RowUUID the row's own.
+	UID, RowUUID string
+	// Moved is when a VM's port was last given to one chassis after it had been on two, in RFC 3339, or empty.
+	Moved string
 }
 
 // Binding is a southbound Port_Binding.
