@@ -8,13 +8,20 @@ import (
 
 // namespace is one that the index knows, or that something is in or about.
 type namespace struct {
-	// known: it exists. Before that no namespaceSelector selects it.
-	known  bool
-	labels map[string]string
-	pods   map[*pod]struct{}
+	standing
+	pods map[*pod]struct{}
 	// finder has the classes that are about the namespace.
 	finder finder
 }
+
+// standing is what namespaceSelectors see of a namespace.
+type standing struct {
+	// known: it exists. Before that no namespaceSelector selects it.
+	known  bool
+	labels map[string]string
+}
+
+func (s standing) matches(c classSpec) bool { return s.known && c.namespaces.matches(s.labels) }
 
 func (x *Index) namespace(name string) *namespace {
 	n := x.namespaces[name]
@@ -35,26 +42,26 @@ func (x *Index) forgetNamespace(name string) {
 // SetNamespace adds a namespace, or changes its labels.
 func (x *Index) SetNamespace(name string, labels map[string]string) {
 	n := x.namespace(name)
-	x.relabel(n, true, labels)
+	x.relabel(n, standing{known: true, labels: labels})
 }
 
 // DeleteNamespace removes a namespace. Its pods and policies stay until they are deleted too.
 func (x *Index) DeleteNamespace(name string) {
-	x.relabel(x.namespace(name), false, nil)
+	x.relabel(x.namespace(name), standing{})
 	x.forgetNamespace(name)
 }
 
 // relabel moves a namespace out of, and into, the classes whose namespaceSelector sees a difference.
-func (x *Index) relabel(n *namespace, known bool, labels map[string]string) {
-	was, wasKnown := n.labels, n.known
-	n.labels, n.known = labels, known
+func (x *Index) relabel(n *namespace, now standing) {
+	before := n.standing
+	n.standing = now
 	for _, classes := range x.wide {
 		for c := range classes {
-			before, now := wasKnown && c.spec.namespaces.matches(was), known && c.spec.namespaces.matches(labels)
-			if before == now {
+			was, is := before.matches(c.spec), now.matches(c.spec)
+			if was == is {
 				break // and so it is for all of them: they have the same selector
 			}
-			if now {
+			if is {
 				x.enter(n, c)
 			} else {
 				x.leave(n, c)

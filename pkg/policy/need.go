@@ -122,7 +122,7 @@ func (x *Index) class(spec classSpec) *class {
 	}
 	x.wide[spec.namespaces.text][c] = struct{}{}
 	for _, n := range x.namespaces {
-		if n.known && spec.namespaces.matches(n.labels) {
+		if n.matches(spec) {
 			x.enter(n, c)
 		}
 	}
