@@ -2,6 +2,7 @@ package kubevirt
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,7 +78,7 @@ func thereAndBack(t *testing.T, e *env) {
 // backToBack: A→B→C, the second one made while the first one is on its way.
 func backToBack(t *testing.T, e *env) {
 	e.vmi(t, "vm1", nil)
-	e.migrate(t, "vm1", "m1", quick)
+	e.migrate(t, "vm1", "m1", with(quick, HoldAnnotation, string(StageSwitchover))) // or it may have ended before anybody has seen it run
 	e.awaitPhase(t, "m1", kubevirtv1.MigrationRunning)
 	m2 := &kubevirtv1.VirtualMachineInstanceMigration{
 		ObjectMeta: metav1.ObjectMeta{Name: "m2", Namespace: e.namespace, Annotations: quick},
@@ -88,6 +89,7 @@ func backToBack(t *testing.T, e *env) {
 	if err := e.api.Create(t.Context(), m2); err != nil {
 		t.Fatal(err)
 	}
+	e.release(t, "m1")
 	e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
 	e.awaitPhase(t, "m2", kubevirtv1.MigrationSucceeded)
 	e.settled(t, "vm1", "node3")
@@ -230,8 +232,13 @@ func (e *env) pending(t *testing.T, fault Fault) {
 	t.Helper()
 	e.vmi(t, "vm1", nil)
 	e.migrate(t, "vm1", "m1", map[string]string{FailAnnotation: string(fault), PendingTimeoutAnnotation: "1s"})
-	e.awaitPhase(t, "m1", kubevirtv1.MigrationScheduling)
-	e.awaitPhase(t, "m1", kubevirtv1.MigrationFailed)
+	m := e.awaitPhase(t, "m1", kubevirtv1.MigrationFailed)
+	// It is there for a second, in which nobody may have looked.
+	if !slices.ContainsFunc(m.Status.PhaseTransitionTimestamps, func(p kubevirtv1.VirtualMachineInstanceMigrationPhaseTransitionTimestamp) bool {
+		return p.Phase == kubevirtv1.MigrationScheduling
+	}) {
+		t.Errorf("it was never %s: %v", kubevirtv1.MigrationScheduling, m.Status.PhaseTransitionTimestamps)
+	}
 	e.settled(t, "vm1", "node1")
 }
 

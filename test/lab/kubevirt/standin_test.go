@@ -250,14 +250,17 @@ func (e *env) live(t *testing.T, vmi *kubevirtv1.VirtualMachineInstance) []corev
 	return live
 }
 
+// patience is for a machine with much else to do: 20 s were too short at a load of 20.
+const patience = time.Minute
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(patience); ; {
 		if ok() {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after 20 s: not %s", what)
+			t.Fatalf("after %s: not %s", patience, what)
 		}
 		select {
 		case <-t.Context().Done():
