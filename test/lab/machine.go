@@ -73,7 +73,20 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	return nil
 }
 
-// lastLines are the last of a log, which goes with its lab.
+// withLogs adds to an error the ends of the logs of those machines that have ended: it is theirs then, and the logs go with the lab.
+func (l *Lab) withLogs(err error, machines ...string) error {
+	if err == nil {
+		return nil
+	}
+	for _, name := range machines {
+		if !l.machine(name).Process.alive() {
+			err = fmt.Errorf("%w; %s has ended, its log ends with: %s", err, name, lastLines(l.path(logsDir, name, initLog)))
+		}
+	}
+	return err
+}
+
+// lastLines are the last of a log.
 func lastLines(file string) string {
 	b, err := os.ReadFile(file)
 	if err != nil {

@@ -126,3 +126,24 @@ func TestLabOfADemoIsNobodyElses(t *testing.T) {
 		}
 	}
 }
+
+// TestEndedMachineSaysWhy: whichever of the machines that something needs has ended, its log is in the error.
+func TestEndedMachineSaysWhy(t *testing.T) {
+	self, err := identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{dir: t.TempDir(), state: &state{Machines: map[string]*machine{hubName: {}, "node1": {Process: self}}}}
+	for name, text := range map[string]string{hubName: "Error: no room\n", "node1": "all is well\n"} {
+		if err := errors.Join(os.MkdirAll(l.path(logsDir, name), 0o700), os.WriteFile(l.path(logsDir, name, initLog), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const want = "no such file; hub has ended, its log ends with: Error: no room"
+	if err := l.withLogs(errors.New("no such file"), hubName, "node1"); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if err := l.withLogs(nil, hubName); err != nil {
+		t.Errorf("nothing failed, and the error is %v", err)
+	}
+}

@@ -179,7 +179,7 @@ func (l *Lab) ensureHub(ctx context.Context) error {
 			return err
 		}
 	}
-	return makeBridges(l.machine(hubName).Process, l.IPFamily())
+	return l.withLogs(makeBridges(l.machine(hubName).Process, l.IPFamily()), hubName)
 }
 
 func (l *Lab) startHub(ctx context.Context, spec *boot.Spec) error {
@@ -212,8 +212,5 @@ func (l *Lab) ensureMachine(ctx context.Context, spec *boot.Spec) error {
 			return err
 		}
 	}
-	if err := connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec); err != nil {
-		return fmt.Errorf("%w; the end of its log: %s", err, lastLines(filepath.Join(spec.Logs, initLog)))
-	}
-	return nil
+	return l.withLogs(connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec), hubName, spec.Name)
 }
