@@ -12,18 +12,19 @@ import (
 	"github.com/godwit-cni/godwit/test/bench/central"
 )
 
-// rounds is how often each kind of new leader is measured.
-const rounds = 3
+const (
+	// rounds is how often each kind of new leader is measured.
+	rounds = 3
+	// standbyTries is how often a controller is started that is to stand by.
+	standbyTries = 3
+)
 
 // newLeaders breaks rows of policies, which no controller that leads looks at while it does, and measures how long new leaders need until they are right again: one
 // that stood by, and one that is started where none runs.
 func (b *bench) newLeaders(ctx context.Context, out result) error {
 	for round := range rounds {
-		standby, err := b.cl.Controller(ctx, fmt.Sprintf("standby-%s-%d", time.Now().Format("150405"), round), b.counted)
+		standby, err := b.standby(ctx, round)
 		if err != nil {
-			return err
-		}
-		if err := standby.AwaitReady(ctx); err != nil {
 			return err
 		}
 		old := b.leader
@@ -58,6 +59,24 @@ func (b *bench) newLeaders(ctx context.Context, out result) error {
 	u, err := b.leader.Usage()
 	out[rssStarted], out[peakStarted] = u.RSS, u.Peak
 	return errors.Join(err, b.leader.AwaitReady(ctx))
+}
+
+// standby starts a controller that stands by. One that has not read the databases in time ends, as it should; it is started again, as a cluster would.
+func (b *bench) standby(ctx context.Context, round int) (*central.Replica, error) {
+	var failed []error
+	for range standbyTries {
+		c, err := b.cl.Controller(ctx, fmt.Sprintf("standby-%s-%d", time.Now().Format("150405"), round), b.counted)
+		if err != nil {
+			return nil, err
+		}
+		if err = c.AwaitReady(ctx); err == nil {
+			return c, nil
+		}
+		c.Stop()
+		b.log.Warn("a controller that should stand by is started again", "err", err)
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
 }
 
 // mended breaks rows and changes the leader; it returns how long after that they were right again, and what was written for it.
