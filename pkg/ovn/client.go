@@ -23,6 +23,7 @@ import (
 const (
 	connectTimeout  = 5 * time.Second
 	firstTimeout    = 10 * time.Second
+	copyTimeout     = time.Minute // with tens of thousands of rows, on a machine that has other things to do
 	transactTimeout = 15 * time.Second
 	probeInterval   = 5 * time.Second
 )
@@ -114,11 +115,11 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 
 // monitor fills the copy and keeps it live; it closes db when it fails.
 func monitor(ctx context.Context, database string, db client.Client, tables ...client.MonitorOption) error {
-	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
+	ctx, cancel := context.WithTimeout(ctx, copyTimeout)
 	defer cancel()
 	if _, err := db.Monitor(ctx, db.NewMonitor(tables...)); err != nil {
 		db.Close()
-		return fmt.Errorf("monitor the %s database: %w", database, err)
+		return fmt.Errorf("read the %s database within %s: %w", database, copyTimeout, err)
 	}
 	return nil
 }
