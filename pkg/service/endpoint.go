@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
@@ -47,8 +48,16 @@ type listed struct {
 	ready map[string]struct{}
 }
 
-// listing is what the EndpointSlices of a Service say, by the names of its ports.
-type listing map[string]map[netip.AddrPort]*listed
+// portKey tells apart the ports of a Service, as kube-proxy does (ServicePortName): an EndpointSlice's port is meant by name and protocol.
+type portKey struct {
+	name     string
+	protocol corev1.Protocol
+}
+
+func (p *Port) key() portKey { return portKey{p.Name, p.Protocol} }
+
+// listing is what the EndpointSlices of a Service say.
+type listing map[portKey]map[netip.AddrPort]*listed
 
 // list reads EndpointSlices. An address may be in several: of a VM that moves both launchers are there. What cannot be read is left out; the API server admits none of it.
 func list(endpointSlices []*discoveryv1.EndpointSlice) listing {
@@ -58,22 +67,22 @@ func list(endpointSlices []*discoveryv1.EndpointSlice) listing {
 			continue
 		}
 		for i := range es.Ports {
-			name, number := deref(es.Ports[i].Name), port(deref(es.Ports[i].Port))
+			key, number := portKey{deref(es.Ports[i].Name), protocolOf(deref(es.Ports[i].Protocol))}, port(deref(es.Ports[i].Port))
 			if number == 0 {
 				continue
 			}
-			if out[name] == nil {
-				out[name] = map[netip.AddrPort]*listed{}
+			if out[key] == nil {
+				out[key] = map[netip.AddrPort]*listed{}
 			}
 			for j := range es.Endpoints {
-				out.add(name, number, &es.Endpoints[j])
+				out.add(key, number, &es.Endpoints[j])
 			}
 		}
 	}
 	return out
 }
 
-func (l listing) add(name string, number uint16, e *discoveryv1.Endpoint) {
+func (l listing) add(key portKey, number uint16, e *discoveryv1.Endpoint) {
 	if len(e.Addresses) == 0 {
 		return
 	}
@@ -82,27 +91,24 @@ func (l listing) add(name string, number uint16, e *discoveryv1.Endpoint) {
 		return
 	}
 	at := netip.AddrPortFrom(addr.Unmap(), number)
-	entry := l[name][at]
+	entry := l[key][at]
 	if entry == nil {
 		entry = &listed{ready: map[string]struct{}{}}
-		l[name][at] = entry
+		l[key][at] = entry
 	}
 	s, node := stateOf(e.Conditions), deref(e.NodeName)
 	if s == ready {
 		entry.ready[node] = struct{}{}
 	}
-	if s > entry.state || entry.node == "" {
-		entry.state, entry.node = max(s, entry.state), node
+	if s > entry.state || s == entry.state && (entry.node == "" || node != "" && node < entry.node) { // whatever the order of the slices
+		entry.state, entry.node = s, node
 	}
 }
 
-// stateOf reads conditions, of which those left out mean ready (discovery/v1).
+// stateOf reads conditions, of which those left out mean ready and serving (discovery/v1).
 func stateOf(c discoveryv1.EndpointConditions) state {
 	isReady := c.Ready == nil || *c.Ready
-	serving := isReady
-	if c.Serving != nil {
-		serving = *c.Serving
-	}
+	serving := c.Serving == nil || *c.Serving
 	switch {
 	case isReady:
 		return ready
@@ -122,19 +128,13 @@ func deref[T any](p *T) (zero T) {
 
 // endpoints are those of one port that may be used. before are those that it had, nil if it is new: then what a VM was before it moved is not known, and what is
 // listed of it counts as ready.
-func (x *Index) endpoints(e *entry, name string, before *Port) []Endpoint {
-	found := e.listing[name]
+func (x *Index) endpoints(e *entry, key portKey, before *Port) []Endpoint {
+	found := e.listing[key]
 	states := make(map[netip.AddrPort]state, len(found))
 	for at, l := range found {
 		states[at] = x.held(e, at, l, before)
 	}
-	if before != nil {
-		for _, was := range before.Endpoints {
-			if _, ok := states[was.Addr]; !ok && !was.Terminating && x.vms[was.Addr.Addr()].Hold != NotHeld && !e.spent[was.Addr] {
-				states[was.Addr] = ready
-			}
-		}
-	}
+	x.holdUnlisted(e, states, before)
 	var out []Endpoint
 	for _, at := range slices.SortedFunc(maps.Keys(states), netip.AddrPort.Compare) {
 		if states[at] == unusable {
@@ -155,19 +155,31 @@ func (x *Index) endpoints(e *entry, name string, before *Port) []Endpoint {
 	return out
 }
 
+// holdUnlisted adds what was ready before and is in no EndpointSlice now. A VM that is listed with another number is not held with the old one besides.
+func (x *Index) holdUnlisted(e *entry, states map[netip.AddrPort]state, before *Port) {
+	if before == nil || !slices.ContainsFunc(before.Endpoints, func(was Endpoint) bool { return x.vms[was.Addr.Addr()].Hold != NotHeld }) {
+		return
+	}
+	listed := make(map[netip.Addr]struct{}, len(states))
+	for at := range states {
+		listed[at.Addr()] = struct{}{}
+	}
+	for _, was := range before.Endpoints {
+		addr := was.Addr.Addr()
+		if _, ok := listed[addr]; !ok && !was.Terminating && x.vms[addr].Hold != NotHeld && !e.spent[was.Addr] {
+			states[was.Addr] = ready
+		}
+	}
+}
+
 // held is the state of what is listed, given what is known of a VM with its address.
 func (x *Index) held(e *entry, at netip.AddrPort, l *listed, before *Port) state {
 	vm := x.vms[at.Addr()]
-	switch vm.Hold {
-	case NotHeld:
-		delete(e.spent, at)
+	if vm.Hold == NotHeld {
 		return l.state
-	case Arriving:
-		if _, there := l.ready[vm.Node]; there {
-			e.spent[at] = true
-		}
-	case Moving:
-		delete(e.spent, at)
+	}
+	if _, there := l.ready[vm.Node]; there && vm.Hold == Arriving {
+		e.spent[at] = true
 	}
 	if e.spent[at] || before != nil && !before.hasReady(at) {
 		return l.state

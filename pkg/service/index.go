@@ -1,6 +1,7 @@
 package service
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -18,8 +19,8 @@ type Index struct {
 	vms      map[netip.Addr]VM
 	// users are the Services that have an address among their endpoints.
 	users map[netip.Addr]map[Key]struct{}
-	// claims are the Services that ask for an address and port; the oldest has it.
-	claims map[frontend]map[Key]struct{}
+	// claims are the Services that ask for an address and port, and how; the one whose ClusterIP it is has it, or the oldest.
+	claims map[frontend]map[Key]Kind
 	// stale may come out differently, changed have.
 	stale, changed map[Key]struct{}
 }
@@ -38,16 +39,10 @@ type entry struct {
 	addrs map[netip.Addr]struct{}
 }
 
-// frontend is an address and port that only one Service can have. ClusterIPs and NodePorts are given out by the API server, each once.
-type frontend struct {
-	addr     netip.AddrPort
-	protocol corev1.Protocol
-}
-
 // New returns an Index without any objects.
 func New() *Index {
 	return &Index{
-		entries: map[Key]*entry{}, vms: map[netip.Addr]VM{}, users: map[netip.Addr]map[Key]struct{}{}, claims: map[frontend]map[Key]struct{}{},
+		entries: map[Key]*entry{}, vms: map[netip.Addr]VM{}, users: map[netip.Addr]map[Key]struct{}{}, claims: map[frontend]map[Key]Kind{},
 		stale: map[Key]struct{}{}, changed: map[Key]struct{}{},
 	}
 }
@@ -81,8 +76,11 @@ func (x *Index) Set(svc *corev1.Service, endpointSlices []*discoveryv1.EndpointS
 	}
 	x.entries[key] = next
 	x.enlist(key, next)
-	for f := range next.frontends() {
-		add(x.claims, f, key)
+	for f, kind := range next.frontends() {
+		if x.claims[f] == nil {
+			x.claims[f] = map[Key]Kind{}
+		}
+		x.claims[f][key] = kind
 		x.recheck(f)
 	}
 	x.stale[key] = struct{}{}
@@ -108,6 +106,9 @@ func (x *Index) SetVM(addr netip.Addr, vm VM) {
 		return
 	}
 	x.vms[addr] = vm
+	if vm.Hold != Arriving {
+		x.renew(addr)
+	}
 	x.touch(addr)
 }
 
@@ -115,7 +116,15 @@ func (x *Index) SetVM(addr netip.Addr, vm VM) {
 func (x *Index) DeleteVM(addr netip.Addr) {
 	if _, ok := x.vms[addr]; ok {
 		delete(x.vms, addr)
+		x.renew(addr)
 		x.touch(addr)
+	}
+}
+
+// renew forgets where a VM has been ready: where it arrives next it has not been yet.
+func (x *Index) renew(addr netip.Addr) {
+	for key := range x.users[addr] {
+		maps.DeleteFunc(x.entries[key].spent, func(at netip.AddrPort, _ bool) bool { return at.Addr() == addr })
 	}
 }
 
@@ -125,7 +134,8 @@ func (x *Index) touch(addr netip.Addr) {
 	}
 }
 
-// Take returns the Services that have come out differently since the last Take, and those that are gone, sorted.
+// Take returns the Services that have come out differently since the last Take, and those that are gone, sorted. What is held is what was ready at the last Take:
+// after a start all VMs and all Services are told before the first one, or a VM that moves just then may be out of its Services until it has arrived.
 func (x *Index) Take() []Key {
 	for key := range x.stale {
 		e := x.entries[key]
@@ -179,66 +189,25 @@ func (x *Index) resolve(e *entry) Service {
 		p := &s.Ports[i]
 		var before *Port
 		if e.now != nil {
-			before = e.now.port(p.Name)
+			before = e.now.port(p.key())
 		}
 		p.VIPs = x.granted(e, p)
-		p.Endpoints = x.endpoints(e, p.Name, before)
+		if f := (frontend{port: p.NodePort, protocol: p.Protocol}); p.NodePort != 0 && !x.has(e, f, fmt.Sprintf("node port %d/%s", p.NodePort, p.Protocol)) {
+			p.NodePort = 0
+		}
+		p.Endpoints = x.endpoints(e, p.key(), before)
 	}
 	return s
 }
 
-// port is nil if there is none of the name. One that has just come to a Service that was there has no endpoint that could be held.
-func (s *Service) port(name string) *Port {
+// port that has just come to a Service that was there has no endpoint that could be held.
+func (s *Service) port(key portKey) *Port {
 	for i := range s.Ports {
-		if s.Ports[i].Name == name {
+		if s.Ports[i].key() == key {
 			return &s.Ports[i]
 		}
 	}
 	return &Port{}
-}
-
-// granted are the addresses that a port gets of those that its Service asks for.
-func (x *Index) granted(e *entry, p *Port) []VIP {
-	var out []VIP
-	for _, v := range p.VIPs {
-		if i := slices.IndexFunc(x.reserved, func(r netip.Prefix) bool { return r.Contains(v.Addr) }); i >= 0 {
-			e.problems = append(e.problems, problem(ReasonReserved, "%s %s is in %s, which is a Subnet's or the join network: it is not served; use an address outside of the pod network",
-				v.Kind, v.Addr, x.reserved[i]))
-			continue
-		}
-		if v.Kind != ClusterIP {
-			f := frontend{addr: netip.AddrPortFrom(v.Addr, p.Number), protocol: p.Protocol}
-			if first := x.holder(f); first != e.service.Key {
-				e.problems = append(e.problems, problem(ReasonTaken, "%s %s port %d/%s is served by the older Service %s: use another address or port", v.Kind, v.Addr, p.Number, p.Protocol, first))
-				continue
-			}
-		}
-		out = append(out, v)
-	}
-	return out
-}
-
-// holder is the Service that has an address and port: the oldest, by its name if two are equally old.
-func (x *Index) holder(f frontend) Key {
-	return slices.MinFunc(slices.Collect(maps.Keys(x.claims[f])), func(a, b Key) int {
-		if c := x.entries[a].age.Compare(x.entries[b].age); c != 0 {
-			return c
-		}
-		return a.compare(b)
-	})
-}
-
-// frontends are those that others could ask for too.
-func (s *spec) frontends() map[frontend]struct{} {
-	out := map[frontend]struct{}{}
-	for _, p := range s.service.Ports {
-		for _, v := range p.VIPs {
-			if v.Kind != ClusterIP {
-				out[frontend{addr: netip.AddrPortFrom(v.Addr, p.Number), protocol: p.Protocol}] = struct{}{}
-			}
-		}
-	}
-	return out
 }
 
 // enlist lets a Service be found by the addresses of its endpoints. Held ones may be in no EndpointSlice any more.
@@ -256,6 +225,7 @@ func (x *Index) enlist(key Key, e *entry) {
 			}
 		}
 	}
+	maps.DeleteFunc(e.spent, func(at netip.AddrPort, _ bool) bool { _, still := addrs[at.Addr()]; return !still })
 	for addr := range addrs {
 		add(x.users, addr, key)
 	}
@@ -273,27 +243,22 @@ func (x *Index) forget(key Key, e *entry) {
 		remove(x.users, addr, key)
 	}
 	for f := range e.frontends() {
-		remove(x.claims, f, key)
+		if delete(x.claims[f], key); len(x.claims[f]) == 0 {
+			delete(x.claims, f)
+		}
 		x.recheck(f)
 	}
 }
 
-// recheck looks again at everybody who asks for an address and port.
-func (x *Index) recheck(f frontend) {
-	for key := range x.claims[f] {
-		x.stale[key] = struct{}{}
+func add(m map[netip.Addr]map[Key]struct{}, a netip.Addr, key Key) {
+	if m[a] == nil {
+		m[a] = map[Key]struct{}{}
 	}
+	m[a][key] = struct{}{}
 }
 
-func add[K comparable](m map[K]map[Key]struct{}, k K, key Key) {
-	if m[k] == nil {
-		m[k] = map[Key]struct{}{}
-	}
-	m[k][key] = struct{}{}
-}
-
-func remove[K comparable](m map[K]map[Key]struct{}, k K, key Key) {
-	if delete(m[k], key); len(m[k]) == 0 {
-		delete(m, k)
+func remove(m map[netip.Addr]map[Key]struct{}, a netip.Addr, key Key) {
+	if delete(m[a], key); len(m[a]) == 0 {
+		delete(m, a)
 	}
 }

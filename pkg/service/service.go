@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Key names a Service.
@@ -33,13 +34,17 @@ const (
 // Service is what a Service comes to. It must not be changed.
 type Service struct {
 	Key Key
+	// UID of the object; another one means that the Service was made again.
+	UID types.UID
 	// Affinity is how long a client's connections go to one endpoint after the last of them was made; 0 if each goes to any.
 	Affinity time.Duration
+	// IPv4 and IPv6 say which families the Service has: those of its ClusterIPs.
+	IPv4, IPv6 bool
 	// Internal is the scope of ClusterIPs, External that of everything else.
 	Internal, External Scope
 	// HealthCheckPort is where each node says whether it has endpoints of its own; 0 if nowhere.
 	HealthCheckPort uint16
-	// Sources are from where VIPs of kind LoadBalancer may be reached; nil if from anywhere.
+	// Sources are from where VIPs of kind LoadBalancer may be reached, in both families; nil if from anywhere, empty if from nowhere.
 	Sources []netip.Prefix
 	// Ports in the order of the Service.
 	Ports []Port
@@ -128,13 +133,19 @@ func (p Port) pick(like netip.Addr, wanted func(Endpoint) bool) []netip.AddrPort
 	return end
 }
 
-// LocalEndpoints is how many endpoints of a Service a node has for clients outside of the cluster: what its health check answers.
+// Serves says whether the Service has the family of like: its NodePorts are open on addresses of its families only.
+func (s Service) Serves(like netip.Addr) bool {
+	return like.Is4() && s.IPv4 || like.Is6() && s.IPv6
+}
+
+// LocalEndpoints is how many endpoints of a Service a node has for clients outside of the cluster: what its health check answers. Those that end do not count: a
+// load balancer shall send nothing new, while what comes all the same is still served (kube-proxy's LocalReadyEndpoints).
 func (s Service) LocalEndpoints(node string) int {
 	local := map[netip.Addr]struct{}{}
 	for _, p := range s.Ports {
-		for _, like := range [...]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			for _, a := range p.AnchoredAt(like, node) {
-				local[a.Addr()] = struct{}{}
+		for _, e := range p.Endpoints {
+			if e.Anchor == node && !e.Terminating {
+				local[e.Addr.Addr()] = struct{}{}
 			}
 		}
 	}
@@ -142,8 +153,8 @@ func (s Service) LocalEndpoints(node string) int {
 }
 
 func equal(a, b Service) bool {
-	return a.Key == b.Key && a.Affinity == b.Affinity && a.Internal == b.Internal && a.External == b.External && a.HealthCheckPort == b.HealthCheckPort &&
-		slices.Equal(a.Sources, b.Sources) && slices.EqualFunc(a.Ports, b.Ports, equalPorts)
+	return a.Key == b.Key && a.UID == b.UID && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 && a.Affinity == b.Affinity && a.Internal == b.Internal && a.External == b.External && a.HealthCheckPort == b.HealthCheckPort &&
+		(a.Sources == nil) == (b.Sources == nil) && slices.Equal(a.Sources, b.Sources) && slices.EqualFunc(a.Ports, b.Ports, equalPorts)
 }
 
 func equalPorts(a, b Port) bool {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,10 +24,11 @@ type spec struct {
 // parse reads a Service; ok is false if there is nothing to balance: it is headless, an ExternalName, or another proxy's.
 func parse(svc *corev1.Service) (s *spec, ok bool) {
 	key := Key{Namespace: svc.Namespace, Name: svc.Name}
-	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" || svc.Labels[proxyName] != "" {
+	_, others := svc.Labels[proxyName] // whatever it says
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" || others {
 		return nil, false
 	}
-	s = &spec{service: Service{Key: key}, age: svc.CreationTimestamp.Time}
+	s = &spec{service: Service{Key: key, UID: svc.UID}, age: svc.CreationTimestamp.Time}
 	s.service.HealthCheckPort = port(svc.Spec.HealthCheckNodePort)
 	if p := svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		s.service.Internal = Local
@@ -40,14 +42,13 @@ func parse(svc *corev1.Service) (s *spec, ok bool) {
 	s.parseSources(svc)
 	vips := s.vips(svc)
 	for _, p := range svc.Spec.Ports {
-		protocol := p.Protocol
-		if protocol == "" {
-			protocol = corev1.ProtocolTCP
-		}
-		s.service.Ports = append(s.service.Ports, Port{Name: p.Name, Protocol: protocol, Number: port(p.Port), NodePort: port(p.NodePort), VIPs: vips})
+		s.service.Ports = append(s.service.Ports, Port{Name: p.Name, Protocol: protocolOf(p.Protocol), Number: port(p.Port), NodePort: port(p.NodePort), VIPs: vips})
 	}
 	return s, true
 }
+
+// protocolOf is TCP for what does not say.
+func protocolOf(p corev1.Protocol) corev1.Protocol { return cmp.Or(p, corev1.ProtocolTCP) }
 
 // port is 0 for what is no port: the API server admits none of them.
 func port(n int32) uint16 {
@@ -58,7 +59,7 @@ func port(n int32) uint16 {
 }
 
 func affinity(svc *corev1.Service) time.Duration {
-	seconds := int32(corev1.DefaultClientIPServiceAffinitySeconds)
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
 	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		seconds = *c.ClientIP.TimeoutSeconds
 	}
@@ -66,17 +67,21 @@ func affinity(svc *corev1.Service) time.Duration {
 }
 
 func (s *spec) parseSources(svc *corev1.Service) {
+	if len(svc.Spec.LoadBalancerSourceRanges) > 0 {
+		s.service.Sources = []netip.Prefix{} // one that cannot be read still restricts
+	}
 	for _, text := range svc.Spec.LoadBalancerSourceRanges {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
 			s.problems = append(s.problems, problem(ReasonInvalid, "spec.loadBalancerSourceRanges: %q is not a range such as 192.0.2.0/24: nothing is admitted by it", text))
-			p = netip.Prefix{}
+			continue
 		}
-		s.service.Sources = append(s.service.Sources, p.Masked()) // one that cannot be read still restricts
+		s.service.Sources = append(s.service.Sources, p.Masked())
 	}
 }
 
-// vips are all addresses that the Service asks for, sorted, each once: of two kinds it is the first.
+// vips are all addresses that the Service asks for, sorted, each once: of two kinds it is the first. Addresses of a family that the Service does not have, which is
+// that of its ClusterIPs, are left out: no endpoint could serve them.
 func (s *spec) vips(svc *corev1.Service) []VIP {
 	var out []VIP
 	add := func(kind Kind, field, text string) {
@@ -86,7 +91,10 @@ func (s *spec) vips(svc *corev1.Service) []VIP {
 			return
 		}
 		addr = addr.Unmap()
-		if !slices.ContainsFunc(out, func(v VIP) bool { return v.Addr == addr }) {
+		if kind == ClusterIP {
+			s.service.IPv4, s.service.IPv6 = s.service.IPv4 || addr.Is4(), s.service.IPv6 || addr.Is6()
+		}
+		if s.service.Serves(addr) && !slices.ContainsFunc(out, func(v VIP) bool { return v.Addr == addr }) {
 			out = append(out, VIP{Kind: kind, Addr: addr})
 		}
 	}
@@ -100,11 +108,9 @@ func (s *spec) vips(svc *corev1.Service) []VIP {
 	for _, a := range svc.Spec.ExternalIPs {
 		add(ExternalIP, "spec.externalIPs", a)
 	}
-	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		for _, in := range svc.Status.LoadBalancer.Ingress {
-			if in.IP != "" && (in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP) {
-				add(LoadBalancer, "status.loadBalancer.ingress", in.IP)
-			}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if in.IP != "" && (in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP) {
+			add(LoadBalancer, "status.loadBalancer.ingress", in.IP)
 		}
 	}
 	slices.SortFunc(out, VIP.compare)
