@@ -59,6 +59,7 @@ northbound database. Run any number of it: one leads, the others take over withi
 	f.IntVar(&c.KeepMigrations, "keep-migrations", c.KeepMigrations, "PortMigrations that are over to keep of each VM")
 	f.BoolVar(&c.HandoverRules, "handover-rules", c.HandoverRules, "let TCP connections of a migrating VM that NetworkPolicies isolate go on where it arrives; new connections are judged by policy in any case")
 	f.DurationVar(&c.HandoverGrace, "handover-grace", c.HandoverGrace, "for how long after a migration TCP segments of connections that are not known yet are taken for such")
+	f.BoolVar(&c.Services, "services", c.Services, "balance what pods send to Services; off where kube-proxy or another does, and then off for godwit-agent too")
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file; the pod's service account if empty")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&c.Baselines, "migration-baselines", false, "obey the annotation lab.godwit.dev/baseline of VMIs: for make bench-migration alone")

@@ -46,6 +46,8 @@ type Config struct {
 	// HandoverRules lets the connections of a VM that migrates, and that NetworkPolicies isolate, go on where it arrives; HandoverGrace is for how long after it did.
 	HandoverRules bool
 	HandoverGrace time.Duration
+	// Services lets OVN balance what pods send to Services. Off, somebody else does, such as kube-proxy.
+	Services bool
 	// Baselines obeys the annotation migration.AnnotationBaseline of VMIs. Only make bench-migration wants that: such VMs are moved worse than they could be.
 	Baselines bool
 	// Registerer receives the controller's own metrics.
@@ -66,6 +68,7 @@ func Defaults() Config {
 		KeepMigrations: 10,
 		HandoverRules:  true,
 		HandoverGrace:  time.Minute,
+		Services:       true,
 		Registerer:     ctrlmetrics.Registry,
 	}
 }

@@ -37,6 +37,7 @@ type garbageCollector struct {
 	alloc *allocations
 	*queues
 	policies *policies
+	services *services
 	log      *slog.Logger
 }
 
@@ -121,7 +122,7 @@ func (g *garbageCollector) putBack(ctx context.Context) error {
 			return fmt.Errorf("read %T: %w", kind.list, err)
 		}
 	}
-	return errors.Join(g.alloc.enqueuePods(ctx, outdated), g.policies.verify(ctx))
+	return errors.Join(g.alloc.enqueuePods(ctx, outdated), g.policies.verify(ctx), g.services.verify(ctx))
 }
 
 func (g *garbageCollector) port(ctx context.Context, p *nbdb.LogicalSwitchPort) error {

@@ -6,6 +6,7 @@ type metrics struct {
 	migrations             *prometheus.CounterVec
 	prepared, interruption prometheus.Histogram
 	policyProblems         *prometheus.CounterVec
+	serviceProblems        *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -26,7 +27,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		policyProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "godwit_policy_problems_total", Help: "Rules of NetworkPolicies that permit nothing because something is wrong in them, by reason, counted whenever such a policy is read.",
 		}, []string{"reason"}),
+		serviceProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_service_problems_total", Help: "What is wrong with Services and left out of them, by reason, counted when it is found.",
+		}, []string{"reason"}),
 	}
-	r.MustRegister(m.migrations, m.prepared, m.interruption, m.policyProblems)
+	r.MustRegister(m.migrations, m.prepared, m.interruption, m.policyProblems, m.serviceProblems)
 	return m
 }

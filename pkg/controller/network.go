@@ -36,7 +36,10 @@ func prepare(ctx context.Context, api client.Client, nb *ovn.NB, c Config, join 
 // networkChanges make the network that every Subnet and node joins.
 func networkChanges(join ipam.Spec) []ovn.Change {
 	rows := topology.Network(podNetwork, join)
-	changes := append([]ovn.Change{ovn.EnsureRouter(rows.Router)}, switchChanges(rows.Join)...)
+	changes := append([]ovn.Change{ovn.EnsureRouter(rows.Router), ovn.EnsureGroup(ident.ServiceGroup(podNetwork))}, switchChanges(rows.Join)...)
+	for _, p := range rows.LocalServices {
+		changes = append(changes, ovn.EnsurePolicy(ident.Router(podNetwork), p))
+	}
 	for _, route := range rows.DefaultRoutes {
 		changes = append(changes, ovn.EnsureRoute(ident.Router(podNetwork), route))
 	}

@@ -66,6 +66,7 @@ type parts struct {
 	alloc *allocations
 	*queues
 	policies *policies
+	services *services
 }
 
 func addReconcilers(ctx context.Context, p parts) error {
@@ -76,6 +77,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
 	m := newMetrics(p.Registerer)
 	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
+	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
@@ -116,7 +118,8 @@ func addReconcilers(ctx context.Context, p parts) error {
 			}
 			return nil
 		}),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, log: p.Logger}),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, services: p.services, queues: p.queues, log: p.Logger}),
+		addServices(ctx, p, m, events),
 	)
 }
 
@@ -133,6 +136,13 @@ func begin(ctx context.Context, p parts) error {
 	}
 	if err := p.policies.restore(ctx, p.mgr.GetCache()); err != nil {
 		return err
+	}
+	if p.Services {
+		if err := p.services.restore(ctx, p.mgr.GetCache()); err != nil {
+			return err
+		}
+	} else {
+		close(p.services.restored) // there are none: what an earlier controller made of them goes
 	}
 	if err := p.alloc.enqueuePods(ctx, unserved); err != nil {
 		return err

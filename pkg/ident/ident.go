@@ -21,6 +21,8 @@ type (
 	SwitchName string
 	// RouterName is the name of an NB Logical_Router.
 	RouterName string
+	// LoadBalancerName is the name of an NB Load_Balancer.
+	LoadBalancerName string
 	// RouterPortName is the name of an NB Logical_Router_Port.
 	RouterPortName string
 )

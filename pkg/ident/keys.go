@@ -36,6 +36,8 @@ const (
 	OwnerVM = "vm"
 	// OwnerPolicy: an ACL's KeyNamespace and KeyName name the NetworkPolicy. Port groups and address sets are shared by policies, and name none.
 	OwnerPolicy = "policy"
+	// OwnerService: KeyNamespace and KeyName name the Service. What Services share has OwnerService too, and names none.
+	OwnerService = "service"
 )
 
 // external_ids keys of the NB rows that Godwit owns. KeyName is the owner's name; KeyFamily, ip4 or ip6, tells apart the rows that one owner has for each family.

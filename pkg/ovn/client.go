@@ -200,6 +200,10 @@ func nbModel() (model.ClientDBModel, error) {
 		nbdb.ACLTable:        &nbdb.ACL{},
 		nbdb.MeterTable:      &nbdb.Meter{},
 		nbdb.MeterBandTable:  &nbdb.MeterBand{},
+		// Written by ServiceWriter, likewise.
+		nbdb.LoadBalancerTable:       &nbdb.LoadBalancer{},
+		nbdb.LoadBalancerGroupTable:  &nbdb.LoadBalancerGroup{},
+		nbdb.ChassisTemplateVarTable: &nbdb.ChassisTemplateVar{},
 	})
 	if err != nil {
 		return m, err
@@ -212,7 +216,7 @@ func nbModel() (model.ClientDBModel, error) {
 		{Column: "external_ids", Key: ident.OwnerKey}, {Column: "external_ids", Key: ident.KeyName},
 	}}}
 	m.SetIndexes(map[string][]model.ClientIndex{
-		nbdb.LogicalSwitchTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod, nbdb.LogicalRouterPolicyTable: byOwner,
+		nbdb.LogicalSwitchTable: byName, nbdb.LoadBalancerGroupTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod, nbdb.LogicalRouterPolicyTable: byOwner,
 	})
 	return m, nil
 }
@@ -220,8 +224,10 @@ func nbModel() (model.ClientDBModel, error) {
 func nbTables() []client.MonitorOption {
 	// Not a switch's ports: nothing here reads them, and the copy of a switch with thousands would be made anew with every port that is added.
 	ls := &nbdb.LogicalSwitch{}
+	group := &nbdb.LoadBalancerGroup{} // nor a group's load balancers
 	return []client.MonitorOption{
-		client.WithTable(ls, &ls.Name, &ls.OtherConfig, &ls.ExternalIDs),
+		client.WithTable(ls, &ls.Name, &ls.OtherConfig, &ls.LoadBalancerGroup, &ls.ExternalIDs),
+		client.WithTable(group, &group.Name),
 		client.WithTable(&nbdb.LogicalSwitchPort{}),
 		client.WithTable(&nbdb.LogicalRouter{}),
 		client.WithTable(&nbdb.LogicalRouterPort{}),

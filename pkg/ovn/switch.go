@@ -2,6 +2,8 @@ package ovn
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
@@ -25,6 +27,42 @@ func EnsureSwitch(want *nbdb.LogicalSwitch) Change {
 			return nil, err
 		}
 		return switchKind.ensure(nb, have, want, nil)
+	}
+}
+
+// EnsureGroup makes the Load_Balancer_Group of that name. What belongs to it is ServiceWriter's.
+func EnsureGroup(name string) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		have, err := get(ctx, nb, &nbdb.LoadBalancerGroup{Name: name})
+		if err != nil || have != nil {
+			return nil, err
+		}
+		nb.named++
+		ops, err := nb.ovsdb.Create(&nbdb.LoadBalancerGroup{UUID: nb.namedUUID(), Name: name})
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", nbdb.LoadBalancerGroupTable, name, err)
+		}
+		return plain(ops), nil
+	}
+}
+
+// EnsureServed makes a switch of ours balance what its ports send by the load balancers of a group. The switch may be made earlier in the same transaction, the group not.
+func EnsureServed(ls ident.SwitchName, group string) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		g, err := get(ctx, nb, &nbdb.LoadBalancerGroup{Name: group})
+		if err != nil {
+			return nil, err
+		}
+		if g == nil {
+			return nil, fmt.Errorf("LogicalSwitch %s: the %s %s that it should name does not exist yet", ls, nbdb.LoadBalancerGroupTable, group)
+		}
+		have, err := nb.Switch(ctx, ls)
+		if err != nil || have != nil && slices.Contains(have.LoadBalancerGroup, g.UUID) {
+			return nil, err
+		}
+		return plain([]ovsdb.Operation{{Op: ovsdb.OperationMutate, Table: nbdb.LogicalSwitchTable, Where: named(string(ls)), Mutations: []ovsdb.Mutation{
+			*ovsdb.NewMutation("load_balancer_group", ovsdb.MutateOperationInsert, reference(g.UUID)),
+		}}}), nil
 	}
 }
 

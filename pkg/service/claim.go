@@ -57,7 +57,7 @@ func (x *Index) holder(f frontend) Key {
 	var first Key
 	found := false
 	for key, kind := range x.claims[f] {
-		if !found || cmp.Or(cmp.Compare(min(kind, ExternalIP), min(x.claims[f][first], ExternalIP)), x.entries[key].age.Compare(x.entries[first].age), key.compare(first)) < 0 {
+		if !found || cmp.Or(cmp.Compare(min(kind, ExternalIP), min(x.claims[f][first], ExternalIP)), x.entries[key].age.Compare(x.entries[first].age), key.Compare(first)) < 0 {
 			first, found = key, true
 		}
 	}

@@ -31,8 +31,8 @@ type entry struct {
 	listing listing
 	// now is what it came to at last, nil at first.
 	now *Service
-	// problems are what is wrong with it beside what the spec says.
-	problems []Problem
+	// problems are what is wrong with it beside what the spec says, told all that was wrong at the last Take.
+	problems, told []Problem
 	// spent are the held endpoints that have been ready where their VM arrived.
 	spent map[netip.AddrPort]bool
 	// addrs are those by which the index finds the Service: what is listed, and what is held.
@@ -72,7 +72,7 @@ func (x *Index) Set(svc *corev1.Service, endpointSlices []*discoveryv1.EndpointS
 	next := &entry{spec: parsed, listing: list(endpointSlices), spent: map[netip.AddrPort]bool{}}
 	if before := x.entries[key]; before != nil {
 		x.forget(key, before)
-		next.now, next.spent = before.now, before.spent
+		next.now, next.told, next.spent = before.now, before.told, before.spent
 	}
 	x.entries[key] = next
 	x.enlist(key, next)
@@ -134,19 +134,20 @@ func (x *Index) touch(addr netip.Addr) {
 	}
 }
 
-// Take returns the Services that have come out differently since the last Take, and those that are gone, sorted. What is held is what was ready at the last Take:
+// Take returns the Services that have come out differently since the last Take, or have other problems, and those that are gone, sorted. What is held is what was ready at the last Take:
 // after a start all VMs and all Services are told before the first one, or a VM that moves just then may be out of its Services until it has arrived.
 func (x *Index) Take() []Key {
 	for key := range x.stale {
 		e := x.entries[key]
 		next := x.resolve(e)
-		if e.now == nil || !equal(*e.now, next) {
-			e.now = &next
+		problems := x.Problems(key)
+		if e.now == nil || !equal(*e.now, next) || !slices.Equal(e.told, problems) {
+			e.now, e.told = &next, problems
 			x.changed[key] = struct{}{}
 			x.enlist(key, e)
 		}
 	}
-	out := slices.SortedFunc(maps.Keys(x.changed), Key.compare)
+	out := slices.SortedFunc(maps.Keys(x.changed), Key.Compare)
 	clear(x.stale)
 	clear(x.changed)
 	return out
@@ -163,7 +164,7 @@ func (x *Index) Service(key Key) (s Service, ok bool) {
 // Services are all of them, sorted.
 func (x *Index) Services() []Service {
 	out := make([]Service, 0, len(x.entries))
-	for _, key := range slices.SortedFunc(maps.Keys(x.entries), Key.compare) {
+	for _, key := range slices.SortedFunc(maps.Keys(x.entries), Key.Compare) {
 		if s, ok := x.Service(key); ok {
 			out = append(out, s)
 		}

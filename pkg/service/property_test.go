@@ -131,7 +131,7 @@ func (w *world) oracle() string {
 			keys = append(keys, key)
 		}
 	}
-	slices.SortFunc(keys, Key.compare)
+	slices.SortFunc(keys, Key.Compare)
 	for _, key := range keys {
 		s := w.services[key]
 		for _, p := range s.Spec.Ports {

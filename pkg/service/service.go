@@ -16,7 +16,8 @@ type Key struct{ Namespace, Name string }
 // String is NAMESPACE/NAME.
 func (k Key) String() string { return k.Namespace + "/" + k.Name }
 
-func (k Key) compare(o Key) int {
+// Compare orders keys by namespace, then name.
+func (k Key) Compare(o Key) int {
 	return cmp.Or(cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Name, o.Name))
 }
 

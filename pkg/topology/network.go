@@ -11,7 +11,9 @@ import (
 // Priorities of the router's policies: what stays inside the network is decided before what leaves it.
 const (
 	priorityInside = 1000
-	priorityEgress = 100
+	// priorityLocalServices is for what no load balancer on the client's node took.
+	priorityLocalServices = 900
+	priorityEgress        = 100
 )
 
 // NetworkRows are the rows of a network itself.
@@ -21,6 +23,8 @@ type NetworkRows struct {
 	// DefaultRoutes let a packet for an outside address reach the policy stage; without a route OVN drops it before. Their next hop, the last address of the join
 	// network, belongs to nobody.
 	DefaultRoutes []*nbdb.LogicalRouterStaticRoute
+	// LocalServices are policies that keep inside what is sent to a Service of internalTrafficPolicy Local from a node that has no endpoint of it.
+	LocalServices []*nbdb.LogicalRouterPolicy
 }
 
 // Network returns the rows of a network whose join switch has the addresses of join.
@@ -36,6 +40,7 @@ func Network(network string, join ipam.Spec) NetworkRows {
 			IPPrefix: anywhere(c.Addr()).String(), Nexthop: EgressPlaceholder(c).String(), OutputPort: &out,
 			ExternalIDs: withFamily(owner, c.Addr()),
 		})
+		rows.LocalServices = append(rows.LocalServices, localServicesPolicy(c.Addr()))
 	}
 	return rows
 }
