@@ -220,8 +220,8 @@ func (t *serving) create(want *nbdb.LoadBalancer) error {
 	if t.guard {
 		zero := 0
 		t.steps = append(t.steps, step{
-			op: ovsdb.Operation{Op: ovsdb.OperationWait, Table: nbdb.LoadBalancerTable, Where: named(want.Name), Columns: []string{"name"}, Until: "==",
-				Rows: []ovsdb.Row{}, Timeout: &zero},
+			op: ovsdb.Operation{Op: ovsdb.OperationWait, Table: nbdb.LoadBalancerTable, Where: named(want.Name), Columns: []string{"name"}, Until: "!=",
+				Rows: []ovsdb.Row{{"name": want.Name}}, Timeout: &zero},
 			fails: fmt.Errorf("%s %s: %w", nbdb.LoadBalancerTable, want.Name, errTwice), settled: t.done,
 		})
 	}

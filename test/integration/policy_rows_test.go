@@ -6,6 +6,7 @@ import (
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/policy"
 	"github.com/godwit-cni/godwit/test/lab/ovntest"
@@ -44,10 +45,23 @@ func stored(t *testing.T, central *ovntest.OVNCentral) storedRows {
 		}
 	}
 	for _, r := range rows[nbdb.AddressSetTable] {
+		if textMap(r["external_ids"])[ident.OwnerKey] != ident.OwnerPolicy {
+			continue // of Services
+		}
 		name := r["name"].(string)
 		out.sets[name] = map[string]bool{}
 		for _, a := range elementsOf(r["addresses"]) {
 			out.sets[name][a.(string)] = true
+		}
+	}
+	return out
+}
+
+func textMap(v any) map[string]string {
+	out := map[string]string{}
+	if m, ok := v.(ovsdb.OvsMap); ok {
+		for k, v := range m.GoMap {
+			out[fmt.Sprint(k)] = fmt.Sprint(v)
 		}
 	}
 	return out
