@@ -203,8 +203,9 @@ func (t *serving) balancer(have, want *nbdb.LoadBalancer) error {
 		return t.create(want)
 	}
 	want.UUID = have.UUID
-	if !maps.Equal(have.Options, want.Options) || !maps.Equal(have.ExternalIDs, want.ExternalIDs) || !equalPointers(have.Protocol, want.Protocol) {
-		ops, err := t.nb.ovsdb.Where(want).Update(want, &want.Options, &want.ExternalIDs, &want.Protocol)
+	if !maps.Equal(have.Options, want.Options) || !maps.Equal(have.ExternalIDs, want.ExternalIDs) || !equalPointers(have.Protocol, want.Protocol) ||
+		!slices.Equal(slices.Sorted(slices.Values(have.SelectionFields)), slices.Sorted(slices.Values(want.SelectionFields))) {
+		ops, err := t.nb.ovsdb.Where(want).Update(want, &want.Options, &want.ExternalIDs, &want.Protocol, &want.SelectionFields)
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", nbdb.LoadBalancerTable, want.Name, err)
 		}

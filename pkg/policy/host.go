@@ -77,6 +77,11 @@ func baseACLs() []ACL {
 		// OVN tracks connections, and lets replies pass, only where a switch has some allow-related ACL (northd/northd.c, ls_get_acl_flags). With policies that permit
 		// nothing, an isolated pod would get no answer to what it sends; this ACL is there to be there.
 		base(ingress, "replies", nbdb.ACL{Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ct.est && ct.rpl"}),
+		// What a pod sends to a Service and comes back to itself has these source addresses, which port security lets nobody use. Its egress rules are not asked: OVN
+		// turns the packet round before it comes to them (northd.c, ls_in_hairpin before ls_in_acl_after_lb; measured).
+		base(ingress, "hairpin", nbdb.ACL{
+			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: fmt.Sprintf("(ip4.src == %s || ip6.src == %s)", ident.HairpinSources()[0], ident.HairpinSources()[1]),
+		}),
 		// A guest's DHCPv6 request (RFC 8415), which OVN answers itself. It is allow-related for the same reason.
 		base(egress, "dhcpv6", nbdb.ACL{
 			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip6.dst == ff02::1:2 && udp.src == 546 && udp.dst == 547",

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -14,8 +13,12 @@ import (
 	"github.com/godwit-cni/godwit/pkg/service"
 )
 
-// maxAffinity is the longest affinity_timeout that OVN takes (ovn-nb(5)).
-const maxAffinity = 65535 * time.Second
+// affinity is by what a load balancer with sessionAffinity ClientIP chooses a backend. For IPv6 OVN has no field of its own, and ip_src means nothing there: a port's
+// MAC address tells its pod. Not affinity_timeout: OVN drops the packet with which it learns where a client goes, and on the userspace datapath the connection never comes
+// about, however often it is tried (23.03, measured).
+func affinity() []nbdb.LoadBalancerSelectionFields {
+	return []nbdb.LoadBalancerSelectionFields{nbdb.LoadBalancerSelectionFieldsEthSrc, nbdb.LoadBalancerSelectionFieldsIPSrc}
+}
 
 // ServiceRows are what a Service comes to for connections of pods.
 type ServiceRows struct {
@@ -64,30 +67,28 @@ func (b *builder) row(name ident.LoadBalancerName) *nbdb.LoadBalancer {
 	}
 	kind := strings.Split(string(name), "/")[3]
 	lb := &nbdb.LoadBalancer{
-		Name: string(name), Protocol: &kind, Vips: map[string]string{}, Options: b.options(),
+		Name: string(name), Protocol: &kind, Vips: map[string]string{}, Options: options(),
 		ExternalIDs: map[string]string{
 			ident.OwnerKey: ident.OwnerService, ident.KeyNamespace: b.service.Key.Namespace, ident.KeyName: b.service.Key.Name, ident.KeyUID: string(b.service.UID),
 		},
+	}
+	if b.service.Affinity > 0 {
+		lb.SelectionFields = affinity()
 	}
 	b.rows[name] = lb
 	return lb
 }
 
 // options: what has no endpoint is refused; a pod that reaches itself sees an address that says so.
-func (b *builder) options() map[string]string {
+func options() map[string]string {
 	hairpin := ident.HairpinSources()
-	o := map[string]string{"reject": "true", "hairpin_snat_ip": hairpin[0].String() + " " + hairpin[1].String()}
-	if b.service.Affinity > 0 {
-		o["affinity_timeout"] = strconv.Itoa(int(min(b.service.Affinity, maxAffinity) / time.Second))
-	}
-	return o
+	return map[string]string{"reject": "true", "hairpin_snat_ip": hairpin[0].String() + " " + hairpin[1].String()}
 }
 
-// local adds a template: a load balancer that each node fills with its own endpoints. On a node without the variables it is not there. Such a one knows no affinity.
+// local adds a template: a load balancer that each node fills with its own endpoints. On a node without the variables it is not there.
 func (b *builder) local(p *service.Port, vip netip.Addr) {
 	name := ident.LocalLoadBalancer(b.service.Key.Namespace, b.service.Key.Name, protocol(p), family(vip))
 	lb := b.row(name)
-	delete(lb.Options, "affinity_timeout")
 	lb.Options["template"], lb.Options["address-family"] = "true", "ipv"+strings.TrimPrefix(family(vip), "ip")
 	number := strconv.Itoa(int(p.Number))
 	address, ends := ident.TemplateVar(name, "address "+vip.String()), ident.TemplateVar(name, "backends "+vip.String()+" "+number)

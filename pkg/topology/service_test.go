@@ -95,10 +95,10 @@ func TestServiceRows(t *testing.T) {
 }
 
 func TestAffinityOfServices(t *testing.T) {
-	for in, want := range map[time.Duration]string{0: "", 10 * time.Second: "10", 24 * time.Hour: "65535"} {
+	for in, want := range map[time.Duration]int{0: 0, 10 * time.Second: 2, 24 * time.Hour: 2} {
 		rows := Service(aService(func(s *service.Service) { s.Affinity = in }))
-		if got := rows.LoadBalancers[0].Options["affinity_timeout"]; got != want {
-			t.Errorf("affinity of %s: affinity_timeout %q, want %q", in, got, want)
+		if got := rows.LoadBalancers[0].SelectionFields; len(got) != want {
+			t.Errorf("affinity of %s: selection_fields %v, want %d", in, got, want)
 		}
 	}
 }
@@ -112,7 +112,7 @@ func TestLocalServiceRows(t *testing.T) {
 	if v4.Name != "service/shop/web/tcp/local/ip4" || v6.Name != "service/shop/web/tcp/local/ip6" || *v4.Protocol != "tcp" {
 		t.Errorf("names %s, %s", v4.Name, v6.Name)
 	}
-	if v4.Options["template"] != "true" || v4.Options["address-family"] != "ipv4" || v6.Options["address-family"] != "ipv6" || v4.Options["affinity_timeout"] != "" {
+	if v4.Options["template"] != "true" || v4.Options["address-family"] != "ipv4" || v6.Options["address-family"] != "ipv6" || len(v4.SelectionFields) != 2 {
 		t.Errorf("options %v, %v", v4.Options, v6.Options)
 	}
 	// expand is what a chassis makes of a template.
