@@ -171,7 +171,8 @@ func (r *serviceTelling) report(ctx context.Context, key service.Key, problems [
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
 	if err := r.api.Get(ctx, types.NamespacedName(key), svc); err != nil {
-		r.log.Debug("a Service with problems is gone", "service", key, "error", err)
+		r.log.Debug("a Service with problems is not there any more", "service", key, "error", err)
+		return
 	}
 	for _, p := range problems {
 		r.log.Warn("bad Service", "service", key, "reason", p.Reason, "detail", p.Message)

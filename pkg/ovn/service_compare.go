@@ -18,9 +18,14 @@ import (
 )
 
 // Compare reads what the database has and makes it what the source says, if that is not known to be so. The source must be complete: what it does not have is deleted.
+// In a transaction that writes Services already it does nothing, and asks for another.
 func (w *ServiceWriter) Compare() Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
 		if w.known {
+			return nil, nil
+		}
+		if len(w.sent) > 0 { // by this very transaction: what is read now would lack it
+			w.again()
 			return nil, nil
 		}
 		start := time.Now()
@@ -30,7 +35,6 @@ func (w *ServiceWriter) Compare() Change {
 		}
 		w.source.Take() // all of it is in what follows
 		clear(w.dirty)
-		clear(w.sent)
 		want := w.source.All()
 		t := &serving{ServiceWriter: w, nb: nb}
 		changed, err := t.compare(have, want)
@@ -151,9 +155,15 @@ func (t *serving) compareShared(have storedServices, want map[service.Key]topolo
 		}
 	}
 	for _, row := range have.variables {
+		chassis := ident.ChassisName(row.Chassis)
+		if row.ExternalIDs[ident.OwnerKey] == ident.OwnerService && len(row.Variables) == 0 && len(wanted[chassis]) == 0 { // of a node that may be gone
+			t.add(ovsdb.Operation{Op: ovsdb.OperationDelete, Table: nbdb.ChassisTemplateVarTable, Where: byUUID(row.UUID)})
+			delete(t.chassis, chassis)
+			continue
+		}
 		ours := maps.Clone(row.Variables)
 		maps.DeleteFunc(ours, func(name, _ string) bool { return !ident.IsTemplateVar(name) })
-		found[ident.ChassisName(row.Chassis)] = ours
+		found[chassis] = ours
 	}
 	if err := t.variables(found, wanted); err != nil {
 		return err

@@ -69,6 +69,22 @@ func describe(name, protocol any, options, ids, vips map[string]string) string {
 	return fmt.Sprintf("%s %s options=%v ids=%v vips=%v", name, protocol, options, ids, vips)
 }
 
+func describeRows(rows topology.ServiceRows) []string {
+	var out []string
+	for _, lb := range rows.LoadBalancers {
+		out = append(out, describe(lb.Name, *lb.Protocol, lb.Options, lb.ExternalIDs, lb.Vips))
+	}
+	for chassis, variables := range rows.Variables {
+		for name, value := range variables {
+			out = append(out, fmt.Sprintf("%s: %s = %s", chassis, name, value))
+		}
+	}
+	for _, a := range rows.Local {
+		out = append(out, fmt.Sprintf("%s has %s", topology.LocalServicesSet(a), a))
+	}
+	return out
+}
+
 // wantedBalancers is what it should have for the objects that are in the API, VMs' holds aside.
 func (e *env) wantedBalancers(t *testing.T) ([]string, error) {
 	var list corev1.ServiceList
@@ -104,18 +120,7 @@ func (e *env) wantedBalancers(t *testing.T) ([]string, error) {
 	x.Take()
 	var out []string
 	for _, s := range x.Services() {
-		rows := topology.Service(s)
-		for _, lb := range rows.LoadBalancers {
-			out = append(out, describe(lb.Name, *lb.Protocol, lb.Options, lb.ExternalIDs, lb.Vips))
-		}
-		for chassis, variables := range rows.Variables {
-			for name, value := range variables {
-				out = append(out, fmt.Sprintf("%s: %s = %s", chassis, name, value))
-			}
-		}
-		for _, a := range rows.Local {
-			out = append(out, fmt.Sprintf("%s has %s", topology.LocalServicesSet(a), a))
-		}
+		out = append(out, describeRows(topology.Service(s))...)
 	}
 	slices.Sort(out)
 	return out, nil

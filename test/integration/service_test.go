@@ -217,6 +217,9 @@ func changedByHand(t *testing.T, e *env) {
 	e.central.Transact(t, map[string]any{"op": "delete", "table": nbdb.LoadBalancerTable, "where": where})
 	e.lists(t, k, 1, "10.9.0.7 n1 ready")
 	e.goesTo(t, k, "10.9.0.7:8080")
+	e.central.Transact(t, map[string]any{"op": "insert", "table": nbdb.LoadBalancerTable, "row": map[string]any{"name": string(ident.LoadBalancer("shop", "twice", "tcp")),
+		"external_ids": []any{"map", [][]any{{ident.OwnerKey, ident.OwnerService}, {ident.KeyNamespace, "shop"}, {ident.KeyName, "twice"}}}}})
+	e.create(t, aService(key("shop", "twice")))
 }
 
 func restartedServices(t *testing.T, e *env) {
