@@ -62,7 +62,7 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) (
 	}
 	// ovs-vswitchd makes the link some milliseconds after the row, and again after each of its restarts.
 	link := netdev.Gateway{
-		Name: ident.GatewayInterface, MAC: net.HardwareAddr(join.MAC), MTU: in.mtu, Addrs: join.IPs, NoOffload: in.datapath == ovs.DatapathNetdev,
+		Name: ident.GatewayInterface, MAC: net.HardwareAddr(join.MAC), MTU: in.mtu, Addrs: gatewayAddrs(join), NoOffload: in.datapath == ovs.DatapathNetdev,
 	}
 	if err := g.host.ConfigureGateway(link); err != nil {
 		return nil, pendingLink(err)
@@ -75,6 +75,16 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) (
 		return nil, pendingLink(err)
 	}
 	return left, installed(ctx, db, g.cfg)
+}
+
+// gatewayAddrs are the addresses of ovn0. The second one of each family has no network around it: the kernel would else choose it as a source of what the node itself sends
+// to the join network.
+func gatewayAddrs(join v1alpha1.Join) []netip.Prefix {
+	out := slices.Clone(join.IPs)
+	for _, c := range join.Clients {
+		out = append(out, netip.PrefixFrom(c.Addr(), c.Addr().BitLen()))
+	}
+	return out
 }
 
 // taken is a range of a Subnet that the node does not route to, and the address of its own that is in it.

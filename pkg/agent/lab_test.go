@@ -153,6 +153,7 @@ func joinOf(i int) v1alpha1.Join {
 	j := v1alpha1.Join{Gateways: joinSpec.Gateways}
 	for f, c := range joinSpec.CIDRs {
 		j.IPs = append(j.IPs, netip.PrefixFrom(offset(c.Addr(), 10+i), joinSpec.CIDRs[f].Bits()))
+		j.Clients = append(j.Clients, netip.PrefixFrom(offset(c.Addr(), 100+i), joinSpec.CIDRs[f].Bits()))
 	}
 	j.MAC = v1alpha1.MAC(ident.MAC(j.IPs[0].Addr()))
 	return j

@@ -26,26 +26,43 @@ func (a *allocations) restoreJoin(ctx context.Context) error {
 		return fmt.Errorf("list nodes to restore the join network: %w", err)
 	}
 	slices.SortStableFunc(nodes.Items, func(x, y corev1.Node) int { return x.CreationTimestamp.Compare(y.CreationTimestamp.Time) })
-	for _, n := range nodes.Items {
-		if j, err := v1alpha1.ParseJoin(n.Annotations[v1alpha1.JoinAnnotation]); err == nil {
-			_ = a.join.Claim(n.Name, addrsOf(j.IPs)) // whoever loses is given another place when it is reconciled
+	for i := range nodes.Items {
+		name := nodes.Items[i].Name
+		if j, err := v1alpha1.ParseJoin(nodes.Items[i].Annotations[v1alpha1.JoinAnnotation]); err == nil {
+			// Whoever loses is given another place when it is reconciled.
+			_ = a.join.Claim(name, addrsOf(j.IPs))
+			_ = a.join.Claim(clientsOf(name), addrsOf(j.Clients))
 		}
 	}
 	a.joinRestored = true
 	return nil
 }
 
-// joinNode gives a node its place on the join switch: the one it has, the one of its annotation when it is free, or a new one.
-func (a *allocations) joinNode(node string, has []netip.Addr) (v1alpha1.Join, error) {
+// clientsOf owns the second addresses of a node on the join network. No node's name has a slash in it.
+func clientsOf(node string) string { return node + "/clients" }
+
+// joinNode gives a node its place on the join switch: of both its addresses those that it has, those of its annotation when they are free, or new ones. With an
+// error the place may be there all the same, without Clients: the node goes on as before, but for its Services.
+func (a *allocations) joinNode(node string, has v1alpha1.Join) (v1alpha1.Join, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if has == nil || a.join.Claim(node, has) != nil {
-		if _, err := a.join.Allocate(node); err != nil {
-			return v1alpha1.Join{}, fmt.Errorf("join network: %w", err)
-		}
+	ips, err := a.joinAs(node, has.IPs)
+	if err != nil {
+		return v1alpha1.Join{}, err
 	}
-	ips := a.join.Of(node)
-	return v1alpha1.Join{IPs: ips, MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), Gateways: a.join.Spec().Gateways}, nil
+	clients, err := a.joinAs(clientsOf(node), has.Clients)
+	return v1alpha1.Join{IPs: ips, Clients: clients, MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), Gateways: a.join.Spec().Gateways}, err
+}
+
+func (a *allocations) joinAs(owner string, has []netip.Prefix) ([]netip.Prefix, error) {
+	if len(has) > 0 && a.join.Claim(owner, addrsOf(has)) == nil {
+		return a.join.Of(owner), nil
+	}
+	ips, err := a.join.Allocate(owner)
+	if err != nil {
+		return nil, fmt.Errorf("join network: %w", err)
+	}
+	return ips, nil
 }
 
 // setNodeMTU records the MTU in bytes that a node published and reports whether the smallest of all changed.
@@ -94,6 +111,7 @@ func (a *allocations) releaseNode(node string) bool {
 	defer a.mu.Unlock()
 	before := a.smallestMTU()
 	a.join.Release(node)
+	a.join.Release(clientsOf(node))
 	delete(a.mtus, node)
 	return a.smallestMTU() != before
 }

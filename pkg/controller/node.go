@@ -7,9 +7,9 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,21 +55,24 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 			"the name %s stands for no chassis at all: this node gets no pod network; register it under another name", node.Name)
 		return reconcile.Result{}, nil
 	}
-	var has []netip.Addr
-	if current, err := v1alpha1.ParseJoin(node.Annotations[v1alpha1.JoinAnnotation]); err == nil {
-		has = addrsOf(current.IPs)
-	}
-	join, err := r.alloc.joinNode(node.Name, has)
+	has, err := v1alpha1.ParseJoin(node.Annotations[v1alpha1.JoinAnnotation])
 	if err != nil {
-		r.events.Eventf(&node, nil, corev1.EventTypeWarning, "JoinNetworkFull", "JoinNetwork", "%v: install with larger join CIDRs", err)
-		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
+		has = v1alpha1.Join{} // it joins as a new one
+	}
+	join, full := r.alloc.joinNode(node.Name, has)
+	if full != nil {
+		full = fmt.Errorf("node %s: %w", node.Name, full)
+		r.events.Eventf(&node, nil, corev1.EventTypeWarning, "JoinNetworkFull", "JoinNetwork", "%v: every node needs two addresses of each family; install with larger join CIDRs", full)
+	}
+	if len(join.IPs) == 0 {
+		return reconcile.Result{}, full
 	}
 	r.observeMTU(&node)
 	r.policies.setNode(&node, join)
 	if err := r.nb.Apply(ctx, append(nodeChanges(node.Name, join), r.policies.pending())...); err != nil {
 		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
 	}
-	return reconcile.Result{}, r.annotate(ctx, &node, join)
+	return reconcile.Result{}, errors.Join(r.annotate(ctx, &node, join), full)
 }
 
 func nodeChanges(node string, join v1alpha1.Join) []ovn.Change {
@@ -113,7 +116,7 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 	if err := annotate(ctx, r.api, node, corev1.SchemeGroupVersion.WithKind("Node"), v1alpha1.JoinAnnotation, text); err != nil {
 		return fmt.Errorf("annotate node %s with its place on the join network: %w", node.Name, err)
 	}
-	r.log.Info("node joined", "node", node.Name, "ips", join.IPs)
+	r.log.Info("node joined", "node", node.Name, "ips", join.IPs, "clients", join.Clients)
 	return nil
 }
 

@@ -204,7 +204,7 @@ func (p *policies) setVM(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInst
 
 // setNode tells of a node and of what it sends under on the join network.
 func (p *policies) setNode(node *corev1.Node, join v1alpha1.Join) {
-	h := policy.Host{Node: node.Name, Own: addrsOf(join.IPs)}
+	h := policy.Host{Node: node.Name, Own: addrsOf(join.IPs), Clients: addrsOf(join.Clients)}
 	for _, a := range node.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil { // a host's name is no address
 			h.IPs = append(h.IPs, ip)

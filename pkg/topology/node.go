@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -10,7 +11,7 @@ import (
 
 // NodeRows are the rows of one node of a network.
 type NodeRows struct {
-	// Port is the node's ovn0, on the join switch. It has no port security: clients of a hostPort come through it under their own addresses.
+	// Port is the node's ovn0, on the join switch, with both of its addresses. It has no port security: clients of a hostPort come through it under their own addresses.
 	Port *nbdb.LogicalSwitchPort
 	// Egress are the policies, one per family, that send what the pods of this node send to the outside through the node's ovn0.
 	Egress []*nbdb.LogicalRouterPolicy
@@ -22,7 +23,7 @@ func Node(node string, join v1alpha1.Join) NodeRows {
 	port := ident.NodePort(node)
 	rows := NodeRows{Port: &nbdb.LogicalSwitchPort{
 		Name:        string(port),
-		Addresses:   []string{Addresses(join.MAC, join.IPs)},
+		Addresses:   []string{Addresses(join.MAC, slices.Concat(join.IPs, join.Clients))},
 		Options:     map[string]string{ident.OptionRequestedChassis: node},
 		ExternalIDs: owner,
 	}}

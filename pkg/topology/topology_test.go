@@ -51,9 +51,10 @@ func TestSubnet(t *testing.T) {
 func TestNodeEgress(t *testing.T) {
 	join := v1alpha1.Join{
 		IPs: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/16"), netip.MustParsePrefix("fd98::2/64")}, MAC: v1alpha1.MAC{0x0a, 0x67, 0x64, 0x40, 0, 2},
+		Clients: []netip.Prefix{netip.MustParsePrefix("100.64.0.3/16"), netip.MustParsePrefix("fd98::3/64")},
 	}
 	rows := Node("n", join)
-	if d := cmp.Diff([]string{"0a:67:64:40:00:02 100.64.0.2 fd98::2"}, rows.Port.Addresses); d != "" {
+	if d := cmp.Diff([]string{"0a:67:64:40:00:02 100.64.0.2 fd98::2 100.64.0.3 fd98::3"}, rows.Port.Addresses); d != "" {
 		t.Errorf("addresses (-want +got)\n%s", d)
 	}
 	if rows.Port.PortSecurity != nil {

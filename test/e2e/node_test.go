@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,8 +33,11 @@ func TestNodeJoins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, ip := range join.IPs {
-			if !strings.Contains(out, " "+ip.String()) {
+		if len(join.Clients) != len(join.IPs) {
+			t.Errorf("%s has %v for its own and %v for clients, want as many", name, join.IPs, join.Clients)
+		}
+		for _, ip := range slices.Concat(join.IPs, join.Clients) {
+			if !strings.Contains(out, " "+ip.Addr().String()+"/") {
 				t.Errorf("%s: ovn0 has no %s:\n%s", name, ip, out)
 			}
 		}

@@ -79,7 +79,10 @@ func nodeJoins(t *testing.T, e *env) {
 	if err != nil || lsp == nil {
 		t.Fatalf("port of n1: %v %v", lsp, err)
 	}
-	want := []string{fmt.Sprintf("%s %s %s", join.MAC, join.IPs[0].Addr(), join.IPs[1].Addr())}
+	if len(join.Clients) != 2 {
+		t.Fatalf("join has clients %v, want one of each family", join.Clients)
+	}
+	want := []string{fmt.Sprintf("%s %s %s %s %s", join.MAC, join.IPs[0].Addr(), join.IPs[1].Addr(), join.Clients[0].Addr(), join.Clients[1].Addr())}
 	if d := cmp.Diff(want, lsp.Addresses); d != "" {
 		t.Errorf("addresses of n1 (-want +got)\n%s", d)
 	}

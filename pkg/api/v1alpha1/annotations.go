@@ -101,6 +101,9 @@ type Join struct {
 	MAC MAC `json:"mac"`
 	// Gateways are the router's addresses on the join switch, one per family of IPs, in the same order.
 	Gateways []netip.Addr `json:"gateways"`
+	// Clients are a second address of each family of IPs, in the same order and with the same prefix length: the node source-NATs those clients to them that it passes
+	// on to pods. Empty where an older controller wrote the annotation, or the join network is full.
+	Clients []netip.Prefix `json:"clients,omitempty"`
 }
 
 // MAC is a net.HardwareAddr that reads and writes its usual text form in JSON.
@@ -160,7 +163,25 @@ func ParseJoin(s string) (Join, error) {
 	if err := checkAttachment(j.IPs, j.Gateways, j.MAC); err != nil {
 		return Join{}, fmt.Errorf("annotation %s: %w", JoinAnnotation, err)
 	}
+	if err := checkClients(j); err != nil {
+		return Join{}, fmt.Errorf("annotation %s: %w", JoinAnnotation, err)
+	}
 	return j, nil
+}
+
+func checkClients(j Join) error {
+	if len(j.Clients) == 0 {
+		return nil
+	}
+	if len(j.Clients) != len(j.IPs) {
+		return fmt.Errorf("%d clients for %d ips: want as many, or none", len(j.Clients), len(j.IPs))
+	}
+	for i, c := range j.Clients {
+		if !c.IsValid() || c.Masked() != j.IPs[i].Masked() || c == j.IPs[i] || c.Addr() == j.Gateways[i] {
+			return fmt.Errorf("clients %v: want another address of the network of %v than that and %v", c, j.IPs[i], j.Gateways[i])
+		}
+	}
+	return nil
 }
 
 // checkAttachment holds the rules that Identity and Join share.

@@ -102,7 +102,7 @@ func host(node *corev1.Node) (policy.Host, bool) {
 	if err != nil {
 		return policy.Host{}, false
 	}
-	h := policy.Host{Node: node.Name, Own: addresses(join.IPs)}
+	h := policy.Host{Node: node.Name, Own: addresses(join.IPs), Clients: addresses(join.Clients)}
 	for _, a := range node.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil { // a name is no address
 			h.IPs = append(h.IPs, ip)
