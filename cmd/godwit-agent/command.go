@@ -42,6 +42,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.CNIBinSource, "cni-bin-source", cfg.CNIBinSource, "godwit-cni to install")
 	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "the runtime's directory of CNI plugins")
 	f.StringVar(&cfg.CNIConfDir, "cni-conf-dir", cfg.CNIConfDir, "the runtime's directory of CNI configurations")
+	f.BoolVar(&cfg.Services, "services", cfg.Services, "serve Services for the node; false where kube-proxy does")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics, /healthz and /readyz")
 	f.StringVar(&opts.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&opts.logFormat, "log-format", "text", "text or json")

@@ -40,6 +40,8 @@ type Agent struct {
 	loop     *nodeLoop
 	attacher *attacher
 	observer *observer
+	// services is nil if somebody else serves Services.
+	services *services
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
@@ -61,10 +63,15 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1),
 		chassis: &chassis{cfg: cfg, host: host, annotate: to.Annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
 	}
-	if a.inputs, err = newInputs(cfg.NodeName, src, a.loop.poke); err != nil {
+	if a.inputs, err = newInputs(cfg.NodeName, src, a.nodeChanged); err != nil {
 		return nil, err
 	}
 	a.loop.inputs = a.inputs
+	if cfg.Services {
+		if err := a.addServices(src, host); err != nil {
+			return nil, err
+		}
+	}
 	metrics, err := newMetrics(reg, func() bool { return a.ready.err() == nil })
 	if err != nil {
 		return nil, err
@@ -81,6 +88,43 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	}
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	return a, nil
+}
+
+func (a *Agent) addServices(src Sources, host netdev.Host) (err error) {
+	if a.services, err = newServices(a.cfg.NodeName, src, a.inputs, host.NewBalancer(), listenOn(host.Do)); err != nil {
+		return err
+	}
+	a.services.log = a.log
+	a.services.metrics, err = newServiceMetrics(a.registry)
+	return err
+}
+
+// nodeChanged: the Node or a Subnet has changed.
+func (a *Agent) nodeChanged() {
+	a.loop.poke()
+	if a.services != nil {
+		a.services.poke()
+	}
+}
+
+// tableDeleted: somebody has deleted a table of nftables.
+func (a *Agent) tableDeleted() {
+	a.loop.gateway.forgetMasquerade()
+	a.loop.poke()
+	if a.services != nil {
+		a.services.doubt()
+	}
+}
+
+// runServices serves Services, or removes what an agent that did has left.
+func (a *Agent) runServices(ctx context.Context) error {
+	if a.services != nil {
+		return a.services.run(ctx)
+	}
+	if err := a.host.RemoveBalancer(ctx); err != nil {
+		a.log.Warn("what an earlier agent left for Services is still there, and comes before what serves them now: nft delete table inet godwit-services", "error", err)
+	}
+	return nil
 }
 
 // Run runs the agent until ctx ends or a part of it cannot go on. Pods keep their network either way.
@@ -108,6 +152,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.observer.migrations.run(ctx); return nil })
 	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
 	g.Go(func() error { return a.runNode(ctx, db) })
+	g.Go(func() error { return a.runServices(ctx) }) // it needs no Open vSwitch: the API server's Service may be the way to it
 	err = g.Wait()
 	a.log.Info("stopped; pods keep their network", "error", err)
 	return err
@@ -161,7 +206,7 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	client.OnConfigChange(a.loop.poke)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: func() { a.loop.gateway.forgetMasquerade(); a.loop.poke() }})
+		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: a.tableDeleted})
 	})
 	g.Go(func() error { return a.loop.run(ctx) })
 	g.Go(func() error { return a.observer.run(ctx) })

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,6 +27,9 @@ type Writers struct {
 	Report   Reporter
 }
 
+// proxyName on a Service says that somebody else serves it (pkg/proxy/apis in kubernetes/kubernetes).
+const proxyName = "service.kubernetes.io/service-proxy-name"
+
 // API makes the sources and the writers of one node from the API server. It makes no request itself.
 func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 	clients, err := kubernetes.NewForConfig(cfg)
@@ -41,9 +45,13 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 	}
 	core := clients.CoreV1().RESTClient()
 	src := Sources{
-		Nodes:          cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
-		Pods:           cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
-		Subnets:        cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
+		Nodes:    cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
+		Pods:     cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
+		Subnets:  cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
+		Services: cache.NewFilteredListWatchFromClient(core, "services", metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = "!" + proxyName }),
+		EndpointSlices: cache.NewFilteredListWatchFromClient(clients.DiscoveryV1().RESTClient(), "endpointslices", metav1.NamespaceAll,
+			func(o *metav1.ListOptions) { o.LabelSelector = "!" + corev1.IsHeadlessService }),
+		Ports:          cache.NewListWatchFromClient(godwit, "ports", metav1.NamespaceAll, fields.Everything()),
 		MigrationsFrom: migrations("spec.source.node"), MigrationsTo: migrations("spec.target.node"),
 	}
 	annotate := func(ctx context.Context, key, value string) error {

@@ -1,7 +1,7 @@
 // Package agent is what runs on every node: it makes the node a chassis, keeps its gateway ovn0, attaches pods for godwit-cni, and installs
 // godwit-cni with its configuration.
 //
-// Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; links and addresses of the node, frames of VMs that migrate; the
+// Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate; the
 // local Open_vSwitch database.
 // Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, status.source and status.target of PortMigrations, two files. It never
 // writes NB or SB.
@@ -44,6 +44,8 @@ type Config struct {
 	CNIBinSource, CNIBinDir, CNIConfDir string
 	// MetricsAddress serves /metrics, /healthz and /readyz.
 	MetricsAddress string
+	// Services: the agent serves Services for the node. If not, somebody else does, such as kube-proxy.
+	Services bool
 	// HostNetns is the node's network namespace; the agent's own if empty, as it is in a pod with hostNetwork.
 	HostNetns string
 }
@@ -53,6 +55,7 @@ func Defaults() Config {
 	return Config{
 		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
+		Services: true,
 	}
 }
 

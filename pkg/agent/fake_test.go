@@ -83,6 +83,9 @@ func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {
 func (n *fakeNode) Masquerade(_ context.Context, m netdev.Masquerade) error {
 	return n.op("Masquerade", func() { n.masquerade = m })
 }
+func (n *fakeNode) RemoveBalancer(context.Context) error {
+	return n.op("RemoveBalancer", func() {})
+}
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 
 func (n *fakeNode) CreateVeth(v netdev.Veth) (net.HardwareAddr, error) {

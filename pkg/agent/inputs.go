@@ -18,6 +18,8 @@ import (
 type Sources struct {
 	// Nodes lists the agent's own Node, Pods the pods of the node, Subnets all Subnets.
 	Nodes, Pods, Subnets cache.ListerWatcher
+	// Services, EndpointSlices and Ports list all of them; they are not used if the agent serves no Services.
+	Services, EndpointSlices, Ports cache.ListerWatcher
 	// MigrationsFrom lists the PortMigrations whose source is the node, MigrationsTo those whose target it is.
 	MigrationsFrom, MigrationsTo cache.ListerWatcher
 }

@@ -134,12 +134,13 @@ func (nb *northbound) write(p ports) {
 // testNode is a host with an agent whose API objects are the test's.
 type testNode struct {
 	*ovntest.OVSHost
-	nodes, pods, subnets *cachetesting.FakeControllerSource
-	records              *records
-	node                 *corev1.Node
-	cfg                  Config
-	agent                *Agent
-	log                  *slog.Logger
+	nodes, pods, subnets    *cachetesting.FakeControllerSource
+	services, slices, ports *cachetesting.FakeControllerSource
+	records                 *records
+	node                    *corev1.Node
+	cfg                     Config
+	agent                   *Agent
+	log                     *slog.Logger
 	// t is the whole test: an agent that a subtest starts outlives it.
 	t *testing.T
 
@@ -197,6 +198,7 @@ func newTestNode(t *testing.T, c *ovntest.OVNCentral, name string, index int) *t
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	n := &testNode{
 		t: t, OVSHost: ovntest.Host(t, c, name), annotations: map[string]string{},
+		services: cachetesting.NewFakeControllerSource(), slices: cachetesting.NewFakeControllerSource(), ports: cachetesting.NewFakeControllerSource(),
 		nodes: cachetesting.NewFakeControllerSource(), pods: cachetesting.NewFakeControllerSource(), subnets: cachetesting.NewFakeControllerSource(),
 		records: newRecords(),
 		log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", name),
@@ -224,7 +226,7 @@ func newTestNode(t *testing.T, c *ovntest.OVNCentral, name string, index int) *t
 func (n *testNode) start() {
 	t := n.t
 	t.Helper()
-	src := Sources{Nodes: n.nodes, Pods: n.pods, Subnets: n.subnets, MigrationsFrom: n.records.of(n.Name, sideSource), MigrationsTo: n.records.of(n.Name, sideTarget)}
+	src := Sources{Nodes: n.nodes, Pods: n.pods, Subnets: n.subnets, Services: n.services, EndpointSlices: n.slices, Ports: n.ports, MigrationsFrom: n.records.of(n.Name, sideSource), MigrationsTo: n.records.of(n.Name, sideTarget)}
 	a, err := New(n.cfg, src, Writers{Annotate: n.annotate, Report: n.records.report}, n.log, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ type hostNetwork interface {
 	SyncRoutes(link string, routes []netdev.Route) error
 	ForwardDrops(link string) ([]string, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
+	RemoveBalancer(ctx context.Context) error
 
 	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
 	ConfigureContainer(netns string, i netdev.Interface) error

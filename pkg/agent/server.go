@@ -101,8 +101,13 @@ func healthServer(ready *readiness, reg prometheus.Gatherer, log *slog.Logger) *
 		}
 		_, _ = fmt.Fprintln(w, "ok")
 	})
+	return boundedServer(mux, log)
+}
+
+// boundedServer is one that pods reach too.
+func boundedServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: shutdownTimeout, ReadTimeout: healthTimeout, WriteTimeout: healthTimeout, IdleTimeout: healthIdleTimeout,
+		Handler: handler, ReadHeaderTimeout: shutdownTimeout, ReadTimeout: healthTimeout, WriteTimeout: healthTimeout, IdleTimeout: healthIdleTimeout,
 		MaxHeaderBytes: healthHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 }

@@ -89,8 +89,8 @@ type Balancer struct {
 	have map[Frontend]Balance
 	// chains are those that have been made for a frontend's sake.
 	chains map[string]struct{}
-	// lost: what the table has is not known.
-	lost atomic.Bool
+	// lost: what the table has is not known. doubted: it may be gone.
+	lost, doubted atomic.Bool
 }
 
 // NewBalancer makes one that has no Frontends. Nothing is written before Write.
@@ -104,6 +104,9 @@ func (h Host) NewBalancer() *Balancer {
 
 // Forget makes the next Write replace the whole table: somebody may have changed it. It may be called at any time.
 func (b *Balancer) Forget() { b.lost.Store(true) }
+
+// Doubt makes the next Write look whether the table is still there: somebody has deleted one. It may be called at any time.
+func (b *Balancer) Doubt() { b.doubted.Store(true) }
 
 // SetPassage says how connections pass the host.
 func (b *Balancer) SetPassage(p Passage) {
@@ -131,14 +134,19 @@ func (b *Balancer) Len() int { return len(b.want) }
 // Write writes what has changed since the last one, in one transaction, or the whole table. Connections that are established stay as they are, but for those of UDP whose
 // backend is none any more. After an error the next one writes the whole table.
 func (b *Balancer) Write(ctx context.Context) error {
-	whole := b.lost.Swap(false)
-	if !whole && len(b.dirty) == 0 {
+	doubted, whole := b.doubted.Swap(false), b.lost.Swap(false)
+	if !doubted && !whole && len(b.dirty) == 0 {
 		return nil
 	}
 	err := b.host.do(func() (err error) {
 		if b.nft == nil {
 			if b.nft, err = b.open(); err != nil {
 				return fmt.Errorf("open nftables: %w: is the nft program installed and the nf_tables module loaded?", err)
+			}
+		}
+		if doubted && !whole {
+			if whole, err = b.gone(ctx); err != nil {
+				return err
 			}
 		}
 		if whole {
@@ -153,6 +161,18 @@ func (b *Balancer) Write(ctx context.Context) error {
 		return fmt.Errorf("write nftables table inet %s: %w", balanceTable, err)
 	}
 	return nil
+}
+
+// gone says whether the table is not there.
+func (b *Balancer) gone(ctx context.Context) (bool, error) {
+	_, err := b.nft.ListRules(ctx, chainPrerouting)
+	if knftables.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look whether the table is there: %w", err)
+	}
+	return false, nil
 }
 
 // replace writes everything. Affinities stay.

@@ -32,7 +32,7 @@ func (f Frontend) id() string {
 }
 
 func (f Frontend) stickChain(side string) string { return side + prefixStick + f.id() }
-func (f Frontend) noteChain() string         { return prefixNote + f.id() }
+func (f Frontend) noteChain() string             { return prefixNote + f.id() }
 func (f Frontend) affinityMap(side string, port uint16) string {
 	return side + prefixAffinity + f.id() + "-" + strconv.Itoa(int(port))
 }

@@ -100,10 +100,15 @@ func TestBalanceAfterFlush(t *testing.T) {
 	if a, err := w.ask(w.node, "tcp", clusterIP+":80"); err == nil {
 		t.Fatalf("without a table: %v", a)
 	}
-	w.table.Forget()
+	w.table.Doubt()
 	w.write()
 	if _, err := w.ask(w.node, "tcp", clusterIP+":80"); err != nil {
 		t.Error(err)
+	}
+	c := w.count()
+	w.table.Doubt() // it was another's table
+	if w.write(); c.operations != 0 {
+		t.Errorf("%d operations, and nothing had changed", c.operations)
 	}
 	w.in(w.node, func() error { return exec.Command("nft", "flush", "map", "inet", balanceTable, "picks-vips4").Run() })
 	w.table.Set(tcp(clusterIP, 80), all(four[:1]...))

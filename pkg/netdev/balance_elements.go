@@ -56,7 +56,9 @@ func version(a netip.Addr) string {
 // object names a map of the frontend's class and family.
 func (f Frontend) object(name string) string { return name + "-" + f.class() + f.version() }
 
-func (f Frontend) backendsMap(side string) string { return f.object(side+mapBackends) + "-" + string(f.Protocol) }
+func (f Frontend) backendsMap(side string) string {
+	return f.object(side+mapBackends) + "-" + string(f.Protocol)
+}
 
 // key is the frontend's in its maps.
 func (f Frontend) key() string {

@@ -26,6 +26,9 @@ const (
 	prioritySource   = knftables.BaseChainPriority("95")
 )
 
+// chainPrerouting is there whenever the table is.
+const chainPrerouting = "prerouting"
+
 // ipFamily is how nftables writes one.
 type ipFamily struct {
 	version, ip, addrType, loopback string
@@ -130,7 +133,7 @@ func (b *Balancer) addBalance(tx *knftables.Transaction) {
 		}
 		b.addChain(tx, side+"balance", rules...)
 	}
-	b.addBase(tx, "prerouting", knftables.NATType, knftables.PreroutingHook, priorityBalance, "iifname != "+b.gateway()+" jump outside-balance", "jump balance")
+	b.addBase(tx, chainPrerouting, knftables.NATType, knftables.PreroutingHook, priorityBalance, "iifname != "+b.gateway()+" jump outside-balance", "jump balance")
 	b.addBase(tx, "output", knftables.NATType, knftables.OutputHook, priorityBalance, "jump balance")
 }
 
