@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -61,6 +64,8 @@ type services struct {
 	// placed are the frontends of each Service, owners whose each is.
 	placed map[service.Key][]netdev.Frontend
 	owners map[netdev.Frontend]service.Key
+	// checked are the Services that have a health check.
+	checked map[service.Key]struct{}
 	// due is when a Port is to be read again because a hold of it ends.
 	due map[types.NamespacedName]time.Time
 	// waiting is why nothing can be written yet.
@@ -70,7 +75,7 @@ type services struct {
 func newServices(node string, src Sources, in *inputs, table balancer, listen listener) (*services, error) {
 	s := &services{
 		node: node, inputs: in, table: table, listen: listen, wake: make(chan struct{}, 1), index: service.New(),
-		placed: map[service.Key][]netdev.Frontend{}, owners: map[netdev.Frontend]service.Key{}, due: map[types.NamespacedName]time.Time{},
+		placed: map[service.Key][]netdev.Frontend{}, owners: map[netdev.Frontend]service.Key{}, checked: map[service.Key]struct{}{}, due: map[types.NamespacedName]time.Time{},
 	}
 	s.vms = service.NewVMs(s.index)
 	var err error
@@ -205,8 +210,12 @@ func (s *services) place(keys []service.Key) {
 	var next []placement
 	for _, key := range keys {
 		p := placement{key: key}
+		delete(s.checked, key)
 		if svc, ok := s.index.Service(key); ok {
 			p.want = frontends(svc, s.node)
+			if svc.HealthCheckPort != 0 {
+				s.checked[key] = struct{}{}
+			}
 		}
 		for _, f := range s.placed[key] {
 			if _, still := p.want[f]; !still && s.owners[f] == key {
@@ -288,11 +297,10 @@ func addrsOf(ips []netip.Prefix) []netip.Addr {
 // targets are the health checks' ports. Of two Services that ask for one the first has it, by name; the API server gives each out once.
 func (s *services) targets() map[uint16]healthTarget {
 	out := map[uint16]healthTarget{}
-	for _, svc := range s.index.Services() {
-		if port := svc.HealthCheckPort; port != 0 {
-			if _, taken := out[port]; !taken {
-				out[port] = healthTarget{key: svc.Key, local: svc.LocalEndpoints(s.node)}
-			}
+	for _, key := range slices.SortedFunc(maps.Keys(s.checked), func(a, b service.Key) int { return strings.Compare(a.String(), b.String()) }) {
+		svc, ok := s.index.Service(key)
+		if _, taken := out[svc.HealthCheckPort]; ok && !taken {
+			out[svc.HealthCheckPort] = healthTarget{key: key, local: svc.LocalEndpoints(s.node)}
 		}
 	}
 	return out

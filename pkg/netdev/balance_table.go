@@ -133,8 +133,8 @@ func (b *Balancer) addBalance(tx *knftables.Transaction) {
 		}
 		b.addChain(tx, side+"balance", rules...)
 	}
-	b.addBase(tx, chainPrerouting, knftables.NATType, knftables.PreroutingHook, priorityBalance, "iifname != "+b.gateway()+" jump outside-balance", "jump balance")
-	b.addBase(tx, "output", knftables.NATType, knftables.OutputHook, priorityBalance, "jump balance")
+	b.addBase(tx, base{chainPrerouting, knftables.NATType, knftables.PreroutingHook, priorityBalance}, "iifname != "+b.gateway()+" jump outside-balance", "jump balance")
+	b.addBase(tx, base{"output", knftables.NATType, knftables.OutputHook, priorityBalance}, "jump balance")
 }
 
 // addPostrouting is where sources are translated. What the host itself sends has the source of a route that is not the backend's; a client that is passed on has one
@@ -154,7 +154,7 @@ func (b *Balancer) addPostrouting(tx *knftables.Transaction) {
 		}
 	}
 	rules = append(rules, "masquerade fully-random")
-	b.addBase(tx, "postrouting", knftables.NATType, knftables.PostroutingHook, prioritySource, rules...)
+	b.addBase(tx, base{"postrouting", knftables.NATType, knftables.PostroutingHook, prioritySource}, rules...)
 }
 
 // addFilters is where connections end that have no backend, and those of clients that may not connect.
@@ -169,15 +169,15 @@ func (b *Balancer) addFilters(tx *knftables.Transaction) {
 	}
 	unbalanced := []string{"ct state != new return", "ct status and dnat != 0 return"}
 	for _, hook := range []knftables.BaseChainHook{knftables.InputHook, knftables.ForwardHook} {
-		b.addBase(tx, "filter-"+string(hook), knftables.FilterType, hook, knftables.FilterPriority, append(unbalanced, "iifname != "+b.gateway()+" jump outside-refusals", "jump refusals")...)
+		b.addBase(tx, base{"filter-" + string(hook), knftables.FilterType, hook, knftables.FilterPriority}, append(unbalanced, "iifname != "+b.gateway()+" jump outside-refusals", "jump refusals")...)
 	}
-	b.addBase(tx, "filter-output", knftables.FilterType, knftables.OutputHook, knftables.FilterPriority, append(unbalanced, "jump refusals")...)
+	b.addBase(tx, base{"filter-output", knftables.FilterType, knftables.OutputHook, knftables.FilterPriority}, append(unbalanced, "jump refusals")...)
 	sources := []string{"ct state != new return"}
 	for _, f := range ipFamilies() {
 		sources = append(sources, fmt.Sprintf("%[1]s @%[2]s%[3]s %[1]s . %[4]s saddr != @%[5]s%[3]s drop", f.match(classVIPs), setRestricted, f.version, f.ip, setPermitted))
 	}
-	b.addBase(tx, "sources", knftables.FilterType, knftables.PreroutingHook, prioritySources, sources...)
-	b.addBase(tx, "sources-output", knftables.FilterType, knftables.OutputHook, prioritySources, sources...)
+	b.addBase(tx, base{"sources", knftables.FilterType, knftables.PreroutingHook, prioritySources}, sources...)
+	b.addBase(tx, base{"sources-output", knftables.FilterType, knftables.OutputHook, prioritySources}, sources...)
 }
 
 // addRemember is where the backend that a client got is remembered. It is a chain of its own because nothing comes after a translation in the chain that makes it.
@@ -195,16 +195,24 @@ func (b *Balancer) addRemember(tx *knftables.Transaction) {
 		b.addChain(tx, name, rules...)
 	}
 	for _, hook := range []knftables.BaseChainHook{knftables.PreroutingHook, knftables.OutputHook} {
-		b.addBase(tx, "remember-"+string(hook), knftables.FilterType, hook, priorityRemember,
+		b.addBase(tx, base{"remember-" + string(hook), knftables.FilterType, hook, priorityRemember},
 			"ct state != new return", "ct status and dnat == 0 return", "meta mark and "+onHost+" != 0 goto remember-on-host", "goto remember")
 	}
 }
 
 func (b *Balancer) gateway() string { return strconv.Quote(b.passage.Gateway) }
 
-func (b *Balancer) addBase(tx *knftables.Transaction, name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority, rules ...string) {
-	tx.Add(&knftables.Chain{Name: name, Type: knftables.PtrTo(kind), Hook: knftables.PtrTo(hook), Priority: knftables.PtrTo(priority)})
-	b.addRules(tx, name, rules)
+// base is where a chain begins by itself.
+type base struct {
+	name     string
+	kind     knftables.BaseChainType
+	hook     knftables.BaseChainHook
+	priority knftables.BaseChainPriority
+}
+
+func (b *Balancer) addBase(tx *knftables.Transaction, c base, rules ...string) {
+	tx.Add(&knftables.Chain{Name: c.name, Type: &c.kind, Hook: &c.hook, Priority: &c.priority})
+	b.addRules(tx, c.name, rules)
 }
 
 func (b *Balancer) addChain(tx *knftables.Transaction, name string, rules ...string) {
