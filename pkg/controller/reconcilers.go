@@ -8,7 +8,9 @@ import (
 	"slices"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -66,6 +68,10 @@ type parts struct {
 	alloc *allocations
 	*queues
 	policies *policies
+	anchors  *anchors
+	hosts    *hosts
+	// outside is how Subnets' pods leave the cluster.
+	outside *egressState
 }
 
 func addReconcilers(ctx context.Context, p parts) error {
@@ -77,9 +83,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	m := newMetrics(p.Registerer)
 	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
+	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
-		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies,
+		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {
@@ -88,9 +95,9 @@ func addReconcilers(ctx context.Context, p parts) error {
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, events: events, log: p.Logger}
-	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, virt: virt, place: place, log: p.Logger}
-	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, join: join, log: p.Logger}
-	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, events: events, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, join: join, log: p.Logger}
+	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
@@ -116,7 +123,8 @@ func addReconcilers(ctx context.Context, p parts) error {
 			}
 			return nil
 		}),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, log: p.Logger}),
+		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, queues: p.queues, log: p.Logger}),
+		addEgress(p, virt),
 	)
 }
 
@@ -129,6 +137,12 @@ func begin(ctx context.Context, p parts) error {
 		return err
 	}
 	if err := p.alloc.restoreMACs(ctx); err != nil {
+		return err
+	}
+	if err := p.anchors.restore(ctx); err != nil {
+		return err
+	}
+	if err := p.hosts.restore(ctx); err != nil {
 		return err
 	}
 	if err := p.policies.restore(ctx, p.mgr.GetCache()); err != nil {
@@ -144,7 +158,7 @@ func begin(ctx context.Context, p parts) error {
 func warm(ctx context.Context, mgr manager.Manager) error {
 	for _, obj := range []client.Object{
 		&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}, &v1alpha1.Port{}, &v1alpha1.PortMigration{},
-		&networkingv1.NetworkPolicy{},
+		&networkingv1.NetworkPolicy{}, &coordinationv1.Lease{}, &discoveryv1.EndpointSlice{},
 	} {
 		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
 			return fmt.Errorf("watch %T: %w", obj, err)

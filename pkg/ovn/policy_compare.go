@@ -107,7 +107,7 @@ func (nb *NB) policyRows(ctx context.Context) (stored, error) {
 		}
 	}
 	s.groups = slices.DeleteFunc(s.groups, func(g *nbdb.PortGroup) bool { return g.ExternalIDs[ident.OwnerKey] == "" })
-	s.sets = slices.DeleteFunc(s.sets, func(a *nbdb.AddressSet) bool { return a.ExternalIDs[ident.OwnerKey] == "" })
+	s.sets = slices.DeleteFunc(s.sets, func(a *nbdb.AddressSet) bool { return a.ExternalIDs[ident.OwnerKey] != ident.OwnerPolicy })
 	s.acls = map[string]*nbdb.ACL{}
 	for _, a := range acls {
 		s.acls[a.UUID] = a

@@ -3,6 +3,7 @@ package ovn
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -80,7 +81,7 @@ func DeleteRouterPort(name ident.RouterPortName) Change {
 	}
 }
 
-// EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name and family in its external_ids, so its match may change.
+// EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name, family and rule in its external_ids, so its match may change.
 func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
 		of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
@@ -89,7 +90,7 @@ func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 		}
 		var have *nbdb.LogicalRouterPolicy
 		for _, p := range of {
-			if sameOwner(p.ExternalIDs, want.ExternalIDs) {
+			if sameOwner(p.ExternalIDs, want.ExternalIDs) && p.ExternalIDs[ident.KeyRule] == want.ExternalIDs[ident.KeyRule] {
 				have = p
 			}
 		}
@@ -100,20 +101,36 @@ func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 // DeletePolicies deletes the policies of one owner, given by its kind and name.
 func DeletePolicies(owner, name string) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		have, err := nb.policies(ctx, owner, name)
+		return removePolicies(nb.policies(ctx, owner, name))
+	}
+}
+
+func removePolicies(have []*nbdb.LogicalRouterPolicy, err error) ([]step, error) {
+	if err != nil {
+		return nil, err
+	}
+	var all []step
+	for _, p := range have {
+		s, err := policyKind.remove(p, nbdb.LogicalRouterTable, "policies")
 		if err != nil {
 			return nil, err
 		}
-		var all []step
-		for _, p := range have {
-			s, err := policyKind.remove(p, nbdb.LogicalRouterTable, "policies")
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, s...)
-		}
-		return all, nil
+		all = append(all, s...)
 	}
+	return all, nil
+}
+
+// DeletePolicyRule deletes those policies of an owner, given by its kind and name, that have a rule.
+func DeletePolicyRule(owner, name, rule string) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		return removePolicies(nb.PolicyRule(ctx, owner, name, rule))
+	}
+}
+
+// PolicyRule is the live copy's policies of an owner that have a rule. They must not be changed.
+func (nb *NB) PolicyRule(ctx context.Context, owner, name, rule string) ([]*nbdb.LogicalRouterPolicy, error) {
+	have, err := nb.policies(ctx, owner, name)
+	return slices.DeleteFunc(have, func(p *nbdb.LogicalRouterPolicy) bool { return p.ExternalIDs[ident.KeyRule] != rule }), err
 }
 
 // policies are those of one owner. There are as many of them as nodes: they are looked up by an index.

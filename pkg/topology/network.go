@@ -8,9 +8,12 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Priorities of the router's policies: what stays inside the network is decided before what leaves it.
+// Priorities of the router's policies: what stays inside the network is decided before what leaves it, and what leaves by an exception before what leaves where it runs.
 const (
 	priorityInside = 1000
+	priorityAnchor = 500
+	priorityHosts  = 400
+	prioritySubnet = 300
 	priorityEgress = 100
 )
 
