@@ -40,6 +40,7 @@ type Agent struct {
 	loop     *nodeLoop
 	attacher *attacher
 	observer *observer
+	heart    *heart
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
@@ -79,6 +80,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	if err := a.observer.watchPods(); err != nil {
 		return nil, err
 	}
+	a.heart = &heart{cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew}
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	return a, nil
 }
@@ -164,6 +166,7 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: func() { a.loop.gateway.forgetMasquerade(); a.loop.poke() }})
 	})
 	g.Go(func() error { return a.loop.run(ctx) })
+	g.Go(func() error { a.heart.run(ctx); return nil })
 	g.Go(func() error { return a.observer.run(ctx) })
 	return g.Wait()
 }

@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	coordinationv1ac "k8s.io/client-go/applyconfigurations/coordination/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -24,6 +27,7 @@ type NodeAnnotator func(ctx context.Context, key, value string) error
 type Writers struct {
 	Annotate NodeAnnotator
 	Report   Reporter
+	Renew    Renewer
 }
 
 // API makes the sources and the writers of one node from the API server. It makes no request itself.
@@ -56,7 +60,23 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 		}
 		return nil
 	}
-	return src, Writers{Annotate: annotate, Report: reporter(godwit)}, nil
+	return src, Writers{Annotate: annotate, Report: reporter(godwit), Renew: renewer(clients, nodeName)}, nil
+}
+
+// renewer applies the Lease whole: a request a second, whether or not it exists.
+func renewer(clients kubernetes.Interface, node string) Renewer {
+	name := v1alpha1.EgressLease(node)
+	return func(ctx context.Context, b Beat) error {
+		lease := coordinationv1ac.Lease(name, b.Namespace).
+			WithLabels(map[string]string{v1alpha1.EgressLeaseLabel: ""}).
+			WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(node).WithUID(b.UID)).
+			WithSpec(coordinationv1ac.LeaseSpec().WithHolderIdentity(node).WithRenewTime(metav1.NowMicro()).WithLeaseDurationSeconds(int32(b.Patience / time.Second)))
+		_, err := clients.CoordinationV1().Leases(b.Namespace).Apply(ctx, lease, metav1.ApplyOptions{FieldManager: "godwit-agent", Force: true})
+		if err != nil {
+			return fmt.Errorf("renew Lease %s/%s: %w", b.Namespace, name, err)
+		}
+		return nil
+	}
 }
 
 // resourceMigrations is the API's name for PortMigrations.

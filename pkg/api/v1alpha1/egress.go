@@ -13,8 +13,8 @@ const (
 	EgressBeat = time.Second
 	// EgressPatience is after how long without one the node has failed; the agent by itself gives up what is the gateway's alone.
 	EgressPatience = 3 * time.Second
-	// EgressRestart is the patience with an agent that says, in its last renewal, that it is about to be restarted.
-	EgressRestart = time.Minute
+	// EgressRestart is the patience with an agent that says, in its last renewal, that it ends: mostly it is about to be restarted.
+	EgressRestart = 15 * time.Second
 
 	egressLease = "egress."
 )
