@@ -16,7 +16,6 @@ type beats struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	start time.Time
 	nodes map[string]beat
 }
 
@@ -29,7 +28,7 @@ type beat struct {
 }
 
 func newBeats(now func() time.Time) *beats {
-	return &beats{now: now, start: now(), nodes: map[string]beat{}}
+	return &beats{now: now, nodes: map[string]beat{}}
 }
 
 // hear tells of a node's Lease, and says whether the node had been silent.
