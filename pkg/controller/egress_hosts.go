@@ -127,26 +127,29 @@ func (h *hosts) changes() []ovn.Change {
 	for _, ips := range h.nodes {
 		all = append(all, ips...)
 	}
-	version := h.version
+	version, missing := h.version, false
+	settled := func(sets int, err error) {
+		missing = missing || err != nil || sets == 0
+		if missing {
+			h.settled(0)
+		} else {
+			h.settled(version)
+		}
+	}
 	var out []ovn.Change
 	for _, set := range topology.HostSets(sorted(all)) {
 		row := *set
 		row.Addresses = nil
-		out = append(out, ovn.MakeAddressSet(&row), ovn.SetAddresses(set.Name, set.Addresses, func(sets int, err error) {
-			h.settled(version, err == nil && sets > 0)
-		}))
+		out = append(out, ovn.MakeAddressSet(&row), ovn.SetAddresses(set.Name, set.Addresses, settled))
 	}
 	return out
 }
 
-// settled notes what became of one set.
-func (h *hosts) settled(version int, written bool) {
+// settled notes what the database has.
+func (h *hosts) settled(version int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.written = 0
-	if written {
-		h.written = version
-	}
+	h.written = version
 }
 
 // sorted is without duplicates: the database knows sets.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -124,6 +125,50 @@ func TestEgressAnchorRows(t *testing.T) {
 		e.launcher(t, vmi, "anchored-3", "n1", nil)
 		e.leavesThrough(t, v.vm, "anchored", "n1")
 	})
+}
+
+// What is in the cluster and no pod: nodes with the addresses that they have now, and the API server.
+func TestEgressHosts(t *testing.T) {
+	e := newEnv(t)
+	e.start(t)
+	e.node(t, "n1")
+	e.defaultSubnet(t)
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-2", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.77"}}},
+	}
+	if err := e.api.Create(t.Context(), slice); err != nil {
+		t.Fatal(err)
+	}
+	has := func(family string, want ...string) {
+		t.Helper()
+		eventually(t, func() error {
+			got := e.members(t, ident.HostSet(family))
+			for _, ip := range want {
+				if !slices.Contains(got, ip) {
+					return fmt.Errorf("the set has %v, want %v", got, want)
+				}
+			}
+			return nil
+		})
+	}
+	has("ip4", "192.0.2.77")
+	var n corev1.Node
+	for _, ips := range [][2]string{{"192.0.2.11", "2001:db8::11"}, {"192.0.2.12", "2001:db8::12"}} {
+		if err := e.api.Get(t.Context(), types.NamespacedName{Name: "n1"}, &n); err != nil {
+			t.Fatal(err)
+		}
+		before := n.DeepCopy()
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ips[0]}, {Type: corev1.NodeInternalIP, Address: ips[1]}, {Type: corev1.NodeHostName, Address: "n1"}}
+		if err := e.api.Status().Patch(t.Context(), &n, client.MergeFrom(before)); err != nil {
+			t.Fatal(err)
+		}
+		has("ip4", ips[0])
+		has("ip6", ips[1])
+	}
+	if got := e.members(t, ident.HostSet("ip4")); slices.Contains(got, "192.0.2.11") {
+		t.Errorf("the node's address of before is still there: %v", got)
+	}
 }
 
 // The anchor is not ready for long: the VM, which has moved on, leaves from where it is.
