@@ -80,7 +80,11 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	if err := a.observer.watchPods(); err != nil {
 		return nil, err
 	}
-	a.heart = &heart{cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew}
+	a.heart = &heart{
+		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, wake: make(chan struct{}, 1),
+		loans: &loans{log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},
+	}
+	a.loop.gateway.changed = a.heart.poke
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	return a, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,7 +68,12 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 func renewer(clients kubernetes.Interface, node string) Renewer {
 	name := v1alpha1.EgressLease(node)
 	return func(ctx context.Context, b Beat) error {
+		addresses := make([]string, len(b.Addresses))
+		for i, a := range b.Addresses {
+			addresses[i] = a.String()
+		}
 		lease := coordinationv1ac.Lease(name, b.Namespace).
+			WithAnnotations(map[string]string{v1alpha1.EgressAddressesAnnotation: strings.Join(addresses, ",")}).
 			WithLabels(map[string]string{v1alpha1.EgressLeaseLabel: ""}).
 			WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(node).WithUID(b.UID)).
 			WithSpec(coordinationv1ac.LeaseSpec().WithHolderIdentity(node).WithRenewTime(metav1.NowMicro()).WithLeaseDurationSeconds(int32(b.Patience / time.Second)))

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -66,7 +67,11 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	}
 	spec, bad := ipam.ParseSpec(subnet.Spec.CIDRs, nil, nil)
 	if apierrors.IsNotFound(err) || bad != nil || !subnet.InNetwork() || subnet.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
-		r.state.forget(req.Name)
+		if r.state.forget(req.Name) { // another may have waited for its addresses
+			for _, again := range r.gateways(ctx) {
+				r.queues.egress.enqueue(again.NamespacedName)
+			}
+		}
 		return reconcile.Result{}, r.apply(ctx, req.Name, ovn.DeletePolicyRule(ident.OwnerSubnet, req.Name, topology.RuleEgress))
 	}
 	mode := subnet.Spec.EgressMode()
@@ -108,6 +113,12 @@ func (r *egressReconciler) apply(ctx context.Context, subnet string, changes ...
 
 // gateway finds the node through which all pods of a Subnet leave, the condition that says so, and when to look again.
 func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet) (topology.Gateway, *metav1.Condition, time.Duration, error) {
+	cond := condition(metav1.ConditionFalse, reasonEgressTaken, "")
+	cond.Type = v1alpha1.ConditionEgress
+	var err error
+	if cond.Message, err = r.taken(ctx, subnet); err != nil || cond.Message != "" {
+		return topology.Gateway{}, &cond, 0, err
+	}
 	active, err := r.active(ctx, subnet)
 	if err != nil {
 		return topology.Gateway{}, nil, 0, err
@@ -121,14 +132,22 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 		again = egressAgain
 	}
 	through := topology.Gateway{Node: chosen.node}
+	missing := missingFamilies(subnet, r.beats.of(chosen.node).addresses)
 	for _, ip := range joins[chosen.node].IPs {
-		through.Via = append(through.Via, ip.Addr())
+		if !missing[ip.Addr().Is6()] {
+			through.Via = append(through.Via, ip.Addr())
+		}
 	}
-	cond := condition(metav1.ConditionFalse, chosen.reason, "")
-	cond.Type = v1alpha1.ConditionEgress
+	if chosen.reason == reasonGateway && len(missing) > 0 {
+		chosen.reason = reasonNoAddress
+	}
+	cond.Reason = chosen.reason
 	switch chosen.reason {
 	case reasonGateway:
 		cond.Status, cond.Message = metav1.ConditionTrue, "pods leave the cluster through node "+chosen.node
+	case reasonNoAddress:
+		cond.Message = fmt.Sprintf("node %s is the gateway, and has not said that it has all of %v: pods cannot leave the cluster under them; if it stays so, look at its godwit-agent",
+			chosen.node, subnet.Spec.Egress.Addresses)
 	case reasonGatewaySilent:
 		cond.Message = fmt.Sprintf("the godwit-agent of node %s is silent, and no other node that egress.nodeSelector selects can take over: pods leave the cluster only if the node still works", chosen.node)
 	case reasonNoGateway:
@@ -136,6 +155,50 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 			"label a node, or look at the agents there", len(all))
 	}
 	return through, &cond, again, nil
+}
+
+// missingFamilies are the families, by whether they are IPv6, of which a Subnet wants an address that its gateway does not have.
+func missingFamilies(subnet *v1alpha1.Subnet, has []netip.Addr) map[bool]bool {
+	missing := map[bool]bool{}
+	for _, a := range parseAddrs(subnet.Spec.Egress.Addresses) {
+		if !slices.Contains(has, a) {
+			missing[a.Is6()] = true
+		}
+	}
+	return missing
+}
+
+// taken says whose the Subnet's egress addresses are, empty if they are its own. Of two Subnets with the same address the older one has it.
+func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet) (string, error) {
+	want := parseAddrs(subnet.Spec.Egress.Addresses)
+	if len(want) == 0 {
+		return "", nil
+	}
+	var nodes corev1.NodeList
+	var all v1alpha1.SubnetList
+	if err := errors.Join(r.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy), r.api.List(ctx, &all, client.UnsafeDisableDeepCopy)); err != nil {
+		return "", fmt.Errorf("who has the addresses of Subnet %s: %w", subnet.Name, err)
+	}
+	for i := range nodes.Items {
+		for _, a := range nodes.Items[i].Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && slices.Contains(want, ip) {
+				return fmt.Sprintf("%s of egress.addresses is node %s's own: choose one that nobody has", ip, nodes.Items[i].Name), nil
+			}
+		}
+	}
+	for i := range all.Items {
+		other := &all.Items[i]
+		cidrs, _ := ipam.ParseCIDRs(other.Spec.CIDRs) // another's mistakes are told there
+		for _, ip := range want {
+			if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
+				return fmt.Sprintf("%s of egress.addresses is in the range of Subnet %s: choose one outside of the cluster's network", ip, other.Name), nil
+			}
+			if other.Name != subnet.Name && older(other, subnet) && other.Spec.EgressMode() == v1alpha1.EgressGateway && slices.Contains(parseAddrs(other.Spec.Egress.Addresses), ip) {
+				return fmt.Sprintf("%s of egress.addresses is Subnet %s's already: choose another", ip, other.Name), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // active is the gateway that the Subnet has: by its policies, or by its status if the database was lost.
@@ -244,8 +307,8 @@ func addEgress(p parts, virt *kubevirt) error {
 		if !ok {
 			return
 		}
-		if node, revived := r.beats.hear(lease); revived {
-			r.log.Info("a node can be a gateway", "node", node)
+		if node, news := r.beats.hear(lease); news {
+			r.log.Info("a node can be a gateway", "node", node, "addresses", r.beats.of(node).addresses)
 			wake(ctx)
 		}
 	})
@@ -294,10 +357,13 @@ func (s *egressState) set(subnet string, now egress) (was egress, changed bool) 
 	return was, !same
 }
 
-func (s *egressState) forget(subnet string) {
+// forget says whether anything was known.
+func (s *egressState) forget(subnet string) (known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_, known = s.subnets[subnet]
 	delete(s.subnets, subnet)
+	return known
 }
 
 func (s *egressState) get(subnet string) egress {

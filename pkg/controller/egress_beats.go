@@ -2,6 +2,9 @@ package controller
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +26,8 @@ type beats struct {
 type beat struct {
 	text         string
 	last, before time.Time
+	// addresses are the egress addresses that it has.
+	addresses []netip.Addr
 	// patience is after how much silence it has failed.
 	patience time.Duration
 }
@@ -31,8 +36,8 @@ func newBeats(now func() time.Time) *beats {
 	return &beats{now: now, nodes: map[string]beat{}}
 }
 
-// hear tells of a node's Lease, and says whether the node had been silent.
-func (b *beats) hear(lease *coordinationv1.Lease) (node string, revived bool) {
+// hear tells of a node's Lease, and says whether that is news: the node had been silent, or has other addresses.
+func (b *beats) hear(lease *coordinationv1.Lease) (node string, news bool) {
 	node, ok := v1alpha1.EgressLeaseNode(lease.Name)
 	if !ok {
 		return "", false
@@ -51,8 +56,9 @@ func (b *beats) hear(lease *coordinationv1.Lease) (node string, revived bool) {
 	if was.text == text {
 		return node, false
 	}
-	b.nodes[node] = beat{text: text, last: now, before: was.last, patience: patience}
-	return node, was.left(now) <= 0
+	addresses := parseAddrs(strings.FieldsFunc(lease.Annotations[v1alpha1.EgressAddressesAnnotation], func(r rune) bool { return r == ',' }))
+	b.nodes[node] = beat{text: text, last: now, before: was.last, addresses: addresses, patience: patience}
+	return node, was.left(now) <= 0 || !slices.Equal(was.addresses, addresses)
 }
 
 // of is the last beat of a node; one that was never heard of has been silent for ever.

@@ -40,6 +40,8 @@ const (
 	reasonGateway       = "GatewayActive"
 	reasonGatewaySilent = "GatewaySilent"
 	reasonNoGateway     = "NoGateway"
+	reasonNoAddress     = "AddressMissing"
+	reasonEgressTaken   = "EgressAddressTaken"
 )
 
 // chooseGateway says which node is the gateway of a Subnet; active is the one that was. It stays as long as no other is better: a node that comes back gets nothing back. When

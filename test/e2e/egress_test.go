@@ -190,22 +190,50 @@ func seenBy(ctx context.Context, from traffic.Place, server netip.Addr) (netip.A
 // outsideSees waits until the outside sees a pod under a node's addresses, or not at all if the node is empty.
 func outsideSees(t *testing.T, from traffic.Place, node string) {
 	t.Helper()
-	for i, ip := range cluster.OutsideIPs() {
+	if node != "" {
+		outsideSeesAs(t, from, cluster.NodeIPs(node))
+		return
+	}
+	for _, ip := range cluster.OutsideIPs() {
 		eventually(t, patience(10*time.Second), func(ctx context.Context) error {
-			got, err := seenBy(ctx, from, ip)
-			switch {
-			case node == "" && err == nil:
+			if got, err := seenBy(ctx, from, ip); err == nil {
 				return fmt.Errorf("%s sees the pod, from %s", ip, got)
-			case node == "":
-				return nil
-			case err != nil:
-				return err
-			case got != cluster.NodeIPs(node)[i]:
-				return fmt.Errorf("%s sees %s, want %s of %s", ip, got, cluster.NodeIPs(node)[i], node)
 			}
 			return nil
 		})
 	}
+}
+
+// outsideSeesAs waits until the outside sees a pod under these addresses, IPv4 first.
+func outsideSeesAs(t *testing.T, from traffic.Place, want []netip.Addr) {
+	t.Helper()
+	for i, ip := range cluster.OutsideIPs() {
+		eventually(t, patience(10*time.Second), func(ctx context.Context) error {
+			got, err := seenBy(ctx, from, ip)
+			if err == nil && got != want[i] {
+				err = fmt.Errorf("%s sees %s, want %s", ip, got, want[i])
+			}
+			return err
+		})
+	}
+}
+
+// egressAddresses are free on the network of the outside.
+func egressAddresses() []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range cluster.OutsideIPs() {
+		out = append(out, ip.Next().Next())
+	}
+	return out
+}
+
+// selecting is the egress of the Subnet of TestEgressGateway.
+func selecting(addresses []netip.Addr) *v1alpha1.Egress {
+	e := &v1alpha1.Egress{Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "test"}}}
+	for _, a := range addresses {
+		e.Addresses = append(e.Addresses, a.String())
+	}
+	return e
 }
 
 // In a Subnet without egress pods are ready, reach pods, nodes and the API server, and nothing else; and what changes is in force at once.
@@ -266,10 +294,11 @@ func apiServer(t *testing.T) netip.AddrPort {
 // failOver is within how long pods must leave the cluster again when their gateway has crashed.
 const failOver = 5 * time.Second
 
-// All pods of a Subnet leave through one of the nodes that it selects; when that crashes, through the other, within five seconds, and they stay there when it is back.
+// All pods of a Subnet leave through one of the nodes that it selects, under the Subnet's addresses if it has some; when that crashes, through the other, within five seconds and
+// under the same addresses. They stay there when it is back.
 func TestEgressGateway(t *testing.T) {
 	label(t, "node2", "node3")
-	ns := subnetFor(t, "egress-gateway", "62", &v1alpha1.Egress{Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "test"}}})
+	ns := subnetFor(t, "egress-gateway", "62", selecting(nil))
 	create(t, server(ns, "a", "node1"), server(ns, "b", "node1"))
 	pods := ready(t, ns, 2)
 	a, b := podPlace(t, pods["a"]), podPlace(t, pods["b"])
@@ -277,6 +306,9 @@ func TestEgressGateway(t *testing.T) {
 	outsideSees(t, a, active)
 	outsideSees(t, b, active)
 	dials(t, a, apiServer(t))
+	own := egressAddresses()
+	setEgress(t, "egress-gateway", selecting(own))
+	outsideSeesAs(t, a, own)
 	standby := map[string]string{"node2": "node3", "node3": "node2"}[active]
 	crashed := time.Now()
 	if err := cluster.Node(active).Crash(t.Context()); err != nil {
@@ -288,10 +320,10 @@ func TestEgressGateway(t *testing.T) {
 		}
 	})
 	for i, ip := range cluster.OutsideIPs() {
-		eventually(t, time.Minute, func(ctx context.Context) error {
+		eventually(t, patience(time.Minute), func(ctx context.Context) error {
 			got, err := seenBy(ctx, a, ip)
-			if err == nil && got != cluster.NodeIPs(standby)[i] {
-				err = fmt.Errorf("%s sees %s, want %s", ip, got, standby)
+			if err == nil && got != own[i] {
+				err = fmt.Errorf("%s sees %s, want %s", ip, got, own[i])
 			}
 			return err
 		})
@@ -307,6 +339,9 @@ func TestEgressGateway(t *testing.T) {
 	}
 	beatsAgain(t, active)
 	time.Sleep(v1alpha1.EgressPatience)
+	gatewayOf(t, standby)
+	outsideSeesAs(t, b, own)
+	setEgress(t, "egress-gateway", selecting(nil))
 	outsideSees(t, b, standby)
 	t.Run("cordoned", func(t *testing.T) {
 		if _, err := kubectl(t.Context(), "cordon", standby); err != nil {

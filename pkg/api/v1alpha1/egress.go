@@ -9,6 +9,8 @@ import (
 const (
 	// EgressLeaseLabel is on all of these Leases, with any value.
 	EgressLeaseLabel = "godwit.dev/egress"
+	// EgressAddressesAnnotation on such a Lease is the egress addresses that the node has, sorted and separated by commas.
+	EgressAddressesAnnotation = "godwit.dev/egress-addresses"
 	// EgressBeat is between two renewals.
 	EgressBeat = time.Second
 	// EgressPatience is after how long without one the node has failed; the agent by itself gives up what is the gateway's alone.
