@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -100,6 +101,18 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{RequeueAfter: again}, r.wakeVMs(ctx, subnet.Name)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// closed keeps the pods of a Subnet inside that shall not leave through their own nodes, until its egress is reconciled. It is a part of the transaction that makes the Subnet.
+func closed(subnet *v1alpha1.Subnet, cidrs []netip.Prefix) []ovn.Change {
+	if subnet.Spec.EgressMode() == v1alpha1.EgressNode {
+		return nil
+	}
+	var out []ovn.Change
+	for _, p := range topology.SubnetEgress(subnet.Name, cidrs, topology.Gateway{}) {
+		out = append(out, ovn.MakePolicy(ident.Router(podNetwork), p))
+	}
+	return out
 }
 
 func (r *egressReconciler) apply(ctx context.Context, subnet string, changes ...ovn.Change) error {

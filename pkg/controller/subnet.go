@@ -71,7 +71,8 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
-		if err := r.nb.Apply(ctx, switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu())))...); err != nil {
+		changes := append(switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))), closed(&subnet, spec.CIDRs)...)
+		if err := r.nb.Apply(ctx, changes...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
 		// Only now may pods have addresses: their ports find the switch.

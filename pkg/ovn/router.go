@@ -84,18 +84,33 @@ func DeleteRouterPort(name ident.RouterPortName) Change {
 // EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name, family and rule in its external_ids, so its match may change.
 func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
+		have, err := nb.policy(ctx, want)
 		if err != nil {
 			return nil, err
 		}
-		var have *nbdb.LogicalRouterPolicy
-		for _, p := range of {
-			if sameOwner(p.ExternalIDs, want.ExternalIDs) && p.ExternalIDs[ident.KeyRule] == want.ExternalIDs[ident.KeyRule] {
-				have = p
-			}
-		}
 		return policyKind.ensure(nb, have, want, &parent{table: nbdb.LogicalRouterTable, column: "policies", name: string(lr)})
 	}
+}
+
+// MakePolicy makes a policy of a router if there is none of its owner, name, family and rule, whatever that says.
+func MakePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		if have, err := nb.policy(ctx, want); err != nil || have != nil {
+			return nil, err
+		}
+		return policyKind.create(nb, want, &parent{table: nbdb.LogicalRouterTable, column: "policies", name: string(lr)})
+	}
+}
+
+// policy is the live copy's policy in whose place one would be, nil if there is none.
+func (nb *NB) policy(ctx context.Context, want *nbdb.LogicalRouterPolicy) (*nbdb.LogicalRouterPolicy, error) {
+	of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
+	for _, p := range of {
+		if sameOwner(p.ExternalIDs, want.ExternalIDs) && p.ExternalIDs[ident.KeyRule] == want.ExternalIDs[ident.KeyRule] {
+			return p, err
+		}
+	}
+	return nil, err
 }
 
 // DeletePolicies deletes the policies of one owner, given by its kind and name.
