@@ -32,6 +32,7 @@ func command() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.NodeName, "node-name", cfg.NodeName, "name of this node's Node object; required")
+	f.StringVar(&cfg.Namespace, "namespace", cfg.Namespace, "namespace that Godwit runs in")
 	f.StringVar(&opts.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
 	f.StringVar(&cfg.OVSEndpoint, "ovs-db", cfg.OVSEndpoint, "local Open_vSwitch database")
 	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...]; required")

@@ -42,6 +42,7 @@ type Agent struct {
 	observer *observer
 	// services is nil if somebody else serves Services.
 	services *services
+	heart    *heart
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
@@ -86,6 +87,11 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	if err := a.observer.watchPods(); err != nil {
 		return nil, err
 	}
+	a.heart = &heart{
+		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, wake: make(chan struct{}, 1),
+		loans: &loans{log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},
+	}
+	a.loop.gateway.changed = a.heart.poke
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	return a, nil
 }
@@ -209,6 +215,7 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: a.tableDeleted})
 	})
 	g.Go(func() error { return a.loop.run(ctx) })
+	g.Go(func() error { a.heart.run(ctx); return nil })
 	g.Go(func() error { return a.observer.run(ctx) })
 	return g.Wait()
 }

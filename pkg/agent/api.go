@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	coordinationv1ac "k8s.io/client-go/applyconfigurations/coordination/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -25,6 +29,7 @@ type NodeAnnotator func(ctx context.Context, key, value string) error
 type Writers struct {
 	Annotate NodeAnnotator
 	Report   Reporter
+	Renew    Renewer
 }
 
 // proxyName on a Service says that somebody else serves it (pkg/proxy/apis in kubernetes/kubernetes).
@@ -64,7 +69,28 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 		}
 		return nil
 	}
-	return src, Writers{Annotate: annotate, Report: reporter(godwit)}, nil
+	return src, Writers{Annotate: annotate, Report: reporter(godwit), Renew: renewer(clients, nodeName)}, nil
+}
+
+// renewer applies the Lease whole: a request a second, whether or not it exists.
+func renewer(clients kubernetes.Interface, node string) Renewer {
+	name := v1alpha1.EgressLease(node)
+	return func(ctx context.Context, b Beat) error {
+		addresses := make([]string, len(b.Addresses))
+		for i, a := range b.Addresses {
+			addresses[i] = a.String()
+		}
+		lease := coordinationv1ac.Lease(name, b.Namespace).
+			WithAnnotations(map[string]string{v1alpha1.EgressAddressesAnnotation: strings.Join(addresses, ",")}).
+			WithLabels(map[string]string{v1alpha1.EgressLeaseLabel: ""}).
+			WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(node).WithUID(b.UID)).
+			WithSpec(coordinationv1ac.LeaseSpec().WithHolderIdentity(node).WithRenewTime(metav1.NowMicro()).WithLeaseDurationSeconds(int32(b.Patience / time.Second)))
+		_, err := clients.CoordinationV1().Leases(b.Namespace).Apply(ctx, lease, metav1.ApplyOptions{FieldManager: "godwit-agent", Force: true})
+		if err != nil {
+			return fmt.Errorf("renew Lease %s/%s: %w", b.Namespace, name, err)
+		}
+		return nil
+	}
 }
 
 // resourceMigrations is the API's name for PortMigrations.

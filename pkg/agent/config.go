@@ -3,7 +3,7 @@
 //
 // Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate; the
 // local Open_vSwitch database.
-// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, status.source and status.target of PortMigrations, two files. It never
+// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files. It never
 // writes NB or SB.
 package agent
 
@@ -28,6 +28,8 @@ const DatapathAuto = "auto"
 type Config struct {
 	// NodeName is the name of the Node object that the agent runs on.
 	NodeName string
+	// Namespace is where Godwit runs.
+	Namespace string
 	// OVSEndpoint is the local Open_vSwitch database.
 	OVSEndpoint string
 	// SBRemote is the southbound database as ovn-controller connects to it, a comma-separated list of tcp:IP:PORT.
@@ -53,7 +55,7 @@ type Config struct {
 // Defaults fills in what a usual node needs. NodeName and SBRemote have none.
 func Defaults() Config {
 	return Config{
-		OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
+		Namespace: "godwit-system", OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
 		Services: true,
 	}
@@ -68,6 +70,9 @@ func (c *Config) Validate() error {
 	}
 	if c.NodeName == string(ident.NoChassis) {
 		bad("--node-name %s is reserved for ports that no node may carry: rename the node", c.NodeName)
+	}
+	if c.Namespace == "" {
+		bad("--namespace is empty: set it to the namespace of the agent's pod")
 	}
 	if err := validRemote(c.SBRemote); err != nil {
 		errs = append(errs, err)

@@ -24,6 +24,8 @@ type fakeNode struct {
 	ports  map[string]ovs.PortStatus
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
+	// borrowed are the egress addresses.
+	borrowed []netdev.Borrowed
 	// masquerade is what was asked for last.
 	masquerade netdev.Masquerade
 	// bind is what OVN does with a new port; nil binds it.
@@ -85,6 +87,21 @@ func (n *fakeNode) Masquerade(_ context.Context, m netdev.Masquerade) error {
 }
 func (n *fakeNode) RemoveBalancer(context.Context) error {
 	return n.op("RemoveBalancer", func() {})
+}
+func (n *fakeNode) Borrowed() (out []netdev.Borrowed, err error) {
+	err = n.op("Borrowed", func() { out = slices.Clone(n.borrowed) })
+	return out, err
+}
+func (n *fakeNode) SyncBorrowed(want []netdev.Borrowed, _ time.Duration) (added []netdev.Borrowed, err error) {
+	err = n.op("SyncBorrowed", func() {
+		for _, b := range want {
+			if !slices.Contains(n.borrowed, b) {
+				added = append(added, b)
+			}
+		}
+		n.borrowed = slices.Clone(want)
+	})
+	return added, err
 }
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 

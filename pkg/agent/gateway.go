@@ -33,13 +33,23 @@ type gateway struct {
 	mu sync.Mutex
 	// masquerade is what nftables has from this process.
 	masquerade *netdev.Masquerade
+	// written are the translations that nftables has; changed is called when they are others.
+	written []netdev.Translation
+	changed func()
+}
+
+// translates says whether packets leave the node under an address.
+func (g *gateway) translates(to netip.Addr) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(g.written, func(t netdev.Translation) bool { return t.To == to })
 }
 
 // forgetMasquerade makes the next pass write nftables anew: somebody may have emptied them.
 func (g *gateway) forgetMasquerade() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.masquerade = nil
+	g.masquerade, g.written = nil, nil
 }
 
 // reconcile returns nil when pods of every Subnet, but for those in the ranges that it returns, can reach the node and, through it, everything else.
@@ -57,7 +67,7 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) (
 	if err := g.host.EnableForwarding(join.IPs); err != nil {
 		return nil, err
 	}
-	if err := g.masqueradePods(ctx, in.podCIDRs, join); err != nil {
+	if err := g.masqueradePods(ctx, in, join); err != nil {
 		return nil, err
 	}
 	// ovs-vswitchd makes the link some milliseconds after the row, and again after each of its restarts.
@@ -121,6 +131,8 @@ func (t taken) String() string {
 type gatewayInput struct {
 	node     *corev1.Node
 	podCIDRs []netip.Prefix
+	// translations are those of Subnets whose gateway the node is.
+	translations []netdev.Translation
 	// mtu of ovn0 in bytes.
 	mtu      int
 	datapath string
@@ -185,8 +197,8 @@ func sortedPrefixes(texts []string) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-func (g *gateway) masqueradePods(ctx context.Context, podCIDRs []netip.Prefix, join v1alpha1.Join) error {
-	want := netdev.Masquerade{Sources: podCIDRs, Gateway: ident.GatewayInterface}
+func (g *gateway) masqueradePods(ctx context.Context, in gatewayInput, join v1alpha1.Join) error {
+	want := netdev.Masquerade{Sources: in.podCIDRs, Gateway: ident.GatewayInterface, Translations: in.translations}
 	for _, ip := range join.IPs { // the whole range between router and nodes: the annotation has its prefix length
 		want.Except = append(want.Except, ip.Masked())
 	}
@@ -200,6 +212,13 @@ func (g *gateway) masqueradePods(ctx context.Context, podCIDRs []netip.Prefix, j
 	if err := g.host.Masquerade(ctx, want); err != nil {
 		g.forgetMasquerade()
 		return err
+	}
+	g.mu.Lock()
+	news := !slices.Equal(g.written, want.Translations)
+	g.written = want.Translations
+	g.mu.Unlock()
+	if news && g.changed != nil {
+		g.changed()
 	}
 	return nil
 }

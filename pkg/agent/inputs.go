@@ -176,7 +176,7 @@ func trimNode(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	meta := metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion, Annotations: node.Annotations}
+	meta := metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion, Annotations: node.Annotations, Labels: node.Labels}
 	return &corev1.Node{ObjectMeta: meta, Status: corev1.NodeStatus{Addresses: node.Status.Addresses}}, nil
 }
 

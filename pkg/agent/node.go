@@ -138,7 +138,7 @@ func (l *nodeLoop) pass(ctx context.Context) error {
 	}
 	// Also when the chassis was right before and is not now: pods reach their own node without tunnels.
 	left, err := l.gateway.reconcile(ctx, l.state.db, gatewayInput{
-		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), mtu: mtu, datapath: l.state.datapath,
+		node: node, podCIDRs: sortedPrefixes(l.inputs.podCIDRs()), translations: l.inputs.translations(node.Name), mtu: mtu, datapath: l.state.datapath,
 	})
 	if l.state.setUnrouted(left) {
 		for _, t := range left {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
@@ -19,6 +20,8 @@ type hostNetwork interface {
 	ForwardDrops(link string) ([]string, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
 	RemoveBalancer(ctx context.Context) error
+	Borrowed() ([]netdev.Borrowed, error)
+	SyncBorrowed(want []netdev.Borrowed, life time.Duration) (added []netdev.Borrowed, err error)
 
 	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
 	ConfigureContainer(netns string, i netdev.Interface) error

@@ -38,6 +38,8 @@ type garbageCollector struct {
 	*queues
 	policies *policies
 	services *services
+	anchors  *anchors
+	hosts    *hosts
 	log      *slog.Logger
 }
 
@@ -101,13 +103,15 @@ func (g *garbageCollector) collect(ctx context.Context) error {
 
 // putBack lets rows be made again that have vanished or were changed with nobody watching.
 func (g *garbageCollector) putBack(ctx context.Context) error {
+	g.anchors.rewrite()
+	g.hosts.rewrite()
 	if err := g.nb.Apply(ctx, networkChanges(g.alloc.join.Spec())...); err != nil {
 		return fmt.Errorf("network %s: %w", podNetwork, err)
 	}
 	for _, kind := range []struct {
 		list client.ObjectList
 		to   *trigger
-	}{{&v1alpha1.SubnetList{}, &g.subnets}, {&corev1.NodeList{}, &g.nodes}, {&v1alpha1.PortList{}, &g.ports}} {
+	}{{&v1alpha1.SubnetList{}, &g.subnets}, {&v1alpha1.SubnetList{}, &g.egress}, {&corev1.NodeList{}, &g.nodes}, {&v1alpha1.PortList{}, &g.ports}} {
 		if err := g.api.List(ctx, kind.list, client.UnsafeDisableDeepCopy); err != nil {
 			return fmt.Errorf("list %T: %w", kind.list, err)
 		}
@@ -160,7 +164,8 @@ func (g *garbageCollector) vmPort(ctx context.Context, p *nbdb.LogicalSwitchPort
 		}
 	}
 	g.log.Info("deleting the row of a Port that is gone", "port", p.Name)
-	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)))
+	g.anchors.forget(ident.PortName(p.Name))
+	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)), g.anchors.pending())
 }
 
 func (g *garbageCollector) absent(ctx context.Context, key types.NamespacedName, obj client.Object) (bool, error) {

@@ -30,6 +30,8 @@ type nodeReconciler struct {
 	nb       *ovn.NB
 	alloc    *allocations
 	policies *policies
+	anchors  *anchors
+	hosts    *hosts
 	events   events.EventRecorder
 	log      *slog.Logger
 }
@@ -69,10 +71,13 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	}
 	r.observeMTU(&node)
 	r.policies.setNode(&node, join)
-	if err := r.nb.Apply(ctx, append(nodeChanges(node.Name, join), r.policies.pending())...); err != nil {
+	left := r.anchors.observe(&node)
+	r.hosts.setNode(&node)
+	changes := append(r.anchors.nodeChanges(node.Name), nodeChanges(node.Name, join)...)
+	if err := r.nb.Apply(ctx, append(changes, r.hosts.pending(), r.policies.pending())...); err != nil {
 		return reconcile.Result{}, fmt.Errorf("node %s: %w", node.Name, err)
 	}
-	return reconcile.Result{}, errors.Join(r.annotate(ctx, &node, join), full)
+	return reconcile.Result{RequeueAfter: left}, errors.Join(r.annotate(ctx, &node, join), full)
 }
 
 func nodeChanges(node string, join v1alpha1.Join) []ovn.Change {
@@ -122,7 +127,9 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 
 func (r *nodeReconciler) forget(ctx context.Context, node string) error {
 	r.policies.tell(func(x *policy.Index) { x.DeleteHost(node) })
-	if err := r.nb.Apply(ctx, ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending()); err != nil {
+	r.hosts.forgetNode(node)
+	changes := append(r.anchors.gone(node), r.hosts.pending(), ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending())
+	if err := r.nb.Apply(ctx, changes...); err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	if r.alloc.releaseNode(node) {

@@ -48,6 +48,7 @@ type portReconciler struct {
 	sb       *ovn.SB
 	alloc    *allocations
 	policies *policies
+	anchors  *anchors
 	queues   *queues
 	virt     *kubevirt
 	place    subnetChoice
@@ -139,6 +140,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	}
 	where.inUse = uses(vmi, port)
 	next.Phase, next.Node = where.phase(next.Phase)
+	next.EgressNode = row.egress
 	if port.DeletionTimestamp != nil {
 		return condition(metav1.ConditionTrue, reasonTerminating, "the VM still uses the Port: it is deleted when the VM has stopped"), nil
 	}
@@ -198,7 +200,8 @@ func (r *portReconciler) ensureRow(ctx context.Context, port *v1alpha1.Port, wan
 		return row, err
 	}
 	if have != nil && have.ExternalIDs[ident.KeyUID] != want.UID {
-		if err := r.nb.Apply(ctx, ovn.DeletePort(row.name)); err != nil {
+		r.anchors.forget(row.name)
+		if err := r.nb.Apply(ctx, ovn.DeletePort(row.name), r.anchors.pending()); err != nil {
 			return row, fmt.Errorf("delete the row of an earlier Port: %w", err)
 		}
 		have = nil
@@ -207,15 +210,17 @@ func (r *portReconciler) ensureRow(ctx context.Context, port *v1alpha1.Port, wan
 	if have == nil {
 		lsp.Options = row.options
 	} else {
-		row.options = have.Options
+		row.options, row.egress = have.Options, have.ExternalIDs[ident.KeyEgressNode]
 	}
 	return row, r.nb.Apply(ctx, ovn.EnsurePort(ident.SubnetSwitch(want.Subnet), lsp), r.policies.pending())
 }
 
-// portRow is a LogicalSwitchPort by name, with its options.
+// portRow is a LogicalSwitchPort by name, with what the VM's reconciler has written.
 type portRow struct {
 	name    ident.PortName
 	options map[string]string
+	// egress is the VM's anchor, empty if it has none.
+	egress string
 }
 
 // finalize lets a Port go that no VM uses.
@@ -230,7 +235,8 @@ func (r *portReconciler) finalize(ctx context.Context, port *v1alpha1.Port) erro
 	}
 	if have != nil && have.ExternalIDs[ident.KeyUID] == string(port.UID) {
 		r.policies.setVM(port, nil, nil)
-		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port)), r.policies.pending()); err != nil {
+		r.anchors.forget(rowName(port))
+		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port)), r.policies.pending(), r.anchors.pending()); err != nil {
 			return fmt.Errorf("Port %s: %w", key, err)
 		}
 	}
@@ -278,7 +284,7 @@ func (r *portReconciler) writeStatus(ctx context.Context, port *v1alpha1.Port, n
 		r.log.Info("Port condition", "port", key, "ready", cond.Status, "reason", cond.Reason, "message", cond.Message)
 	}
 	if before.Status.Phase != next.Phase || before.Status.Node != next.Node {
-		r.log.Info("Port", "port", key, "phase", next.Phase, "was", before.Status.Phase, "node", next.Node)
+		r.log.Info("Port", "port", key, "phase", next.Phase, "was", before.Status.Phase, "node", next.Node, "egress", next.EgressNode)
 	}
 	return nil
 }

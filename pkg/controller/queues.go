@@ -13,6 +13,8 @@ import (
 // queues are the triggers of the reconcilers, by the kind of object that they take.
 type queues struct {
 	pods, ports, subnets, nodes trigger
+	// egress takes Subnets.
+	egress trigger
 	// vms is for VMs of KubeVirt: see kubevirt.enqueue.
 	vms trigger
 }

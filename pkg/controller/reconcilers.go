@@ -8,7 +8,9 @@ import (
 	"slices"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -67,6 +69,10 @@ type parts struct {
 	*queues
 	policies *policies
 	services *services
+	anchors  *anchors
+	hosts    *hosts
+	// outside is how Subnets' pods leave the cluster.
+	outside *egressState
 }
 
 func addReconcilers(ctx context.Context, p parts) error {
@@ -79,9 +85,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
 	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
+	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
-		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies,
+		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {
@@ -90,9 +97,9 @@ func addReconcilers(ctx context.Context, p parts) error {
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, events: events, log: p.Logger}
-	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, queues: p.queues, virt: virt, place: place, log: p.Logger}
-	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, join: join, log: p.Logger}
-	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, events: events, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, join: join, log: p.Logger}
+	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
@@ -118,8 +125,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 			}
 			return nil
 		}),
-		mgr.Add(&garbageCollector{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, services: p.services, queues: p.queues, log: p.Logger}),
-		addServices(ctx, p, m, events),
+		mgr.Add(&garbageCollector{
+			api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, services: p.services, anchors: p.anchors, hosts: p.hosts, queues: p.queues, log: p.Logger,
+		}),
+		addServices(ctx, p, m, events), addEgress(p, virt),
 	)
 }
 
@@ -132,6 +141,12 @@ func begin(ctx context.Context, p parts) error {
 		return err
 	}
 	if err := p.alloc.restoreMACs(ctx); err != nil {
+		return err
+	}
+	if err := p.anchors.restore(ctx); err != nil {
+		return err
+	}
+	if err := p.hosts.restore(ctx); err != nil {
 		return err
 	}
 	if err := p.policies.restore(ctx, p.mgr.GetCache()); err != nil {
@@ -154,7 +169,7 @@ func begin(ctx context.Context, p parts) error {
 func warm(ctx context.Context, mgr manager.Manager) error {
 	for _, obj := range []client.Object{
 		&corev1.Pod{}, &corev1.Node{}, &corev1.Namespace{}, &v1alpha1.Subnet{}, &v1alpha1.Port{}, &v1alpha1.PortMigration{},
-		&networkingv1.NetworkPolicy{},
+		&networkingv1.NetworkPolicy{}, &coordinationv1.Lease{}, &discoveryv1.EndpointSlice{},
 	} {
 		if _, err := mgr.GetCache().GetInformer(ctx, obj); err != nil {
 			return fmt.Errorf("watch %T: %w", obj, err)

@@ -11,9 +11,12 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
@@ -101,6 +104,7 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
 				&corev1.Pod{}: {Transform: stripPod}, &corev1.Service{}: {Transform: stripService}, &discoveryv1.EndpointSlice{}: {Transform: stripEndpointSlice},
+				&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{c.Namespace: {LabelSelector: egressLeases()}}},
 			},
 		},
 	})
@@ -108,6 +112,15 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 		return nil, fmt.Errorf("start the controller manager: %w", err)
 	}
 	return mgr, nil
+}
+
+// egressLeases selects the Leases of nodes that can be gateways.
+func egressLeases() labels.Selector {
+	exists, err := labels.NewRequirement(v1alpha1.EgressLeaseLabel, selection.Exists, nil)
+	if err != nil {
+		return labels.Nothing() // it is a constant that a test parses
+	}
+	return labels.NewSelector().Add(*exists)
 }
 
 // podAnnotations are those of pods that the reconcilers read. Anybody who may write a pod may give it 256 KiB of others.

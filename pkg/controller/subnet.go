@@ -34,6 +34,7 @@ type subnetReconciler struct {
 	nb     *ovn.NB
 	alloc  *allocations
 	queues *queues
+	egress *egressState
 	join   ipam.Spec
 	log    *slog.Logger
 }
@@ -71,6 +72,7 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	}
 	if cond.Status == metav1.ConditionTrue {
 		changes := append(switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))), ovn.EnsureServed(ident.SubnetSwitch(subnet.Name), ident.ServiceGroup(podNetwork)))
+		changes = append(changes, closed(&subnet, spec.CIDRs)...)
 		if err := r.nb.Apply(ctx, changes...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
@@ -236,12 +238,18 @@ func subnetRemoval(name string) []ovn.Change {
 	return []ovn.Change{ovn.DeletePolicies(ident.OwnerSubnet, name), ovn.DeleteDHCP(ident.OwnerSubnet, name), ovn.DeleteRouterPort(ident.RouterPort(ls)), ovn.DeleteSwitch(ls)}
 }
 
+// setCondition sets a condition as of a generation, and says whether it is another than before.
+func setCondition(all *[]metav1.Condition, cond metav1.Condition, generation int64) bool {
+	cond.ObservedGeneration = generation
+	return meta.SetStatusCondition(all, cond)
+}
+
 func (r *subnetReconciler) writeStatus(ctx context.Context, subnet *v1alpha1.Subnet, cond metav1.Condition) error {
 	before := subnet.DeepCopy()
-	cond.ObservedGeneration = subnet.Generation
-	turned := meta.SetStatusCondition(&subnet.Status.Conditions, cond)
+	turned := setCondition(&subnet.Status.Conditions, cond, subnet.Generation)
+	moved := r.egress.get(subnet.Name).write(&subnet.Status, subnet.Generation)
 	subnet.Status.UsedIPs, subnet.Status.AvailableIPs = r.alloc.usage(subnet.Name)
-	if !turned && before.Status.UsedIPs == subnet.Status.UsedIPs && before.Status.AvailableIPs == subnet.Status.AvailableIPs {
+	if !turned && !moved && before.Status.EgressNode == subnet.Status.EgressNode && before.Status.UsedIPs == subnet.Status.UsedIPs && before.Status.AvailableIPs == subnet.Status.AvailableIPs {
 		return nil
 	}
 	if err := r.api.Status().Patch(ctx, subnet, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {

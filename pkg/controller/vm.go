@@ -3,7 +3,7 @@ package controller
 // VM reconciler.
 // In:   a VMI, its launcher pods and migrations, its Ports; the northbound rows of its NICs, their southbound Port_Bindings, the names of all chassis.
 // Out:  LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: options:requested-chassis, options:activation-strategy, options:iface-id-ver, external_ids
-//       godwit.dev/{migration,migration-source,migration-target,moved}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
+//       godwit.dev/{migration,migration-source,migration-target,moved,egress-node}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
 //       but for source, target and interruption; events on the VMI.
 // What the options must be is decided by package migration. The rows are written first and alone: nothing that has to do with the API is in their way.
 
@@ -36,6 +36,7 @@ type vmReconciler struct {
 	alloc    *allocations
 	queues   *queues
 	policies *policies
+	anchors  *anchors
 	virt     *kubevirt
 	events   events.EventRecorder
 	metrics  *metrics
@@ -75,6 +76,7 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings)
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
+	anchors := r.tellAnchors(vm, o, decision)
 	journey := r.policies.handover.of(decision, o)
 	news := r.policies.setJourney(ident.VMPort(vm.Namespace, vm.Name, podNetwork), journey)
 	if len(changes) > 0 {
@@ -83,7 +85,7 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 				r.policies.setVM(port, o.vmi, ips)
 			}
 		}
-		err := r.nb.ApplyNow(ctx, append(changes, r.policies.pending())...)
+		err := r.nb.ApplyNow(ctx, append(changes, r.policies.pending(), r.anchors.pending())...)
 		if errors.Is(err, ovn.ErrConflict) {
 			r.log.Debug("a row was changed meanwhile, deciding again", "vm", vm)
 			return reconcile.Result{RequeueAfter: conflictDelay}, nil
@@ -91,9 +93,9 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 		if err != nil {
 			return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
 		}
-	} else if news {
-		if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
-			return reconcile.Result{}, fmt.Errorf("connections of VM %s: %w", vm, err)
+	} else if news || anchors {
+		if err := r.nb.Apply(ctx, r.policies.pending(), r.anchors.pending()); err != nil {
+			return reconcile.Result{}, fmt.Errorf("connections and egress of VM %s: %w", vm, err)
 		}
 	}
 	r.tell(vm, o.vmi, decision)

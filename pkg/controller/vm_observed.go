@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -27,6 +28,9 @@ type observed struct {
 	rows     map[string]*nbdb.LogicalSwitchPort
 	bindings []*sbdb.PortBinding
 	env      migration.Env
+	// anchors: the VM leaves the cluster through the node on which it started. alive are nodes that can still be that.
+	anchors bool
+	alive   map[string]bool
 }
 
 // observe reads everything again: nothing depends on which event brought us here.
@@ -50,7 +54,7 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 	for i := range vmims.Items {
 		o.vmims = append(o.vmims, &vmims.Items[i])
 	}
-	if err := r.observePorts(ctx, vm, &o); err != nil {
+	if err := errors.Join(r.observePorts(ctx, vm, &o), r.observeAnchors(ctx, &o)); err != nil {
 		return o, err
 	}
 	o.env, err = r.environment(ctx)
@@ -115,7 +119,9 @@ func (o observed) changes(d migration.Decision) []ovn.Change {
 			want.Options[ident.OptionIfaceIDVer] = string(o.vmi.UID)
 		}
 		observed.ExternalIDs[ident.KeyMoved], want.ExternalIDs[ident.KeyMoved] = row.ExternalIDs[ident.KeyMoved], o.moved(p)
-		if p.Changed() || version != want.Options[ident.OptionIfaceIDVer] {
+		anchor := row.ExternalIDs[ident.KeyEgressNode]
+		observed.ExternalIDs[ident.KeyEgressNode], want.ExternalIDs[ident.KeyEgressNode] = anchor, o.anchorOf(p)
+		if p.Changed() || version != want.Options[ident.OptionIfaceIDVer] || anchor != want.ExternalIDs[ident.KeyEgressNode] {
 			out = append(out, ovn.UpdatePort(p.Name, observed, want))
 		}
 	}

@@ -35,7 +35,7 @@ func RARP(mac net.HardwareAddr) []byte {
 	return append(b, make([]byte, minimum-len(b))...)
 }
 
-// Send puts a frame on the link of that index, in the calling thread's network namespace.
+// Send puts a whole frame on the link of that index, in the calling thread's network namespace.
 func Send(index int, frame []byte) (err error) {
 	// Protocol 0: the socket receives nothing.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -47,7 +47,7 @@ func Send(index int, frame []byte) (err error) {
 			err = errors.Join(err, fmt.Errorf("close packet socket: %w", cerr))
 		}
 	}()
-	to := &unix.SockaddrLinklayer{Protocol: networkOrder(etherTypeRARP), Ifindex: index, Halen: 6}
+	to := &unix.SockaddrLinklayer{Protocol: networkOrder(binary.BigEndian.Uint16(frame[12:])), Ifindex: index, Halen: 6}
 	copy(to.Addr[:], frame)
 	if err := unix.Sendto(fd, frame, 0, to); err != nil {
 		return fmt.Errorf("send frame on link %d: %w", index, err)

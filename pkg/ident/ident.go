@@ -6,7 +6,9 @@
 package ident
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"net"
 	"net/netip"
 	"strings"
@@ -79,6 +81,16 @@ func VMPort(namespace, vm, network string) PortName {
 
 // IsVMPort says whether a port is one that VMPort names.
 func IsVMPort(p PortName) bool { return strings.HasPrefix(string(p), "vm/") }
+
+// AnchorSet is the address set of one family, ip4 or ip6, of the VMs that leave the cluster through a node. Not every name of a node can be a part of its name, which OVN's
+// expressions use (ovn-sb(5)).
+func AnchorSet(node, family string) string {
+	sum := sha256.Sum256([]byte(node))
+	return "godwit_anchor_" + hex.EncodeToString(sum[:16]) + "_" + family
+}
+
+// HostSet is the address set of one family of what is in the cluster, and is no pod: the nodes and the API server.
+func HostSet(family string) string { return "godwit_hosts_" + family }
 
 // MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,
 // unicast) and the last four bytes of the address.

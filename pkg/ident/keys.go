@@ -47,7 +47,9 @@ const (
 	KeyName      = "godwit.dev/name"
 	KeyUID       = "godwit.dev/uid"
 	KeySubnet    = "godwit.dev/subnet"
-	// KeyRule tells apart the ACLs of one owner; KeyContent says, for people, what a port group or an address set has in it.
+	// KeyEgressNode is the node through which a VM, by its port, or a Subnet, by its policy, leaves the cluster.
+	KeyEgressNode = "godwit.dev/egress-node"
+	// KeyRule tells apart the ACLs, and the router's policies, of one owner; KeyContent says, for people, what a port group or an address set has in it.
 	KeyRule    = "godwit.dev/rule"
 	KeyContent = "godwit.dev/content"
 )

@@ -23,6 +23,14 @@ type Masquerade struct {
 	Except []netip.Prefix
 	// Gateway is the link towards the overlay: what leaves there keeps its source.
 	Gateway string
+	// Translations are networks whose packets leave under another address than the node's.
+	Translations []Translation
+}
+
+// Translation is a network whose packets leave under an address of the same family.
+type Translation struct {
+	Source netip.Prefix
+	To     netip.Addr
 }
 
 // Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before. And it keeps what comes out of the overlay from the
@@ -60,6 +68,13 @@ func applyMasquerade(ctx context.Context, nft knftables.Interface, m Masquerade)
 	}{{"4", "ipv4_addr", "ip", netip.Addr.Is4}, {"6", "ipv6_addr", "ip6", netip.Addr.Is6}} {
 		addSet(tx, "pods"+f.suffix, f.setType, family(m.Sources, f.member))
 		addSet(tx, "direct"+f.suffix, f.setType, family(slices.Concat(m.Sources, m.Except), f.member))
+		for _, t := range m.Translations {
+			if f.member(t.To) {
+				tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(
+					"oifname", "!=", `"`+m.Gateway+`"`, f.match, "saddr", t.Source, f.match, "daddr", "!=", "@", "direct"+f.suffix, "snat", f.match, "to", t.To,
+				)})
+			}
+		}
 		tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(
 			"oifname", "!=", `"`+m.Gateway+`"`, f.match, "saddr", "@", "pods"+f.suffix, f.match, "daddr", "!=", "@", "direct"+f.suffix, "masquerade",
 		)})

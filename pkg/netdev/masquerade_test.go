@@ -111,6 +111,16 @@ func TestMasquerade(t *testing.T) {
 	if got := seenFrom(t, Host{Netns: pod.Path()}, node, "192.0.2.1:77"); got != "10.244.0.5" {
 		t.Errorf("the node saw %s, want the pod's address 10.244.0.5", got)
 	}
+	m.Translations = []Translation{{Source: netip.MustParsePrefix("10.244.0.0/24"), To: netip.MustParseAddr("192.0.2.77")}}
+	if _, err := node.SyncBorrowed([]Borrowed{{Link: "eth0", Addr: m.Translations[0].To}}, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.Masquerade(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if got := seenFrom(t, Host{Netns: pod.Path()}, Host{Netns: world.Path()}, "192.0.2.2:79"); got != "192.0.2.77" {
+		t.Errorf("the world saw %s, want the address that is translated to, 192.0.2.77", got)
+	}
 	m.Except = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	if err := node.Masquerade(t.Context(), m); err != nil {
 		t.Fatal(err)

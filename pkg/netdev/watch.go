@@ -19,7 +19,7 @@ const watchBuffer = 4 << 20
 // Events are what Watch tells. The functions must return at once and may be called concurrently. Events are not told apart further: who is told
 // reads everything again.
 type Events struct {
-	// Changed: a link or an address changed, or a route of RouteProtocol is gone. Our own pods' veths are left out: they are many and say nothing
+	// Changed: a link or an address changed, borrowed ones aside, or a route of RouteProtocol is gone. Our own pods' veths are left out: they are many and say nothing
 	// about the node.
 	Changed func()
 	// TableDeleted: an nftables table is gone, as after `nft flush ruleset`, which firewall services run when they start.
@@ -105,13 +105,24 @@ func routeEvent(changed func()) func(uint16, []byte) {
 			}
 			changed()
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-			changed()
+			if !maybeBorrowed(data) {
+				changed()
+			}
 		case unix.RTM_DELROUTE:
 			if len(data) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(data).Protocol == RouteProtocol {
 				changed()
 			}
 		}
 	}
+}
+
+// maybeBorrowed: an address looks like one that is borrowed again every second (struct ifaddrmsg, linux/if_addr.h).
+func maybeBorrowed(data []byte) bool {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	family, bits, flags := data[0], data[1], data[2]
+	return (family == unix.AF_INET && bits == 32 || family == unix.AF_INET6 && bits == 128) && flags&unix.IFA_F_DEPRECATED != 0
 }
 
 // nftablesEvent: the message's type holds the subsystem in its upper byte (nfnetlink.h).

@@ -194,7 +194,7 @@ func nbModel() (model.ClientDBModel, error) {
 		nbdb.QoSTable:                      &nbdb.QoS{},
 		nbdb.DHCPOptionsTable:              &nbdb.DHCPOptions{},
 		// Written by PolicyWriter, which reads them when it must and has no live copy: of a port group or an address set with thousands of members it would be made
-		// anew with every member.
+		// anew with every member. Of address sets there is one of the names, for the writers of other sets.
 		nbdb.PortGroupTable:  &nbdb.PortGroup{},
 		nbdb.AddressSetTable: &nbdb.AddressSet{},
 		nbdb.ACLTable:        &nbdb.ACL{},
@@ -223,7 +223,7 @@ func nbModel() (model.ClientDBModel, error) {
 
 func nbTables() []client.MonitorOption {
 	// Not a switch's ports: nothing here reads them, and the copy of a switch with thousands would be made anew with every port that is added.
-	ls := &nbdb.LogicalSwitch{}
+	ls, set := &nbdb.LogicalSwitch{}, &nbdb.AddressSet{}
 	group := &nbdb.LoadBalancerGroup{} // nor a group's load balancers
 	return []client.MonitorOption{
 		client.WithTable(ls, &ls.Name, &ls.OtherConfig, &ls.LoadBalancerGroup, &ls.ExternalIDs),
@@ -235,6 +235,7 @@ func nbTables() []client.MonitorOption {
 		client.WithTable(&nbdb.LogicalRouterStaticRoute{}),
 		client.WithTable(&nbdb.QoS{}),
 		client.WithTable(&nbdb.DHCPOptions{}),
+		client.WithTable(set, &set.Name, &set.ExternalIDs),
 		client.WithTable(&nbdb.Meter{}),
 		client.WithTable(&nbdb.MeterBand{}),
 	}

@@ -3,6 +3,7 @@ package ovn
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -80,40 +81,71 @@ func DeleteRouterPort(name ident.RouterPortName) Change {
 	}
 }
 
-// EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name and family in its external_ids, so its match may change.
+// EnsurePolicy makes a policy of a router. A policy of ours is found by the owner, name, family and rule in its external_ids, so its match may change.
 func EnsurePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
+		have, err := nb.policy(ctx, want)
 		if err != nil {
 			return nil, err
-		}
-		var have *nbdb.LogicalRouterPolicy
-		for _, p := range of {
-			if sameOwner(p.ExternalIDs, want.ExternalIDs) {
-				have = p
-			}
 		}
 		return policyKind.ensure(nb, have, want, &parent{table: nbdb.LogicalRouterTable, column: "policies", name: string(lr)})
 	}
 }
 
+// MakePolicy makes a policy of a router if there is none of its owner, name, family and rule, whatever that says.
+func MakePolicy(lr ident.RouterName, want *nbdb.LogicalRouterPolicy) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		if have, err := nb.policy(ctx, want); err != nil || have != nil {
+			return nil, err
+		}
+		return policyKind.create(nb, want, &parent{table: nbdb.LogicalRouterTable, column: "policies", name: string(lr)})
+	}
+}
+
+// policy is the live copy's policy in whose place one would be, nil if there is none.
+func (nb *NB) policy(ctx context.Context, want *nbdb.LogicalRouterPolicy) (*nbdb.LogicalRouterPolicy, error) {
+	of, err := nb.policies(ctx, want.ExternalIDs[ident.OwnerKey], want.ExternalIDs[ident.KeyName])
+	for _, p := range of {
+		if sameOwner(p.ExternalIDs, want.ExternalIDs) && p.ExternalIDs[ident.KeyRule] == want.ExternalIDs[ident.KeyRule] {
+			return p, err
+		}
+	}
+	return nil, err
+}
+
 // DeletePolicies deletes the policies of one owner, given by its kind and name.
 func DeletePolicies(owner, name string) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
-		have, err := nb.policies(ctx, owner, name)
+		return removePolicies(nb.policies(ctx, owner, name))
+	}
+}
+
+func removePolicies(have []*nbdb.LogicalRouterPolicy, err error) ([]step, error) {
+	if err != nil {
+		return nil, err
+	}
+	var all []step
+	for _, p := range have {
+		s, err := policyKind.remove(p, nbdb.LogicalRouterTable, "policies")
 		if err != nil {
 			return nil, err
 		}
-		var all []step
-		for _, p := range have {
-			s, err := policyKind.remove(p, nbdb.LogicalRouterTable, "policies")
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, s...)
-		}
-		return all, nil
+		all = append(all, s...)
 	}
+	return all, nil
+}
+
+// DeletePolicyRule deletes those policies of an owner, given by its kind and name, that have a rule.
+func DeletePolicyRule(owner, name, rule string) Change {
+	return func(ctx context.Context, nb *NB) ([]step, error) {
+		return removePolicies(nb.PolicyRule(ctx, owner, name, rule))
+	}
+}
+
+// PolicyRule is the live copy's policies of an owner that have a rule. They must not be changed.
+func (nb *NB) PolicyRule(ctx context.Context, owner, name, rule string) ([]*nbdb.LogicalRouterPolicy, error) {
+	have, err := nb.policies(ctx, owner, name)
+	return slices.DeleteFunc(have, func(p *nbdb.LogicalRouterPolicy) bool { return p.ExternalIDs[ident.KeyRule] != rule }), err
 }
 
 // policies are those of one owner. There are as many of them as nodes: they are looked up by an index.

@@ -8,11 +8,14 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Priorities of the router's policies: what stays inside the network is decided before what leaves it.
+// Priorities of the router's policies: what stays inside the network is decided before what leaves it, and what leaves by an exception before what leaves where it runs.
 const (
 	priorityInside = 1000
 	// priorityLocalServices is for what no load balancer on the client's node took.
 	priorityLocalServices = 900
+	priorityAnchor        = 500
+	priorityHosts         = 400
+	prioritySubnet        = 300
 	priorityEgress        = 100
 )
 

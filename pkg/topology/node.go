@@ -13,7 +13,7 @@ import (
 type NodeRows struct {
 	// Port is the node's ovn0, on the join switch, with both of its addresses. It has no port security: clients of a hostPort come through it under their own addresses.
 	Port *nbdb.LogicalSwitchPort
-	// Egress are the policies, one per family, that send what the pods of this node send to the outside through the node's ovn0.
+	// Egress are the policies, for each family, that send what the pods of this node send to the outside through the node's ovn0, and what VMs send that are anchored to it.
 	Egress []*nbdb.LogicalRouterPolicy
 }
 
@@ -34,6 +34,7 @@ func Node(node string, join v1alpha1.Join) NodeRows {
 			Nexthops:    []string{ip.Addr().String()},
 			ExternalIDs: withFamily(owner, ip.Addr()),
 		})
+		rows.Egress = append(rows.Egress, exceptions(node, ip.Addr())...)
 	}
 	return rows
 }

@@ -44,3 +44,16 @@ func Addresses(mac v1alpha1.MAC, ips []netip.Prefix) string {
 	}
 	return b.String()
 }
+
+// ParseAddresses are the IP addresses that a port's addresses column says.
+func ParseAddresses(column []string) []netip.Addr {
+	var out []netip.Addr
+	for _, text := range column {
+		for word := range strings.FieldsSeq(text) {
+			if ip, err := netip.ParseAddr(word); err == nil { // else the MAC, or "unknown"
+				out = append(out, ip)
+			}
+		}
+	}
+	return out
+}

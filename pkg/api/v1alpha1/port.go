@@ -115,6 +115,10 @@ type PortStatus struct {
 	// Node whose chassis carries the port; during a migration the one that the VM moves away from.
 	// +optional
 	Node string `json:"node,omitempty"`
+	// EgressNode is the node through which the VM leaves the cluster, and by which its connections to the outside live: the one on which it started, wherever it has moved to
+	// since. Empty if the VM does not run, or if its Subnet has another egress than mode Node.
+	// +optional
+	EgressNode string `json:"egressNode,omitempty"`
 	// Conditions: Ready says whether the port has its addresses and its row in the network.
 	// +optional
 	// +listType=map
@@ -132,6 +136,7 @@ type PortStatus struct {
 // +kubebuilder:printcolumn:name="Subnet",type=string,JSONPath=`.status.subnet`,priority=1
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Egress Node",type=string,JSONPath=`.status.egressNode`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

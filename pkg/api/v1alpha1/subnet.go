@@ -5,12 +5,53 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// EgressMode says how pods leave the cluster.
+type EgressMode string
+
+// Values of EgressMode.
+const (
+	// EgressNode: through the node that they run on, a VM through the node on which it started, and under its address.
+	EgressNode EgressMode = "Node"
+	// EgressGateway: all through one node, which is chosen from some.
+	EgressGateway EgressMode = "Gateway"
+	// EgressNone: not at all.
+	EgressNone EgressMode = "None"
+)
+
+// Egress is how the pods of a Subnet reach what is neither a pod nor a node.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.mode) && self.mode == 'Gateway') == has(self.nodeSelector)",message="mode Gateway needs a nodeSelector, the other modes have none"
+// +kubebuilder:validation:XValidation:rule="!has(self.addresses) || has(self.mode) && self.mode == 'Gateway'",message="addresses are for mode Gateway"
+type Egress struct {
+	// Mode is Node, Gateway or None.
+	// +optional
+	// +default="Node"
+	// +kubebuilder:validation:Enum=Node;Gateway;None
+	Mode EgressMode `json:"mode,omitempty"`
+
+	// NodeSelector selects the nodes that can be the gateway. One of them is, until it fails or is drained; then another is, and stays it.
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+
+	// Addresses under which the pods are seen outside, at most one per family. The gateway node has them on its underlay while it is the gateway. Of a family without
+	// one it is the gateway node's own.
+	// +optional
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=39
+	// +kubebuilder:validation:XValidation:rule="self.all(a, isIP(a))",message="addresses must be IP addresses without a prefix length, such as 192.0.2.7"
+	// +kubebuilder:validation:XValidation:rule="self.size() < 2 || !self.all(a, isIP(a)) || ip(self[0]).family() != ip(self[1]).family()",message="two addresses must be of different families"
+	// +listType=atomic
+	Addresses []string `json:"addresses,omitempty"`
+}
+
 // SubnetSpec is what an administrator asks for.
 //
 // +kubebuilder:validation:XValidation:rule="self.cidrs == oldSelf.cidrs",message="cidrs cannot be changed: pods have addresses in them; create another Subnet"
 // +kubebuilder:validation:XValidation:rule="has(self.gateways) == has(oldSelf.gateways) && (!has(self.gateways) || self.gateways == oldSelf.gateways)",message="gateways cannot be changed: they are the pods' default routes; create another Subnet"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.all(g, isIP(g) && self.cidrs.exists(c, isCIDR(c) && cidr(c).containsIP(ip(g))))",message="every gateway must be an address in one of cidrs"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.size() == self.cidrs.size()",message="gateways must name one address for each of cidrs, or be left out"
+// +kubebuilder:validation:XValidation:rule="!has(self.egress) || !has(self.egress.addresses) || self.egress.addresses.all(a, !isIP(a) || self.cidrs.exists(c, isCIDR(c) && cidr(c).ip().family() == ip(a).family()) && !self.cidrs.exists(c, isCIDR(c) && cidr(c).containsIP(ip(a))))",message="every address of egress must be of a family of cidrs, and outside of them"
 // +kubebuilder:validation:XValidation:rule="!has(self.excludeIPs) || self.excludeIPs.all(e, e.split('-').all(a, self.cidrs.exists(c, isCIDR(c) && isIP(a) && cidr(c).containsIP(ip(a)))))",message="every excludeIPs entry must be an address or FIRST-LAST in one of cidrs"
 type SubnetSpec struct {
 	// CIDRs are the address ranges, at most one per family.
@@ -47,6 +88,10 @@ type SubnetSpec struct {
 	// +kubebuilder:validation:Minimum=1280
 	// +kubebuilder:validation:Maximum=65535
 	MTU int `json:"mtu,omitempty"`
+
+	// Egress is how pods leave the cluster; mode Node if left out. Pods, Services, the nodes' own addresses and the API server are within it.
+	// +optional
+	Egress *Egress `json:"egress,omitempty"`
 }
 
 // SubnetStatus is what the controller observes.
@@ -59,7 +104,10 @@ type SubnetStatus struct {
 	// +optional
 	// +default=0
 	AvailableIPs int64 `json:"availableIPs"`
-	// Conditions: Ready says whether the Subnet is in the network and hands out addresses.
+	// EgressNode is the node through which all pods leave the cluster, in mode Gateway.
+	// +optional
+	EgressNode string `json:"egressNode,omitempty"`
+	// Conditions: Ready says whether the Subnet is in the network and hands out addresses; Egress, in mode Gateway, whether its pods can leave the cluster.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -75,7 +123,10 @@ type SubnetStatus struct {
 // +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.usedIPs`
 // +kubebuilder:printcolumn:name="Available",type=integer,JSONPath=`.status.availableIPs`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Egress",type=string,JSONPath=`.spec.egress.mode`
+// +kubebuilder:printcolumn:name="Egress Node",type=string,JSONPath=`.status.egressNode`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Egress Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Egress")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Subnet struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -98,6 +149,9 @@ type SubnetList struct {
 // ConditionReady is the type of the condition that Subnets and Ports have.
 const ConditionReady = "Ready"
 
+// ConditionEgress is the type of the condition that Subnets with a gateway have.
+const ConditionEgress = "Egress"
+
 // Reasons for which a Subnet's spec is refused.
 const (
 	// ReasonInvalid: a part of it is wrong. Where it was right before, that is in force.
@@ -110,4 +164,12 @@ const (
 func (s *Subnet) InNetwork() bool {
 	ready := meta.FindStatusCondition(s.Status.Conditions, ConditionReady)
 	return ready != nil && ready.Reason != ReasonOverlaps
+}
+
+// EgressMode is how the pods leave the cluster.
+func (s *SubnetSpec) EgressMode() EgressMode {
+	if s.Egress == nil || s.Egress.Mode == "" {
+		return EgressNode
+	}
+	return s.Egress.Mode
 }

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+const (
+	// beatTimeout bounds one renewal. Two of them are within the controller's patience.
+	beatTimeout = v1alpha1.EgressPatience / 2
+	// steady is after how many renewals in a row the node takes an address that it did not have: what the API server says may be older than that it answers again.
+	steady = 2
+)
+
+// Beat is one renewal of a node's Lease.
+type Beat struct {
+	// Namespace is where the Lease is.
+	Namespace string
+	// UID is the Node's, with which the Lease goes.
+	UID types.UID
+	// Patience is for how long nobody need worry after it.
+	Patience time.Duration
+	// Addresses are the egress addresses that the node has.
+	Addresses []netip.Addr
+}
+
+// Renewer renews the Lease of the agent's own Node, and makes it if there is none.
+type Renewer func(ctx context.Context, b Beat) error
+
+// heart says, by a Lease that changes every second, that the node can be the gateway of a Subnet: while some Subnet's egress selects it, and nothing that pods need is missing on
+// it. Of a node that is selected by none there is no Lease. The egress addresses that the node has live from one renewal to the next.
+//
+// Inputs: the Node's labels, Subnets, readiness. Outputs: Lease egress.NODE; through loans, egress addresses.
+type heart struct {
+	cfg    Config
+	log    *slog.Logger
+	inputs *inputs
+	ready  *readiness
+	renew  Renewer
+	loans  *loans
+	wake   chan struct{}
+
+	// The rest belongs to run.
+
+	// heard is when the last renewal that succeeded was begun, zero before. running counts those in a row.
+	heard   time.Time
+	running int
+	// held are the addresses that work, known once the heart has begun.
+	held  []netip.Addr
+	began bool
+}
+
+// poke asks for a beat now; it never blocks.
+func (h *heart) poke() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run beats until ctx ends. Its last beat asks for patience: an agent that is replaced is back soon, and the node forwards without it.
+func (h *heart) run(ctx context.Context) {
+	tick := time.NewTicker(v1alpha1.EgressBeat)
+	defer tick.Stop()
+	for {
+		if h.beat(ctx) {
+			h.poke()
+		}
+		select {
+		case <-ctx.Done():
+			h.rest(ctx)
+			return
+		case <-tick.C:
+		case <-h.wake:
+		}
+	}
+}
+
+// beat renews the Lease, then the addresses. It says whether the addresses have changed, which nobody was told.
+func (h *heart) beat(ctx context.Context) (again bool) {
+	node := h.inputs.node()
+	if node == nil || h.ready.err() != nil || !h.inputs.selected(node.Labels) {
+		h.note(time.Time{}, nil)
+		h.held = h.loans.keep(nil, 0)
+		return false
+	}
+	begun, want := time.Now(), h.inputs.assigned(h.cfg.NodeName)
+	if !h.began {
+		h.began, h.held = true, h.loans.found(slices.Clone(want))
+	}
+	if err := h.tell(ctx, node.UID, v1alpha1.EgressPatience); err != nil {
+		h.running = 0
+		if begun.Sub(h.heard) > v1alpha1.EgressPatience { // and the kernel has taken the addresses away
+			h.note(time.Time{}, err)
+			h.held = nil
+		}
+		return false
+	}
+	h.running++
+	h.note(begun, nil)
+	if h.running < steady {
+		want = slices.DeleteFunc(want, func(a netip.Addr) bool { return !slices.Contains(h.held, a) })
+	}
+	before := h.held
+	h.held = h.loans.keep(want, v1alpha1.EgressPatience-time.Since(begun))
+	return !slices.Equal(before, h.held)
+}
+
+func (h *heart) tell(ctx context.Context, uid types.UID, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	return h.renew(ctx, Beat{Namespace: h.cfg.Namespace, UID: uid, Patience: patience, Addresses: h.held})
+}
+
+// note logs when the node becomes one that can be a gateway, or ceases to be one.
+func (h *heart) note(heard time.Time, err error) {
+	switch {
+	case h.heard.IsZero() && !heard.IsZero():
+		h.log.Info("the node can be a gateway: its Lease is renewed", "lease", v1alpha1.EgressLease(h.cfg.NodeName))
+	case !h.heard.IsZero() && heard.IsZero():
+		h.log.Warn("the node cannot be a gateway any more: it is not selected, not ready, or its Lease could not be renewed", "lease", v1alpha1.EgressLease(h.cfg.NodeName), "error", err)
+	}
+	h.heard = heard
+}
+
+// rest is the last beat. The addresses stay as long as the controller is patient.
+func (h *heart) rest(ctx context.Context) {
+	node := h.inputs.node()
+	if h.heard.IsZero() || node == nil {
+		return
+	}
+	begun := time.Now()
+	if err := h.tell(context.WithoutCancel(ctx), node.UID, v1alpha1.EgressRestart); err != nil {
+		h.log.Warn("the controller could not be asked for patience: another node may become the gateway while the agent is away", "error", err)
+		return
+	}
+	h.loans.keep(h.held, v1alpha1.EgressRestart-time.Since(begun))
+}
+
+// selected says whether some Subnet's egress selects a node with these labels.
+func (in *inputs) selected(of map[string]string) bool {
+	return slices.ContainsFunc(in.gateways(), func(s *v1alpha1.Subnet) bool {
+		selector, err := metav1.LabelSelectorAsSelector(s.Spec.Egress.NodeSelector)
+		return err == nil && selector.Matches(labels.Set(of))
+	})
+}
+
+// gateways are the Subnets that have a gateway, or want one.
+func (in *inputs) gateways() []*v1alpha1.Subnet {
+	var out []*v1alpha1.Subnet
+	for _, obj := range in.subnets.GetStore().List() {
+		if s, ok := obj.(*v1alpha1.Subnet); ok && s.InNetwork() && s.Spec.EgressMode() == v1alpha1.EgressGateway {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// assigned are the egress addresses that a node shall have, sorted.
+func (in *inputs) assigned(node string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range in.gateways() {
+		if s.Status.EgressNode != node {
+			continue
+		}
+		for _, text := range s.Spec.Egress.Addresses {
+			if a, err := netip.ParseAddr(text); err == nil {
+				out = append(out, a)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}

@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+)
+
+// pulse is a heart on a node in memory, with what it has told.
+type pulse struct {
+	*heart
+	node   *fakeNode
+	subnet *v1alpha1.Subnet
+	beats  []Beat
+	// fail is what the API server answers.
+	fail       error
+	translated bool
+	announced  []netip.Addr
+}
+
+func newPulse(t *testing.T) *pulse {
+	t.Helper()
+	p := &pulse{node: newFakeNode(), translated: true, subnet: &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "s"}}}
+	p.node.addrs = []netdev.HostAddr{{Link: "eth0", Addr: netip.MustParsePrefix("192.0.2.1/24")}, {Link: "ovn0", Addr: netip.MustParsePrefix("100.64.0.2/16")}}
+	p.subnet.Spec = v1alpha1.SubnetSpec{
+		CIDRs: []string{"10.20.0.0/16"},
+		Egress: &v1alpha1.Egress{
+			Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}, Addresses: []string{"192.0.2.77"},
+		},
+	}
+	p.subnet.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}}
+	in := &inputs{
+		nodeName: "one", nodes: cache.NewSharedIndexInformer(&cache.ListWatch{}, &corev1.Node{}, 0, nil), subnets: cache.NewSharedIndexInformer(&cache.ListWatch{}, &v1alpha1.Subnet{}, 0, nil),
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "uid", Labels: map[string]string{"egress": "yes"}}}
+	if err := errors.Join(in.nodes.GetStore().Add(node), in.subnets.GetStore().Add(p.subnet)); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	p.heart = &heart{
+		cfg: Config{NodeName: "one", Namespace: "godwit-system"}, log: log, inputs: in, ready: newReadiness(), wake: make(chan struct{}, 1),
+		renew: func(_ context.Context, b Beat) error {
+			if p.fail == nil {
+				b.Addresses = slices.Clone(b.Addresses)
+				p.beats = append(p.beats, b)
+			}
+			return p.fail
+		},
+		loans: &loans{
+			log: log, host: p.node, inputs: in, news: map[netdev.Borrowed]int{}, translated: func(netip.Addr) bool { return p.translated },
+			announce: func(b netdev.Borrowed) error { p.announced = append(p.announced, b.Addr); return nil },
+		},
+	}
+	return p
+}
+
+// last is what the last beat told.
+func (p *pulse) last() []string {
+	var out []string
+	if len(p.beats) > 0 {
+		for _, a := range p.beats[len(p.beats)-1].Addresses {
+			out = append(out, a.String())
+		}
+	}
+	return out
+}
+
+func (p *pulse) has() []string {
+	var out []string
+	for _, b := range p.node.borrowed {
+		out = append(out, b.Link+" "+b.Addr.String())
+	}
+	return out
+}
+
+func (p *pulse) want(t *testing.T, told, has []string) {
+	t.Helper()
+	if d := cmp.Diff(told, p.last()); d != "" {
+		t.Errorf("told the controller (-want +got)\n%s", d)
+	}
+	if d := cmp.Diff(has, p.has()); d != "" {
+		t.Errorf("addresses of the node (-want +got)\n%s", d)
+	}
+}
+
+// The gateway takes its addresses when it is heard of steadily, tells of them when they work, and gives them back when it is not the gateway any more.
+func TestHeartTakesAddresses(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "two"
+	p.beat(t.Context())
+	p.want(t, nil, nil)
+	p.subnet.Status.EgressNode = "one"
+	p.translated = false
+	p.beat(t.Context())
+	p.want(t, nil, []string{"eth0 192.0.2.77"})
+	p.translated = true
+	if !p.beat(t.Context()) {
+		t.Error("the address works now, and nobody is told until the next second")
+	}
+	p.beat(t.Context())
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+	p.beat(t.Context())
+	if len(p.announced) != announceTimes {
+		t.Errorf("the address was announced %d times, want %d", len(p.announced), announceTimes)
+	}
+	p.subnet.Status.EgressNode = "two"
+	p.beat(t.Context())
+	p.beat(t.Context())
+	p.want(t, nil, nil)
+}
+
+// An agent that begins, or reaches the API server again, does not take addresses by what may be old, and keeps those that it has.
+func TestHeartBegins(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.beat(t.Context())
+	p.want(t, nil, nil)
+	p.beat(t.Context())
+	p.want(t, nil, []string{"eth0 192.0.2.77"})
+	p.fail = errors.New("no route to host")
+	p.beat(t.Context())
+	p.fail = nil
+	p.beat(t.Context())
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"}) // it was away for a moment
+	p.fail, p.heard = errors.New("no route to host"), p.heard.Add(-time.Minute)
+	p.beat(t.Context())
+	p.node.borrowed = nil // the kernel has taken it away
+	p.fail = nil
+	p.beat(t.Context())
+	p.want(t, nil, nil)
+	p.beat(t.Context())
+	p.want(t, nil, []string{"eth0 192.0.2.77"})
+
+	successor := newPulse(t)
+	successor.subnet.Status.EgressNode = "one"
+	successor.node.borrowed = []netdev.Borrowed{{Link: "eth0", Addr: netip.MustParseAddr("192.0.2.77")}}
+	successor.beat(t.Context())
+	successor.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+	successor.rest(t.Context())
+	if b := successor.beats[len(successor.beats)-1]; b.Patience != v1alpha1.EgressRestart || len(b.Addresses) != 1 {
+		t.Errorf("the last beat is %+v", b)
+	}
+}
+
+// A node that no Subnet selects, or that is not ready, says nothing.
+func TestHeartIsSilent(t *testing.T) {
+	p := newPulse(t)
+	p.ready.set(compGateway, "ovn0 is gone")
+	p.beat(t.Context())
+	p.ready.set(compGateway, "")
+	p.subnet.Spec.Egress.NodeSelector.MatchLabels["egress"] = "no"
+	p.beat(t.Context())
+	if len(p.beats) > 0 {
+		t.Errorf("it said %+v", p.beats)
+	}
+}

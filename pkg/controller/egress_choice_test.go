@@ -1,0 +1,93 @@
+package controller
+
+import (
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+func TestChooseGateway(t *testing.T) {
+	at := func(s float64) time.Time { return time.Unix(1000, 0).Add(time.Duration(s * float64(time.Second))) }
+	good := func(node string) candidate { return candidate{node, rankGood, at(9.5), at(8.5)} }
+	poor := func(node string) candidate { return candidate{node, rankPoor, at(9.5), at(8.5)} }
+	silent := func(node string, since float64) candidate {
+		return candidate{node, rankSilent, at(since), at(since - 1)}
+	}
+	for name, c := range map[string]struct {
+		active string
+		all    []candidate
+		want   choice
+	}{
+		"nobody":                                   {"", nil, choice{reason: reasonNoGateway}},
+		"nobody is selected any more":              {"a", nil, choice{reason: reasonNoGateway}},
+		"nobody was heard":                         {"", []candidate{silent("a", 0)}, choice{reason: reasonNoGateway}},
+		"it stays":                                 {"a", []candidate{good("a"), good("b")}, choice{node: "a", reason: reasonGateway}},
+		"it stays whatever the order":              {"b", []candidate{good("a"), good("b")}, choice{node: "b", reason: reasonGateway}},
+		"it has failed":                            {"a", []candidate{silent("a", 6), good("b")}, choice{node: "b", reason: reasonGateway}},
+		"it was deleted":                           {"a", []candidate{good("b")}, choice{node: "b", reason: reasonGateway}},
+		"it is drained":                            {"a", []candidate{poor("a"), good("b")}, choice{node: "b", reason: reasonGateway}},
+		"it is drained, and so are all":            {"a", []candidate{poor("a"), poor("b")}, choice{node: "a", reason: reasonGateway}},
+		"it is drained, and the other has failed":  {"a", []candidate{poor("a"), silent("b", 6)}, choice{node: "a", reason: reasonGateway}},
+		"it has failed, and the other is drained":  {"a", []candidate{silent("a", 6), poor("b")}, choice{node: "b", reason: reasonGateway}},
+		"all are silent":                           {"a", []candidate{silent("a", 6), silent("b", 6.5)}, choice{node: "a", reason: reasonGatewaySilent}},
+		"nobody was heard of, the other just now":  {"a", []candidate{silent("a", 2), {"b", rankGood, at(10), at(2.5)}}, choice{node: "b", reason: reasonGateway}},
+		"all were silent, the other is first back": {"a", []candidate{silent("a", 2.5), {"b", rankGood, at(10), at(2)}}, choice{node: "a", reason: reasonGatewaySilent, again: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := chooseGateway("s", c.active, c.all); got != c.want {
+				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+	spread := map[string]bool{}
+	for _, subnet := range []string{"s", "t", "u", "v", "w", "x"} {
+		spread[chooseGateway(subnet, "", []candidate{good("a"), good("b")}).node] = true
+	}
+	if len(spread) != 2 {
+		t.Errorf("six Subnets have their gateways on %v, want both nodes", spread)
+	}
+}
+
+func TestBeats(t *testing.T) {
+	now := time.Unix(1000, 0)
+	b := newBeats(func() time.Time { return now })
+	lease := func(node string, renewed int64, patience int32) *coordinationv1.Lease {
+		at := metav1.NewMicroTime(time.Unix(renewed, 0))
+		return &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.EgressLease(node)}, Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &patience},
+		}
+	}
+	hear := func(l *coordinationv1.Lease, want bool) {
+		t.Helper()
+		if _, revived := b.hear(l); revived != want {
+			t.Errorf("Lease %s, renewed at %s: revived is %v, want %v", l.Name, l.Spec.RenewTime, revived, want)
+		}
+	}
+	left := func(node string, want time.Duration) {
+		t.Helper()
+		if got := b.of(node).left(now); got != want {
+			t.Errorf("node %s has %s left, want %s", node, got, want)
+		}
+	}
+	left("n", 0)
+	hear(lease("n", 5, 3), true) // its clock is another
+	left("n", 3*time.Second)
+	now = now.Add(2 * time.Second)
+	hear(lease("n", 5, 3), false) // told again
+	left("n", time.Second)
+	hear(lease("n", 6, 3), false)
+	left("n", 3*time.Second)
+	now = now.Add(3 * time.Second)
+	left("n", 0)
+	hear(lease("n", 7, 15), true)
+	left("n", 15*time.Second)
+	hear(lease("n", 8, 3600), false)
+	left("n", v1alpha1.EgressRestart)
+	if _, revived := b.hear(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "godwit-controller"}}); revived {
+		t.Error("another Lease was taken for a node's")
+	}
+}

@@ -1,0 +1,77 @@
+package netdev
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A borrowed address is the host's for a while: it is added and refreshed, is none of Addrs, and the kernel takes it away by itself. Nobody else's address is touched.
+func TestBorrowed(t *testing.T) {
+	node, far := newHost(t), newHost(t)
+	if _, err := node.CreateVeth(Veth{Host: "eth0", Netns: far.Netns, Name: "far", MTU: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	own := netip.MustParsePrefix("192.0.2.1/24")
+	if err := node.do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(writeSysctl("net/ipv6/conf/eth0/disable_ipv6", "0"), netlink.AddrAdd(link, address(own))) // this one is no pod's
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := []Borrowed{{"eth0", netip.MustParseAddr("192.0.2.77")}, {"eth0", netip.MustParseAddr("2001:db8::77")}}
+	for i, added := range []int{2, 0} {
+		got, err := node.SyncBorrowed(want, 2*time.Second)
+		if err != nil || len(got) != added {
+			t.Fatalf("time %d: %v were new (%v), want %d", i, got, err, added)
+		}
+	}
+	addrs, err := node.Addrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(addrs, func(a HostAddr) bool { return a.Addr.Addr() == want[0].Addr || a.Addr.Addr() == want[1].Addr }) {
+		t.Errorf("borrowed addresses are among the host's own: %v", addrs)
+	}
+	if got := addrsOf(t, node); !slices.Contains(got, want[0].Addr) || !slices.Contains(got, want[1].Addr) {
+		t.Errorf("the host has %v, want %v too", got, want)
+	}
+	if _, err := node.SyncBorrowed(want[1:], 2*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if got := addrsOf(t, node); slices.Contains(got, want[0].Addr) || !slices.Contains(got, own.Addr()) {
+		t.Errorf("the host has %v, want %s and not %s", got, own.Addr(), want[0].Addr)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for slices.Contains(addrsOf(t, node), want[1].Addr) {
+		if time.Now().After(deadline) {
+			t.Fatal("an address that was borrowed for two seconds is still there")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// addrsOf are the addresses of a host, whatever their state.
+func addrsOf(t *testing.T, h Host) (out []netip.Addr) {
+	t.Helper()
+	err := h.do(func() error {
+		list, err := netlink.AddrList(nil, unix.AF_UNSPEC)
+		for _, a := range list {
+			p, _ := prefix(a.IPNet)
+			out = append(out, p.Addr())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}

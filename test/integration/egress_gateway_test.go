@@ -1,0 +1,326 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/agent"
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/topology"
+)
+
+// agents play those of nodes, each with the permissions of an agent: they renew Leases.
+type agents struct {
+	e    *env
+	mu   sync.Mutex
+	live map[string]context.CancelFunc
+	// last is when a node was heard of last, has the addresses that it says it has.
+	last map[string]time.Time
+	has  map[string][]netip.Addr
+}
+
+// live lets a node's agent renew its Lease until it dies.
+func (a *agents) lives(t *testing.T, node string) {
+	t.Helper()
+	_, writers, err := agent.API(a.e.as(node), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n corev1.Node
+	if err := a.e.api.Get(t.Context(), types.NamespacedName{Name: node}, &n); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	a.mu.Lock()
+	a.live[node] = cancel
+	a.mu.Unlock()
+	go func() {
+		tick := time.NewTicker(v1alpha1.EgressBeat)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			a.mu.Lock()
+			has := slices.Clone(a.has[node])
+			a.mu.Unlock()
+			err := writers.Renew(ctx, agent.Beat{Namespace: "godwit-system", UID: n.UID, Patience: v1alpha1.EgressPatience, Addresses: has})
+			a.mu.Lock()
+			if err == nil {
+				a.last[node] = time.Now()
+			} else if ctx.Err() == nil {
+				fmt.Fprintln(t.Output(), "Lease of", node, err)
+			}
+			a.mu.Unlock()
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+		}
+	}()
+}
+
+func (a *agents) dies(node string) (heard time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.live[node]()
+	return a.last[node]
+}
+
+// exit is where the router sends what the pods of a Subnet send outside, over IPv4: a node's join address, "drop", or nothing if no policy says anything.
+func (e *env) exit(ctx context.Context, subnet string) (string, error) {
+	rows, err := e.nb.PolicyRule(ctx, ident.OwnerSubnet, subnet, topology.RuleEgress)
+	for _, p := range rows {
+		if p.ExternalIDs[ident.KeyFamily] != "ip4" {
+			continue
+		}
+		if p.Action == nbdb.LogicalRouterPolicyActionDrop {
+			return p.Action, err
+		}
+		return strings.Join(p.Nexthops, " "), err
+	}
+	return "", err
+}
+
+// exits waits until a Subnet's pods leave through a node; "drop" if they cannot, empty if each leaves through its own.
+func (e *env) exits(t *testing.T, subnet, node string) {
+	t.Helper()
+	want := node
+	if node != "" && node != nbdb.LogicalRouterPolicyActionDrop {
+		want = e.joinOf(t, node)
+	}
+	eventually(t, func() error {
+		got, err := e.exit(t.Context(), subnet)
+		if err == nil && got != want {
+			err = fmt.Errorf("pods of Subnet %s leave by %q, want %q", subnet, got, want)
+		}
+		return err
+	})
+}
+
+func (e *env) joinOf(t *testing.T, node string) (ip string) {
+	t.Helper()
+	eventually(t, func() error {
+		var n corev1.Node
+		if err := e.api.Get(t.Context(), types.NamespacedName{Name: node}, &n); err != nil {
+			return err
+		}
+		join, err := v1alpha1.ParseJoin(n.Annotations[v1alpha1.JoinAnnotation])
+		if err == nil {
+			ip = join.IPs[0].Addr().String()
+		}
+		return err
+	})
+	return ip
+}
+
+// says waits until a Subnet's status says which node is its gateway, and why or why not.
+func (e *env) says(t *testing.T, subnet, node, reason string) {
+	t.Helper()
+	eventually(t, func() error {
+		var s v1alpha1.Subnet
+		if err := e.api.Get(t.Context(), types.NamespacedName{Name: subnet}, &s); err != nil {
+			return err
+		}
+		got := ""
+		if c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionEgress); c != nil {
+			got = c.Reason
+		}
+		if s.Status.EgressNode != node || got != reason {
+			return fmt.Errorf("Subnet %s says %q, %q; want %q, %q", subnet, s.Status.EgressNode, got, node, reason)
+		}
+		return nil
+	})
+}
+
+func (e *env) egress(t *testing.T, subnet string, egress *v1alpha1.Egress) {
+	t.Helper()
+	var s v1alpha1.Subnet
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: subnet}, &s); err != nil {
+		t.Fatal(err)
+	}
+	before := s.DeepCopy()
+	s.Spec.Egress = egress
+	if err := e.api.Patch(t.Context(), &s, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *env) changeNode(t *testing.T, node string, change func(*corev1.Node)) {
+	t.Helper()
+	var n corev1.Node
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: node}, &n); err != nil {
+		t.Fatal(err)
+	}
+	before := n.DeepCopy()
+	change(&n)
+	if err := e.api.Patch(t.Context(), &n, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A Subnet's way out: none, its own nodes', a gateway; and what becomes of the gateway when it fails, comes back, is drained and is not selected any more.
+func TestEgressGatewayRows(t *testing.T) {
+	e := newEnv(t)
+	e.start(t)
+	for _, n := range []string{"n1", "n2", "n3"} {
+		e.node(t, n)
+	}
+	e.defaultSubnet(t)
+	a := &agents{e: e, live: map[string]context.CancelFunc{}, last: map[string]time.Time{}, has: map[string][]netip.Addr{}}
+	e.subnetWith(t, "out", []string{"10.20.0.0/16", "fd00:20::/64"})
+	e.exits(t, "out", "")
+	e.egress(t, "out", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
+	e.exits(t, "out", "drop")
+	e.egress(t, "out", &v1alpha1.Egress{Mode: v1alpha1.EgressNode})
+	e.exits(t, "out", "")
+	gateway := &v1alpha1.Egress{Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}}
+	e.egress(t, "out", gateway)
+	e.exits(t, "out", "drop")
+	e.says(t, "out", "", "NoGateway")
+	for _, n := range []string{"n1", "n2"} {
+		e.changeNode(t, n, func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
+	}
+	a.lives(t, "n1")
+	e.exits(t, "out", "n1")
+	e.says(t, "out", "n1", "GatewayActive")
+	a.lives(t, "n2")
+	a.lives(t, "n3") // which is not selected
+	time.Sleep(2 * v1alpha1.EgressBeat)
+	e.exits(t, "out", "n1")
+
+	heard := a.dies("n1")
+	e.exits(t, "out", "n2")
+	took := time.Since(heard)
+	t.Logf("%s after its last renewal another node is the gateway", took.Round(10*time.Millisecond))
+	if took < v1alpha1.EgressPatience-100*time.Millisecond || took > failOver() {
+		t.Errorf("it took %s, want between %s and %s", took, v1alpha1.EgressPatience, failOver())
+	}
+	e.says(t, "out", "n2", "GatewayActive")
+	a.lives(t, "n1")
+	time.Sleep(2 * v1alpha1.EgressBeat)
+	e.exits(t, "out", "n2") // and stays there
+	e.changeNode(t, "n2", func(n *corev1.Node) { n.Spec.Unschedulable = true })
+	e.exits(t, "out", "n1")
+	e.changeNode(t, "n2", func(n *corev1.Node) { n.Spec.Unschedulable = false })
+
+	t.Run("another leader", func(t *testing.T) { e.stop() })
+	e.start(t)
+	time.Sleep(v1alpha1.EgressPatience)
+	e.exits(t, "out", "n1")
+	a.dies("n2")
+	a.dies("n1")
+	e.says(t, "out", "n1", "GatewaySilent")
+	e.exits(t, "out", "n1")
+	for _, n := range []string{"n1", "n2"} {
+		e.changeNode(t, n, func(n *corev1.Node) { n.Labels = map[string]string{"egress": "no"} })
+	}
+	e.exits(t, "out", "drop") // though n3 lives
+	e.says(t, "out", "", "NoGateway")
+	if err := e.api.Delete(t.Context(), &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "out"}}); err != nil {
+		t.Fatal(err)
+	}
+	e.exits(t, "out", "")
+}
+
+// failOver is within how long after its last sign of life a gateway must be replaced.
+func failOver() time.Duration { return 5 * time.Second }
+
+// With addresses of its own, nothing of a Subnet leaves before the gateway has them.
+func TestEgressAddressRows(t *testing.T) {
+	e := newEnv(t)
+	e.start(t)
+	e.node(t, "n1")
+	e.defaultSubnet(t)
+	e.changeNode(t, "n1", func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
+	a := &agents{e: e, live: map[string]context.CancelFunc{}, last: map[string]time.Time{}, has: map[string][]netip.Addr{}}
+	a.lives(t, "n1")
+	gateway := &v1alpha1.Egress{
+		Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}, Addresses: []string{"192.0.2.77"},
+	}
+	e.subnetWith(t, "first", []string{"10.20.0.0/16", "fd00:20::/64"})
+	e.egress(t, "first", gateway)
+	e.says(t, "first", "n1", "AddressMissing")
+	e.exits(t, "first", "drop")
+	a.mu.Lock()
+	a.has["n1"] = []netip.Addr{netip.MustParseAddr("192.0.2.77")}
+	a.mu.Unlock()
+	e.exits(t, "first", "n1")
+	e.says(t, "first", "n1", "GatewayActive")
+	e.subnetWith(t, "second", []string{"10.21.0.0/16"})
+	time.Sleep(time.Second) // the other is older then: times of creation have whole seconds
+	e.egress(t, "second", gateway)
+	e.says(t, "second", "", "EgressAddressTaken")
+	e.exits(t, "second", "drop")
+	e.egress(t, "first", nil)
+	e.exits(t, "first", "")
+	e.egress(t, "second", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
+	e.egress(t, "second", gateway)
+	e.exits(t, "second", "n1")
+	for name, bad := range map[string]*v1alpha1.Egress{
+		"no selector":              {Mode: v1alpha1.EgressGateway},
+		"a selector without a use": {Mode: v1alpha1.EgressNone, NodeSelector: gateway.NodeSelector},
+		"an address without a use": {Mode: v1alpha1.EgressNode, Addresses: []string{"192.0.2.77"}},
+		"no address":               {Mode: v1alpha1.EgressGateway, NodeSelector: gateway.NodeSelector, Addresses: []string{"192.0.2.0/24"}},
+		"two of a family":          {Mode: v1alpha1.EgressGateway, NodeSelector: gateway.NodeSelector, Addresses: []string{"192.0.2.7", "192.0.2.8"}},
+		"one of its pods":          {Mode: v1alpha1.EgressGateway, NodeSelector: gateway.NodeSelector, Addresses: []string{"10.21.0.9"}},
+		"a family that it has not": {Mode: v1alpha1.EgressGateway, NodeSelector: gateway.NodeSelector, Addresses: []string{"2001:db8::7"}},
+		"a mode that there is not": {Mode: "Nowhere"},
+	} {
+		s := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "bad"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.21.0.0/16"}, Egress: bad}}
+		if err := e.api.Create(t.Context(), s); !apierrors.IsInvalid(err) {
+			t.Errorf("%s: %v, want it invalid", name, err)
+		}
+	}
+}
+
+// An agent renews the Lease of its own node and no other.
+func TestEgressLeases(t *testing.T) {
+	e := newEnv(t)
+	e.start(t)
+	e.node(t, "n1")
+	for _, c := range []struct {
+		token, node string
+		denied      bool
+	}{{"n2", "n1", true}, {"", "n1", true}, {"n1", "n1", false}} {
+		_, writers, err := agent.API(e.as(c.token), c.node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error { // policies take a moment to come into force
+			err := writers.Renew(t.Context(), agent.Beat{Namespace: "godwit-system", UID: "u", Patience: v1alpha1.EgressPatience})
+			if apierrors.IsForbidden(err) != c.denied || !c.denied && err != nil {
+				return fmt.Errorf("an agent with a token of %q renews the Lease of %s: %v, want it denied: %v", c.token, c.node, err, c.denied) //nolint:errorlint // it may be nil
+			}
+			return nil
+		})
+	}
+}
+
+// subnetWith makes a Subnet that no namespace uses, and waits until it is in the network.
+func (e *env) subnetWith(t *testing.T, name string, cidrs []string) {
+	t.Helper()
+	s := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.SubnetSpec{CIDRs: cidrs}}
+	if err := e.api.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		err := e.api.Get(t.Context(), types.NamespacedName{Name: name}, s)
+		if err == nil && !s.InNetwork() {
+			err = fmt.Errorf("Subnet %s is not in the network: %+v", name, s.Status)
+		}
+		return err
+	})
+}
