@@ -201,6 +201,11 @@ func TestVMs(t *testing.T) {
 	tell(200*time.Second, v1alpha1.PortMigrating, "n3", 0, Moving)
 	tell(210*time.Second, v1alpha1.PortReserved, "", 0, NotHeld) // stopped while it moved
 
+	away := aPort("db", v1alpha1.PortAttached, "n4", "10.0.0.1", "fd00::1")
+	away.Status.EgressNode = "n1"
+	v.Set(away, t0)
+	want(t, "a VM that has moved", x.vms[a], VM{Node: "n4", Anchor: "n1"})
+
 	v.Set(aPort("new", v1alpha1.PortAttached, "n4", "10.0.0.1"), t0) // the address is another's now
 	v.Delete(types.NamespacedName{Namespace: "shop", Name: "db"})
 	want(t, "VMs", x.vms, map[netip.Addr]VM{a: {Node: "n4"}})

@@ -40,7 +40,7 @@ func (v *VMs) Set(p *v1alpha1.Port, now time.Time) (again time.Duration) {
 	if before == nil {
 		before = &vmPort{}
 	}
-	next := &vmPort{vm: VM{Node: p.Status.Node}}
+	next := &vmPort{vm: VM{Node: p.Status.Node, Anchor: p.Status.EgressNode}}
 	switch runs := p.Status.Phase == v1alpha1.PortAttached || p.Status.Phase == v1alpha1.PortBound; {
 	case p.Status.Phase == v1alpha1.PortMigrating:
 		next.vm.Hold = Moving
