@@ -57,7 +57,20 @@ type portKey struct {
 func (p *Port) key() portKey { return portKey{p.Name, p.Protocol} }
 
 // listing is what the EndpointSlices of a Service say.
-type listing map[portKey]map[netip.AddrPort]*listed
+type listing map[portKey]portListing
+
+// portListing is what they say of one port.
+type portListing map[netip.AddrPort]*listed
+
+// ready says whether an address is listed as ready, at whatever number.
+func (l portListing) ready(addr netip.Addr) bool {
+	for at, entry := range l {
+		if at.Addr() == addr && entry.state == ready {
+			return true
+		}
+	}
+	return false
+}
 
 // list reads EndpointSlices. An address may be in several: of a VM that moves both launchers are there. What cannot be read is left out; the API server admits none of it.
 func list(endpointSlices []*discoveryv1.EndpointSlice) listing {
@@ -72,7 +85,7 @@ func list(endpointSlices []*discoveryv1.EndpointSlice) listing {
 				continue
 			}
 			if out[key] == nil {
-				out[key] = map[netip.AddrPort]*listed{}
+				out[key] = portListing{}
 			}
 			for j := range es.Endpoints {
 				out.add(key, number, &es.Endpoints[j])

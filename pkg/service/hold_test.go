@@ -192,13 +192,13 @@ func TestVMs(t *testing.T) {
 	}
 	tell(0, v1alpha1.PortReserved, "", 0, NotHeld)
 	tell(0, v1alpha1.PortAttached, "n1", 0, NotHeld)
-	tell(0, v1alpha1.PortMigrating, "n1", 0, Moving)
+	tell(0, v1alpha1.PortMigrating, "n1", unreadyCheck, Moving)
 	tell(10*time.Second, v1alpha1.PortAttached, "n2", ArrivalGrace, Arriving)
 	tell(20*time.Second, v1alpha1.PortAttached, "n2", ArrivalGrace-10*time.Second, Arriving)
-	tell(30*time.Second, v1alpha1.PortMigrating, "n2", 0, Moving)
+	tell(30*time.Second, v1alpha1.PortMigrating, "n2", unreadyCheck, Moving)
 	tell(40*time.Second, v1alpha1.PortAttached, "n3", ArrivalGrace, Arriving)
 	tell(40*time.Second+ArrivalGrace, v1alpha1.PortAttached, "n3", 0, NotHeld)
-	tell(200*time.Second, v1alpha1.PortMigrating, "n3", 0, Moving)
+	tell(200*time.Second, v1alpha1.PortMigrating, "n3", unreadyCheck, Moving)
 	tell(210*time.Second, v1alpha1.PortReserved, "", 0, NotHeld) // stopped while it moved
 
 	away := aPort("db", v1alpha1.PortAttached, "n4", "10.0.0.1", "fd00::1")
@@ -214,6 +214,43 @@ func TestVMs(t *testing.T) {
 	v.Delete(types.NamespacedName{Namespace: "shop", Name: "new"})
 	v.Delete(types.NamespacedName{Namespace: "shop", Name: "never"})
 	want(t, "VMs", []int{len(x.vms), len(v.owners), len(v.ports)}, []int{0, 0, 0})
+}
+
+// TestHoldOfAStuckMigration: what is ready nowhere for minutes is not held any longer, and is again when it has been ready.
+func TestHoldOfAStuckMigration(t *testing.T) {
+	m := &move{t: t, x: New()}
+	v, now := NewVMs(m.x), time.Unix(1000, 0)
+	tell := func(after time.Duration, phase v1alpha1.PortPhase) {
+		now = now.Add(after)
+		v.Set(aPort("db", phase, "n1", "10.0.0.1"), now)
+		m.x.Take()
+	}
+	tell(0, v1alpha1.PortAttached)
+	m.lists("10.0.0.1 n1 ready")
+	m.has(both)
+	tell(0, v1alpha1.PortMigrating)
+	tell(time.Hour, v1alpha1.PortMigrating) // a long migration, and the VM is well
+	m.lists("10.0.0.1 n1 unready", "10.0.0.1 n2 unready")
+	m.has(both)
+	tell(unreadyCheck, v1alpha1.PortMigrating)
+	m.has(both)
+	tell(UnreadyBound-time.Second, v1alpha1.PortMigrating)
+	m.has(both)
+	tell(time.Second, v1alpha1.PortMigrating)
+	m.has()
+	tell(time.Minute, v1alpha1.PortMigrating) // and does not come back by itself
+	m.has()
+	m.lists("10.0.0.1 n1 ready")
+	m.has(both)
+	tell(unreadyCheck, v1alpha1.PortMigrating)
+	m.lists("10.0.0.1 n1 unready")
+	m.has(both)
+	tell(unreadyCheck, v1alpha1.PortMigrating)
+	m.has(both)
+	tell(UnreadyBound, v1alpha1.PortMigrating)
+	m.has()
+	tell(time.Second, v1alpha1.PortAttached) // given up: no grace
+	m.has()
 }
 
 func TestServiceMadeAgain(t *testing.T) {

@@ -251,6 +251,25 @@ func (x *Index) forget(key Key, e *entry) {
 	}
 }
 
+// holding says of a VM's addresses whether any was an endpoint at the last Take only because it is held, and whether any is listed as ready.
+func (x *Index) holding(addrs []netip.Addr) (held, ready bool) {
+	for _, addr := range addrs {
+		for key := range x.users[addr] {
+			e := x.entries[key]
+			if e.now == nil {
+				continue
+			}
+			for i := range e.now.Ports {
+				p := &e.now.Ports[i]
+				isReady := e.listing[p.key()].ready(addr)
+				ready = ready || isReady
+				held = held || !isReady && slices.ContainsFunc(p.Endpoints, func(end Endpoint) bool { return end.Addr.Addr() == addr && !end.Terminating })
+			}
+		}
+	}
+	return held, ready
+}
+
 func add(m map[netip.Addr]map[Key]struct{}, a netip.Addr, key Key) {
 	if m[a] == nil {
 		m[a] = map[Key]struct{}{}

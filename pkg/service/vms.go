@@ -12,6 +12,13 @@ import (
 // ArrivalGrace is for how long after a move an endpoint is held that is not ready yet where its VM arrived.
 const ArrivalGrace = 60 * time.Second
 
+// UnreadyBound is for how long at a stretch an endpoint is held of a VM that moves: a hand-over takes seconds, and a migration that is stuck may last for ever. It is
+// looked at every unreadyCheck.
+const (
+	UnreadyBound = 5 * time.Minute
+	unreadyCheck = 30 * time.Second
+)
+
 // VMs tells an Index what Ports say of VMs. It remembers which of them move, so as to know when they have: after a restart it takes a VM that does not move for one that
 // has not. It is not safe for concurrent use, like the Index.
 type VMs struct {
@@ -26,6 +33,9 @@ type vmPort struct {
 	vm    VM
 	// until is when the hold of a VM that has moved ends.
 	until time.Time
+	// moving: it moves. since is from when on it has been ready nowhere, zero if it is; given up is one that has been so for too long, until it is ready again.
+	moving, givenUp bool
+	since           time.Time
 }
 
 // NewVMs returns one that knows no Port.
@@ -43,8 +53,9 @@ func (v *VMs) Set(p *v1alpha1.Port, now time.Time) (again time.Duration) {
 	next := &vmPort{vm: VM{Node: p.Status.Node, Anchor: p.Status.EgressNode}}
 	switch runs := p.Status.Phase == v1alpha1.PortAttached || p.Status.Phase == v1alpha1.PortBound; {
 	case p.Status.Phase == v1alpha1.PortMigrating:
-		next.vm.Hold = Moving
-	case runs && before.vm.Hold == Moving:
+		v.move(before, next, now)
+		again = unreadyCheck
+	case runs && before.moving && !before.givenUp:
 		next.vm.Hold, next.until = Arriving, now.Add(ArrivalGrace)
 	case runs && before.vm.Hold == Arriving && now.Before(before.until):
 		next.vm.Hold, next.until = Arriving, before.until
@@ -66,6 +77,23 @@ func (v *VMs) Set(p *v1alpha1.Port, now time.Time) (again time.Duration) {
 		again = next.until.Sub(now)
 	}
 	return again
+}
+
+// move decides whether the endpoints of a VM that moves are still held.
+func (v *VMs) move(before, next *vmPort, now time.Time) {
+	next.moving, next.since, next.givenUp = true, before.since, before.givenUp
+	held, ready := v.index.holding(before.addrs)
+	switch {
+	case ready, !held && !next.givenUp:
+		next.since, next.givenUp = time.Time{}, false
+	case held && next.since.IsZero():
+		next.since = now
+	case held && now.Sub(next.since) >= UnreadyBound:
+		next.givenUp = true
+	}
+	if !next.givenUp {
+		next.vm.Hold = Moving
+	}
 }
 
 // Delete says that a Port is gone. Deleting the absent does nothing.
