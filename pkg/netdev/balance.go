@@ -257,7 +257,7 @@ func (b *Balancer) written(ctx context.Context, next map[Frontend]Balance) error
 	maps.Copy(b.have, next)
 	clear(b.dirty)
 	if len(sticky) > 0 {
-		if err := b.pruneAffinity(ctx, sticky); err != nil {
+		if err := b.tidyAffinity(ctx, sticky); err != nil {
 			return err
 		}
 	}

@@ -174,6 +174,32 @@ func (b *Balancer) removeLeftovers(ctx context.Context, tx *knftables.Transactio
 // pruneAttempts bounds how often affinities are looked through again because one of them has come to its own end meanwhile.
 const pruneAttempts = 3
 
+// maxPruned bounds the frontends whose affinities are looked through at once: each map is a run of nft. With more of them, as when an agent starts in a big cluster, all are
+// forgotten instead.
+const maxPruned = 500
+
+// tidyAffinity forgets at least which clients of some frontends got a backend that is none any more.
+func (b *Balancer) tidyAffinity(ctx context.Context, of map[Frontend]struct{}) error {
+	if len(of) <= maxPruned {
+		return b.pruneAffinity(ctx, of)
+	}
+	return b.flushAffinity(ctx, of)
+}
+
+func (b *Balancer) flushAffinity(ctx context.Context, of map[Frontend]struct{}) error {
+	tx := b.nft.NewTransaction()
+	for f := range of {
+		_, maps := f.ownObjects(b.have[f])
+		for _, m := range maps {
+			tx.Flush(&knftables.Map{Name: m})
+		}
+	}
+	if err := b.nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("forget all affinities: %w", err)
+	}
+	return nil
+}
+
 // pruneAffinity forgets which clients of some frontends got a backend that is none any more.
 func (b *Balancer) pruneAffinity(ctx context.Context, of map[Frontend]struct{}) (err error) {
 	for range pruneAttempts {

@@ -207,6 +207,9 @@ func TestBalanceAffinity(t *testing.T) {
 	}
 	same(w.node, "["+clusterIP6+"]:80", 10)
 	same(w.outside, nodeIP+":30080", 10)
+	if left := affinities(t, w, tcp("0.0.0.0", 30080)); left != 1 {
+		t.Errorf("%d clients of the node port are remembered, want 1", left)
+	}
 	first := netip.MustParseAddrPort(same(w.node, clusterIP+":80", 10))
 	others := slices.DeleteFunc(slices.Clone(four), func(a netip.AddrPort) bool { return a == first })
 	w.table.Set(tcp(clusterIP, 80), sticky(append(slices.Clone(others[2:]), first), time.Hour))
@@ -236,6 +239,12 @@ func TestBalanceAffinity(t *testing.T) {
 	}
 	if len(got) < 4 {
 		t.Errorf("without affinity 40 connections led to %v", got)
+	}
+	w.in(w.node, func() error {
+		return w.table.flushAffinity(t.Context(), map[Frontend]struct{}{tcp("0.0.0.0", 30080): {}})
+	})
+	if left := affinities(t, w, tcp("0.0.0.0", 30080)); left != 0 {
+		t.Errorf("%d clients of the node port are remembered after all were forgotten", left)
 	}
 	short := same(w.node, clusterIP+":81", 5)
 	for range 4 { // every connection counts anew
