@@ -35,7 +35,7 @@ type balancer interface {
 	Set(f netdev.Frontend, to netdev.Balance)
 	Delete(f netdev.Frontend)
 	Doubt()
-	Write(ctx context.Context) error
+	Write(ctx context.Context) (wrote bool, err error)
 }
 
 var _ balancer = (*netdev.Balancer)(nil)
@@ -255,12 +255,15 @@ func (s *services) write(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
 	defer cancel()
 	start := time.Now()
-	if err := s.table.Write(ctx); err != nil {
+	wrote, err := s.table.Write(ctx)
+	if err != nil {
 		s.healthy.Store(false)
 		s.metrics.failures.Inc()
 		return err
 	}
-	s.metrics.seconds.Observe(time.Since(start).Seconds())
+	if wrote {
+		s.metrics.seconds.Observe(time.Since(start).Seconds())
+	}
 	if !s.healthy.Swap(true) {
 		s.log.Info("Services are served on this node", "services", len(s.placed), "frontends", len(s.owners), "took", time.Since(start).Round(time.Millisecond))
 	}

@@ -46,20 +46,21 @@ func (b *fakeBalancer) Set(f netdev.Frontend, to netdev.Balance) { b.pending[f] 
 func (b *fakeBalancer) Delete(f netdev.Frontend)                 { b.pending[f] = nil }
 func (b *fakeBalancer) Doubt()                                   { b.mu.Lock(); b.doubted++; b.mu.Unlock() }
 
-func (b *fakeBalancer) Write(context.Context) error {
+func (b *fakeBalancer) Write(context.Context) (wrote bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.writes++
 	if b.fail != nil {
-		return b.fail
+		return true, b.fail
 	}
+	wrote = len(b.pending) > 0
 	for f, to := range b.pending {
 		if delete(b.written, f); to != nil {
 			b.written[f] = *to
 		}
 	}
 	clear(b.pending)
-	return nil
+	return wrote, nil
 }
 
 // backends are those of a frontend; "none" if it is not there.

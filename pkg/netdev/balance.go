@@ -131,12 +131,12 @@ func (b *Balancer) Delete(f Frontend) {
 // Len is how many Frontends there are.
 func (b *Balancer) Len() int { return len(b.want) }
 
-// Write writes what has changed since the last one, in one transaction, or the whole table. Connections that are established stay as they are, but for those of UDP whose
+// Write writes what has changed since the last one, in one transaction, or the whole table; wrote says whether there was anything. Connections that are established stay as they are, but for those of UDP whose
 // backend is none any more. After an error the next one writes the whole table.
-func (b *Balancer) Write(ctx context.Context) error {
+func (b *Balancer) Write(ctx context.Context) (wrote bool, _ error) {
 	doubted, whole := b.doubted.Swap(false), b.lost.Swap(false)
 	if !doubted && !whole && len(b.dirty) == 0 {
-		return nil
+		return false, nil
 	}
 	err := b.host.do(func() (err error) {
 		if b.nft == nil {
@@ -158,9 +158,9 @@ func (b *Balancer) Write(ctx context.Context) error {
 	})
 	if err != nil {
 		b.Forget()
-		return fmt.Errorf("write nftables table inet %s: %w", balanceTable, err)
+		return true, fmt.Errorf("write nftables table inet %s: %w", balanceTable, err)
 	}
-	return nil
+	return true, nil
 }
 
 // gone says whether the table is not there.

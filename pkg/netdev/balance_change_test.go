@@ -112,7 +112,7 @@ func TestBalanceAfterFlush(t *testing.T) {
 	}
 	w.in(w.node, func() error { return exec.Command("nft", "flush", "map", "inet", balanceTable, "picks-vips4").Run() })
 	w.table.Set(tcp(clusterIP, 80), all(four[:1]...))
-	if err := w.table.Write(t.Context()); err == nil {
+	if _, err := w.table.Write(t.Context()); err == nil {
 		t.Error("a change of what is not there any more succeeded")
 	}
 	w.write()
@@ -206,14 +206,17 @@ func TestBalanceThousandBackends(t *testing.T) {
 	w.table.Set(tcp(clusterIP, 80), all(backends...))
 	w.write()
 	c := w.count()
-	for name, change := range map[string][]netip.AddrPort{
-		"one less": slices.Delete(slices.Clone(backends), 500, 501), "one more": backends, "another": append(slices.Clone(backends[1:]), netip.MustParseAddrPort("10.244.99.1:8080")),
+	for _, change := range []struct {
+		name string
+		to   []netip.AddrPort
+	}{
+		{"one less", slices.Delete(slices.Clone(backends), 500, 501)}, {"one more", backends}, {"another", append(slices.Clone(backends[1:]), netip.MustParseAddrPort("10.244.99.1:8080"))},
 	} {
 		c.operations = 0
-		w.table.Set(tcp(clusterIP, 80), all(change...))
+		w.table.Set(tcp(clusterIP, 80), all(change.to...))
 		w.write()
 		if c.operations > 10 {
-			t.Errorf("%s: %d operations", name, c.operations)
+			t.Errorf("%s: %d operations", change.name, c.operations)
 		}
 	}
 	w.table.Set(tcp(clusterIP, 80), all(backends...))
@@ -275,7 +278,7 @@ func TestBalanceChangesAddUp(t *testing.T) {
 			if b.Set(f, to); random.IntN(5) == 0 {
 				b.Delete(f)
 			}
-			if err := b.Write(t.Context()); err != nil {
+			if _, err := b.Write(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}

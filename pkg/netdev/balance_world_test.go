@@ -229,7 +229,7 @@ func hear(conn net.Conn, network string) (answer, error) {
 
 func (w *world) write() {
 	w.t.Helper()
-	if err := w.table.Write(w.t.Context()); err != nil {
+	if _, err := w.table.Write(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
 }
