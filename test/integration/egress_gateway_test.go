@@ -61,7 +61,7 @@ func (a *agents) lives(t *testing.T, node string) {
 			if err == nil {
 				a.last[node] = time.Now()
 			} else if ctx.Err() == nil {
-				fmt.Fprintln(t.Output(), "Lease of", node, err)
+				_, _ = fmt.Fprintln(t.Output(), "Lease of", node, err)
 			}
 			a.mu.Unlock()
 			select {
@@ -216,8 +216,8 @@ func TestEgressGatewayRows(t *testing.T) {
 	e.exits(t, "out", "n1")
 	e.changeNode(t, "n2", func(n *corev1.Node) { n.Spec.Unschedulable = false })
 
-	t.Run("another leader", func(t *testing.T) { e.stop() })
-	e.start(t)
+	e.stop()
+	e.start(t) // another leader
 	time.Sleep(v1alpha1.EgressPatience)
 	e.exits(t, "out", "n1")
 	a.dies("n2")
