@@ -3,32 +3,43 @@
 //	tool rarp LINK              announces the link's MAC address, as QEMU does after a migration
 //	tool sctp serve ADDR:PORT   says what it is told, and who told it
 //	tool sctp ask ADDR:PORT N   tells N messages, each once the answer to the last has come; without end if N is 0, and slowly
+//	tool serve PORT…            answers TCP, UDP and SCTP
+//	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within a second, and prints a line for each
+//	tool insist URL…            the same one after the other, without end
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
+	"syscall"
 
 	"github.com/godwit-cni/godwit/pkg/frame"
 )
 
-var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | conntrack ZONE")
+var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve PORT… | probe URL… | insist URL… | conntrack ZONE")
 
-func main() {
-	if err := run(os.Args[1:]); err != nil {
+func main() { os.Exit(run()) } //nolint:forbidigo // main
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) //nolint:forbidigo // main
+	defer stop()
+	if err := do(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "tool:", err)
-		os.Exit(1) //nolint:forbidigo // main
+		return 1
 	}
+	return 0
 }
 
-func run(args []string) error {
+func do(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "rarp":
 		link, err := net.InterfaceByName(args[1])
@@ -43,7 +54,7 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		return serve(at)
+		return serveSCTP(at)
 	case len(args) == 4 && slices.Equal(args[:2], []string{"sctp", "ask"}):
 		to, perr := netip.ParseAddrPort(args[2])
 		n, err := strconv.Atoi(args[3])
@@ -51,6 +62,12 @@ func run(args []string) error {
 			return err
 		}
 		return ask(to, n)
+	case len(args) > 1 && args[0] == "serve":
+		return serveAll(ctx, args[1:])
+	case len(args) > 1 && args[0] == "probe":
+		return probe(ctx, args[1:])
+	case len(args) > 1 && args[0] == "insist":
+		return insist(ctx, args[1:])
 	}
 	return errUsage
 }

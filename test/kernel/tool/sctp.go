@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,16 +29,20 @@ func socket(a netip.AddrPort) (fd int, to unix.Sockaddr, err error) {
 	return fd, to, nil
 }
 
-// holdEvery is between two messages of an association that is held.
-const holdEvery = 200 * time.Millisecond
+const (
+	// holdEvery is between two messages of an association that is held.
+	holdEvery = 200 * time.Millisecond
+	// answerWithin bounds each step of who asks: no answer is an error, not a wait for ever.
+	answerWithin = 20 * time.Second
+)
 
-// serve answers one association after another, for ever.
-func serve(at netip.AddrPort) error {
+// serveSCTP answers every message with who sent it and what it says, for ever.
+func serveSCTP(at netip.AddrPort) error {
 	fd, addr, err := socket(at)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(unix.Bind(fd, addr), unix.Listen(fd, 8)); err != nil {
+	if err := errors.Join(unix.Bind(fd, addr), unix.Listen(fd, 64)); err != nil {
 		return fmt.Errorf("listen on %s: %w", at, err)
 	}
 	fmt.Println("listening")
@@ -45,14 +51,16 @@ func serve(at netip.AddrPort) error {
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
-		f := os.NewFile(uintptr(conn), "association")
-		for lines := bufio.NewScanner(f); lines.Scan(); {
-			if _, err := fmt.Fprintf(f, "%s from %s\n", lines.Text(), name(peer)); err != nil {
-				break // the peer has gone
-			}
-		}
-		if err := f.Close(); err != nil {
-			return err
+		go answer(os.NewFile(uintptr(conn), "association"), name(peer))
+	}
+}
+
+// answer serves one association, until the peer has gone.
+func answer(f *os.File, peer netip.Addr) {
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if _, err := fmt.Fprintf(f, "%s from %s\n", lines.Text(), peer); err != nil {
+			return
 		}
 	}
 }
@@ -62,26 +70,58 @@ func name(a unix.Sockaddr) netip.Addr {
 	case *unix.SockaddrInet4:
 		return netip.AddrFrom4(a.Addr)
 	case *unix.SockaddrInet6:
-		return netip.AddrFrom16(a.Addr)
+		return netip.AddrFrom16(a.Addr).Unmap()
 	}
 	return netip.Addr{}
 }
 
-func ask(to netip.AddrPort, n int) error {
+// associate opens an association, of which each step may take within.
+func associate(to netip.AddrPort, within time.Duration) (*os.File, error) {
 	fd, addr, err := socket(to)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "association")
+	limit := unix.NsecToTimeval(within.Nanoseconds())
+	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("set the socket's timeouts: %w", err), f.Close())
+	}
+	if err := unix.Connect(fd, addr); err != nil {
+		return nil, errors.Join(fmt.Errorf("connect to %s: %w", to, err), f.Close())
+	}
+	return f, nil
+}
+
+// askOnce sends one line and returns the answer; it opens and ends an association.
+func askOnce(ctx context.Context, to string) (string, error) {
+	at, err := netip.ParseAddrPort(to)
+	if err != nil {
+		return "", err
+	}
+	within := answerWithin
+	if deadline, ok := ctx.Deadline(); ok {
+		within = max(time.Until(deadline), time.Millisecond)
+	}
+	f, err := associate(at, within)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := fmt.Fprintln(f, "probe"); err != nil {
+		return "", fmt.Errorf("send: %w", err)
+	}
+	line, err := bufio.NewReader(f).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+// ask sends n messages, each once the answer to the last has come; without end if n is 0, and slowly.
+func ask(to netip.AddrPort, n int) error {
+	f, err := associate(to, answerWithin)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), "association")
 	defer func() { _ = f.Close() }()
-	// No answer is an error, not a wait for ever.
-	limit := unix.Timeval{Sec: 20}
-	if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)); err != nil {
-		return fmt.Errorf("set the socket's timeouts: %w", err)
-	}
-	if err := unix.Connect(fd, addr); err != nil {
-		return fmt.Errorf("connect to %s: %w", to, err)
-	}
 	answers := bufio.NewReader(f)
 	for i := 0; n == 0 || i < n; i++ {
 		if _, err := fmt.Fprintf(f, "message %d\n", i); err != nil {
