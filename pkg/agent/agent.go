@@ -122,15 +122,11 @@ func (a *Agent) tableDeleted() {
 	}
 }
 
-// runServices serves Services, or removes what an agent that did has left.
-func (a *Agent) runServices(ctx context.Context) error {
-	if a.services != nil {
-		return a.services.run(ctx)
-	}
+// removeServices removes what an agent that served Services has left.
+func (a *Agent) removeServices(ctx context.Context) {
 	if err := a.host.RemoveBalancer(ctx); err != nil {
 		a.log.Warn("what an earlier agent left for Services is still there, and comes before what serves them now: nft delete table inet godwit-services", "error", err)
 	}
-	return nil
 }
 
 // Run runs the agent until ctx ends or a part of it cannot go on. Pods keep their network either way.
@@ -158,7 +154,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.observer.migrations.run(ctx); return nil })
 	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
 	g.Go(func() error { return a.runNode(ctx, db) })
-	g.Go(func() error { return a.runServices(ctx) }) // it needs no Open vSwitch: the API server's Service may be the way to it
+	g.Go(func() error { // without waiting for Open vSwitch: processes of the node have use for the API server's Service before
+		if a.services == nil {
+			a.removeServices(ctx)
+			return nil
+		}
+		return a.services.run(ctx)
+	})
 	err = g.Wait()
 	a.log.Info("stopped; pods keep their network", "error", err)
 	return err
