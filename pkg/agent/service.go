@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -293,18 +290,6 @@ func addrsOf(ips []netip.Prefix) []netip.Addr {
 	out := make([]netip.Addr, len(ips))
 	for i, ip := range ips {
 		out[i] = ip.Addr()
-	}
-	return out
-}
-
-// targets are the health checks' ports. Of two Services that ask for one the first has it, by name; the API server gives each out once.
-func (s *services) targets() map[uint16]healthTarget {
-	out := map[uint16]healthTarget{}
-	for _, key := range slices.SortedFunc(maps.Keys(s.checked), func(a, b service.Key) int { return strings.Compare(a.String(), b.String()) }) {
-		svc, ok := s.index.Service(key)
-		if _, taken := out[svc.HealthCheckPort]; ok && !taken {
-			out[svc.HealthCheckPort] = healthTarget{key: key, local: svc.LocalEndpoints(s.node)}
-		}
 	}
 	return out
 }

@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -155,4 +158,16 @@ func listenOn(do func(func() error) error) listener {
 		}
 		return l, nil
 	}
+}
+
+// targets are the health checks' ports. Of two Services that ask for one the first has it, by name; the API server gives each out once.
+func (s *services) targets() map[uint16]healthTarget {
+	out := map[uint16]healthTarget{}
+	for _, key := range slices.SortedFunc(maps.Keys(s.checked), func(a, b service.Key) int { return strings.Compare(a.String(), b.String()) }) {
+		svc, ok := s.index.Service(key)
+		if _, taken := out[svc.HealthCheckPort]; ok && !taken {
+			out[svc.HealthCheckPort] = healthTarget{key: key, local: svc.LocalEndpoints(s.node)}
+		}
+	}
+	return out
 }

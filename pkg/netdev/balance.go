@@ -71,13 +71,13 @@ type Passage struct {
 	Clients []netip.Addr
 }
 
-// Balancer keeps the nftables table inet godwit-services, which sends connections to Frontends to their backends. It has one user at a time, but for Forget.
+// Balancer keeps the nftables table inet godwit-services, which sends connections to Frontends to their backends. It has one user at a time, but for Doubt.
 //
 // A change of one backend is a change of a few elements of maps: a frontend with N backends leads to a chain that picks one of N, which all frontends of the size share, and the
 // number that it draws is part of the key by which it finds the backend.
 type Balancer struct {
 	host Host
-	// run writes a transaction, list lists the elements of a map; tests have others.
+	// open opens nftables at the first Write; tests have another.
 	open func() (knftables.Interface, error)
 	nft  knftables.Interface
 
@@ -98,12 +98,12 @@ func (h Host) NewBalancer() *Balancer {
 	b := &Balancer{host: h, want: map[Frontend]Balance{}, dirty: map[Frontend]struct{}{}, open: func() (knftables.Interface, error) {
 		return knftables.New(knftables.InetFamily, balanceTable)
 	}}
-	b.Forget()
+	b.forget()
 	return b
 }
 
-// Forget makes the next Write replace the whole table: somebody may have changed it. It may be called at any time.
-func (b *Balancer) Forget() { b.lost.Store(true) }
+// forget makes the next Write replace the whole table.
+func (b *Balancer) forget() { b.lost.Store(true) }
 
 // Doubt makes the next Write look whether the table is still there: somebody has deleted one. It may be called at any time.
 func (b *Balancer) Doubt() { b.doubted.Store(true) }
@@ -112,7 +112,7 @@ func (b *Balancer) Doubt() { b.doubted.Store(true) }
 func (b *Balancer) SetPassage(p Passage) {
 	if p.Gateway != b.passage.Gateway || !slices.Equal(p.Own, b.passage.Own) || !slices.Equal(p.Clients, b.passage.Clients) {
 		b.passage = p
-		b.Forget()
+		b.forget()
 	}
 }
 
@@ -127,9 +127,6 @@ func (b *Balancer) Delete(f Frontend) {
 	delete(b.want, f)
 	b.dirty[f] = struct{}{}
 }
-
-// Len is how many Frontends there are.
-func (b *Balancer) Len() int { return len(b.want) }
 
 // Write writes what has changed since the last one, in one transaction, or the whole table; wrote says whether there was anything. Connections that are established stay as they are, but for those of UDP whose
 // backend is none any more. After an error the next one writes the whole table.
@@ -157,7 +154,7 @@ func (b *Balancer) Write(ctx context.Context) (wrote bool, _ error) {
 		return err
 	})
 	if err != nil {
-		b.Forget()
+		b.forget()
 		return true, fmt.Errorf("write nftables table inet %s: %w", balanceTable, err)
 	}
 	return true, nil
@@ -275,41 +272,6 @@ func (b Balance) backends() []netip.AddrPort {
 	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
-}
-
-// arranged is after with its backends in the order in which before has them, so that few of them get another number.
-func arranged(before, after Balance) Balance {
-	after.All.Backends = arrange(before.All.Backends, after.All.Backends)
-	if after.Outside != nil {
-		outside := *after.Outside
-		if before.Outside != nil {
-			outside.Backends = arrange(before.Outside.Backends, outside.Backends)
-		}
-		after.Outside = &outside
-	}
-	return after
-}
-
-// arrange returns want, each that is in have at its place there, as long as that is not beyond the end.
-func arrange(have, want []netip.AddrPort) []netip.AddrPort {
-	left := make(map[netip.AddrPort]struct{}, len(want))
-	for _, w := range want {
-		left[w] = struct{}{}
-	}
-	out := make([]netip.AddrPort, len(left))
-	for i, h := range have {
-		if _, ok := left[h]; ok && i < len(out) {
-			out[i] = h
-			delete(left, h)
-		}
-	}
-	rest := slices.SortedFunc(maps.Keys(left), netip.AddrPort.Compare)
-	for i := range out {
-		if !out[i].IsValid() {
-			out[i], rest = rest[0], rest[1:]
-		}
-	}
-	return out
 }
 
 // RemoveBalancer removes what a Balancer has written. Removing the absent succeeds.

@@ -76,7 +76,7 @@ func TestBalanceKeepsConnections(t *testing.T) {
 		}
 		w.write()
 		echo("when its backend is gone")
-		w.table.Forget()
+		w.table.forget()
 		w.write()
 		echo("when the table is replaced")
 		for _, f := range []Frontend{tcp(clusterIP, 80), tcp("0.0.0.0", 30080)} {

@@ -1,7 +1,9 @@
 package netdev
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -148,4 +150,39 @@ func (e *edits) write(tx *knftables.Transaction) {
 	for _, o := range e.add {
 		tx.Add(o)
 	}
+}
+
+// arranged is after with its backends in the order in which before has them, so that few of them get another number.
+func arranged(before, after Balance) Balance {
+	after.All.Backends = arrange(before.All.Backends, after.All.Backends)
+	if after.Outside != nil {
+		outside := *after.Outside
+		if before.Outside != nil {
+			outside.Backends = arrange(before.Outside.Backends, outside.Backends)
+		}
+		after.Outside = &outside
+	}
+	return after
+}
+
+// arrange returns want, each that is in have at its place there, as long as that is not beyond the end.
+func arrange(have, want []netip.AddrPort) []netip.AddrPort {
+	left := make(map[netip.AddrPort]struct{}, len(want))
+	for _, w := range want {
+		left[w] = struct{}{}
+	}
+	out := make([]netip.AddrPort, len(left))
+	for i, h := range have {
+		if _, ok := left[h]; ok && i < len(out) {
+			out[i] = h
+			delete(left, h)
+		}
+	}
+	rest := slices.SortedFunc(maps.Keys(left), netip.AddrPort.Compare)
+	for i := range out {
+		if !out[i].IsValid() {
+			out[i], rest = rest[0], rest[1:]
+		}
+	}
+	return out
 }

@@ -217,7 +217,7 @@ func TestBalanceAffinity(t *testing.T) {
 	if got := same(w.node, clusterIP+":80", 10); got != first.String() {
 		t.Errorf("after others are gone it leads to %s, want %s as before", got, first)
 	}
-	w.table.Forget() // as an agent that starts again
+	w.table.forget() // as an agent that starts again
 	w.write()
 	if got := same(w.node, clusterIP+":80", 10); got != first.String() {
 		t.Errorf("after the table is replaced it leads to %s, want %s as before", got, first)
