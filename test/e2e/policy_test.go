@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/test/lab"
@@ -38,34 +39,51 @@ type policyWorld struct {
 type worldPod struct {
 	oracle.Pod
 	ips []netip.Addr
+	// vm is nil if it is a pod.
+	vm *machine
 }
 
-func newPolicyWorld(t *testing.T) *policyWorld {
+// newPolicyWorld makes it; the pod of that name, "x/a", is a VM, none if it is empty.
+func newPolicyWorld(t *testing.T, vm string) *policyWorld {
 	t.Helper()
 	w := &policyWorld{namespaces: map[string]string{}, nodes: cluster.NodeNames(), cluster: oracle.Cluster{Namespaces: map[string]map[string]string{}}}
+	var replaced *corev1.Pod
 	for i, letter := range []string{"x", "y", "z"} {
 		labels := map[string]string{"ns": letter, "team": []string{"red", "blue"}[i%2]}
 		ns := namespace(t, labels)
 		w.namespaces[letter] = ns
 		w.cluster.Namespaces[ns] = labels
 		for j, name := range []string{"a", "b", "c"} {
-			create(t, policyPod(ns, name, w.nodes[(i+j)%len(w.nodes)], int32(7+8074*(j%2))))
+			p := policyPod(ns, name, w.nodes[(i+j)%len(w.nodes)], int32(7+8074*(j%2)))
+			if letter+"/"+name == vm {
+				replaced = p
+				continue
+			}
+			create(t, p)
 		}
+	}
+	if replaced != nil {
+		w.pods = append(w.pods, policyVMOf(t, replaced)) // while the pods come
 	}
 	for _, ns := range w.namespaces {
 		until(t, &corev1.PodList{}, ns, func(p *corev1.Pod) bool {
 			known := slices.ContainsFunc(w.pods, func(q worldPod) bool { return q.Namespace == p.Namespace && q.Name == p.Name })
-			if isReady(p) && !known {
-				q := worldPod{Pod: oracle.Pod{Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Node: p.Spec.NodeName}, ips: end(p).IPs}
-				for i := range p.Spec.Containers {
-					q.Ports = append(q.Ports, p.Spec.Containers[i].Ports...)
-				}
-				w.pods = append(w.pods, q)
+			if isReady(p) && !known && p.Labels[kubevirtv1.AppLabel] == "" {
+				w.pods = append(w.pods, worldPod{Pod: inOracle(p), ips: end(p).IPs})
 			}
-			return len(w.pods)%3 == 0 && slices.ContainsFunc(w.pods, func(q worldPod) bool { return q.Namespace == ns && len(w.of(ns)) == 3 })
+			return len(w.of(ns)) == 3
 		})
 	}
 	return w
+}
+
+// inOracle is a pod as the oracle has it.
+func inOracle(p *corev1.Pod) oracle.Pod {
+	q := oracle.Pod{Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Node: p.Spec.NodeName}
+	for i := range p.Spec.Containers {
+		q.Ports = append(q.Ports, p.Spec.Containers[i].Ports...)
+	}
+	return q
 }
 
 func (w *policyWorld) of(ns string) []worldPod {
@@ -125,6 +143,15 @@ func (w *policyWorld) questions(from oracle.End, name string, source func(netip.
 	return out
 }
 
+// ofPod are the questions of a pod, ofNode those of a node.
+func (w *policyWorld) ofPod(p *worldPod) []question {
+	return w.questions(oracle.End{Pod: &p.Pod}, p.Namespace+"/"+p.Name, func(to netip.Addr) netip.Addr { return sameFamily(p.ips, to) })
+}
+
+func (w *policyWorld) ofNode(node string) []question {
+	return w.questions(oracle.End{Node: node}, node, func(to netip.Addr) netip.Addr { return sameFamily(cluster.NodeIPs(node), to) })
+}
+
 // sameFamily picks the address of a's family.
 func sameFamily(addrs []netip.Addr, a netip.Addr) netip.Addr {
 	i := slices.IndexFunc(addrs, func(b netip.Addr) bool { return a.Is4() == b.Is4() })
@@ -164,14 +191,15 @@ func (w *policyWorld) differences(ctx context.Context) (asked int, wrong []strin
 	}
 	for i := range w.pods {
 		p := &w.pods[i]
-		questions := w.questions(oracle.End{Pod: &p.Pod}, p.Namespace+"/"+p.Name, func(to netip.Addr) netip.Addr { return sameFamily(p.ips, to) })
-		check(questions, func(ctx context.Context, targets ...string) (string, error) {
+		check(w.ofPod(p), func(ctx context.Context, targets ...string) (string, error) {
+			if p.vm != nil {
+				return p.askInGuest(ctx, targets)
+			}
 			return inPod(ctx, p.Namespace, p.Name, append([]string{"/bin/probe", "-timeout", "1s"}, targets...)...)
 		})
 	}
 	for _, node := range w.nodes {
-		questions := w.questions(oracle.End{Node: node}, node, func(to netip.Addr) netip.Addr { return sameFamily(cluster.NodeIPs(node), to) })
-		check(questions, func(ctx context.Context, targets ...string) (string, error) {
+		check(w.ofNode(node), func(ctx context.Context, targets ...string) (string, error) {
 			return cluster.Exec(ctx, node, append([]string{"/proc/1/exe", "probe", "--timeout", "1s"}, targets...)...)
 		})
 	}
@@ -180,8 +208,8 @@ func (w *policyWorld) differences(ctx context.Context) (asked int, wrong []strin
 	return asked, wrong, err
 }
 
-// play makes a case's policies, waits until everything is as the oracle says, and takes them away again.
-func (w *policyWorld) play(t *testing.T, c policyCase) {
+// play makes a case's policies, waits until everything is as the oracle says, does what is to be done under them, and takes them away again.
+func (w *policyWorld) play(t *testing.T, c policyCase, then func()) {
 	t.Helper()
 	w.cluster.Policies = c.make(w.namespaces)
 	for _, np := range w.cluster.Policies {
@@ -198,6 +226,7 @@ func (w *policyWorld) play(t *testing.T, c policyCase) {
 		w.cluster.Policies = nil
 	}()
 	w.settle(t)
+	then()
 }
 
 // settle waits until everything is as the oracle says.
@@ -222,22 +251,28 @@ func (w *policyWorld) settle(t *testing.T) {
 // Every field of NetworkPolicy, on every pair of pods, protocol, port and family, from the nodes, and to the outside: as an evaluator of the specification says it, which
 // knows nothing of the product.
 func TestPolicyTable(t *testing.T) {
-	w := newPolicyWorld(t)
-	all := os.Getenv("POLICIES") == "all"
+	w := newPolicyWorld(t, "")
 	w.settle(t) // without any policy everything answers, or the table means nothing
+	casesToPlay(t, fewPolicies, func(t *testing.T, c policyCase) { w.play(t, c, func() {}) })
+	w.settle(t) // nothing is left of them
+	consistent(t)
+}
+
+// casesToPlay plays the few, or with POLICIES=all every one.
+func casesToPlay(t *testing.T, few []string, play func(*testing.T, policyCase)) {
+	t.Helper()
+	all := os.Getenv("POLICIES") == "all"
 	played := 0
 	for _, c := range policyCases() {
-		if !all && !slices.Contains(fewPolicies, c.name) {
+		if !all && !slices.Contains(few, c.name) {
 			continue
 		}
 		played++
-		t.Run(c.name, func(t *testing.T) { w.play(t, c) })
+		t.Run(c.name, func(t *testing.T) { play(t, c) })
 	}
-	if !all && played != len(fewPolicies) {
-		t.Errorf("%d cases were played, want %d: a name has changed", played, len(fewPolicies))
+	if !all && played != len(few) {
+		t.Errorf("%d cases were played, want %d: a name has changed", played, len(few))
 	}
-	w.settle(t) // nothing is left of them
-	consistent(t)
 }
 
 // policyCase is one or several policies that hold at the same time.

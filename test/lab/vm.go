@@ -59,6 +59,8 @@ type VMOptions struct {
 	Binding guest.Binding
 	// MAC is the guest's; empty lets the network choose.
 	MAC string
+	// Ports are the named ports of its interface.
+	Ports []kubevirtv1.Port
 	// Node is where it is to start, and run again after it has stopped; it can be migrated from there to other nodes. Empty for anywhere.
 	Node string
 	// Hostname is the guest's; empty is the VM's name.
@@ -112,7 +114,7 @@ func (o VMOptions) instance() *kubevirtv1.VirtualMachineInstance {
 	} else {
 		metav1.SetMetaDataAnnotation(&vmi.ObjectMeta, kubevirtv1.AllowPodBridgeNetworkLiveMigrationAnnotation, "true")
 	}
-	nic.MacAddress = o.MAC
+	nic.MacAddress, nic.Ports = o.MAC, o.Ports
 	memory := resource.NewQuantity(int64(cmp.Or(o.MemoryMiB, guest.DefaultMemoryMiB))<<20, resource.BinarySI)
 	vmi.Spec.Domain.Memory = &kubevirtv1.Memory{Guest: memory}
 	vmi.Spec.Domain.Devices.Interfaces = []kubevirtv1.Interface{*nic}

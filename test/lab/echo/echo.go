@@ -1,4 +1,4 @@
-// Package echo answers clients with the address that it sees them under, over TCP, UDP and HTTP, and asks many such servers at once.
+// Package echo answers clients with the address that it sees them under, over TCP, UDP and HTTP, and asks many such servers at once, or over and over.
 package echo
 
 import (
@@ -21,6 +21,8 @@ const idleTimeout = 5 * time.Minute
 // Config are the addresses to serve on, "host:port" or ":port"; an empty one is not served.
 type Config struct {
 	TCP, UDP, HTTP string
+	// Desk is where others may let this process ask questions: see NewDesk.
+	Desk string
 	// Name is the server's name, part of its HTTP answers.
 	Name string
 }
@@ -52,6 +54,13 @@ func Serve(ctx context.Context, c Config) error {
 			return fmt.Errorf("serve HTTP: %w", err)
 		}
 		g.Go(func() error { return serveHTTP(ctx, l, c.Name) })
+	}
+	if c.Desk != "" {
+		l, err := lc.Listen(ctx, "tcp", c.Desk)
+		if err != nil {
+			return fmt.Errorf("serve questions: %w", err)
+		}
+		g.Go(func() error { return serveDesk(ctx, l) })
 	}
 	return g.Wait()
 }

@@ -27,7 +27,7 @@ for link in /sys/class/net/eth*; do
 	dhcp6 "$nic" &
 done
 
-traffic serve &
+traffic serve -second 8081 -desk 8008 &
 
 # The power button, by ACPI.
 acpid -d -f >/dev/null 2>&1 &

@@ -1,6 +1,7 @@
 // Command traffic is in the lab's guests and its busybox image.
 //
 //	traffic serve [-echo 7 -sink 9 -source 19 -probe 7 -control 8007]     answers runs, and makes runs for its control port
+//	              [-second PORT] [-desk PORT]                              echoes on another port too, TCP and UDP, and asks questions for others: see package echo
 //	traffic run [-for 10s] SPEC                                            one run, its result on standard output; SPEC is JSON, a file with @ before it, or - for standard input
 //
 // See package traffic for specs and results.
@@ -20,6 +21,9 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-cni/godwit/test/lab/echo"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
@@ -52,6 +56,7 @@ func serve(ctx context.Context, args []string) error {
 	for name, port := range map[string]uint{"echo": 7, "sink": 9, "source": 19, "probe": 7, "control": traffic.ControlPort} {
 		ports[name] = flags.Uint(name, port, "port of "+name)
 	}
+	second, desk := flags.Uint("second", 0, "another echo port; 0 for none"), flags.Uint("desk", 0, "port of the desk; 0 for none")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -66,7 +71,20 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return s.Serve(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.Serve(ctx) })
+	g.Go(func() error {
+		return echo.Serve(ctx, echo.Config{TCP: address(*second), UDP: address(*second), Desk: address(*desk)})
+	})
+	return g.Wait()
+}
+
+// address is a port on all addresses; empty for none.
+func address(port uint) string {
+	if port == 0 {
+		return ""
+	}
+	return fmt.Sprintf(":%d", port)
 }
 
 // runSpec ends at the spec's length, or when it is interrupted: both print a result.
