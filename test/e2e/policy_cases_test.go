@@ -170,6 +170,14 @@ func policyCases() []policyCase {
 				ingressPolicy(ns["x"], anything, from([]nport{tcp(8081), udp(8081)}, npeer{NamespaceSelector: labelled("ns", "y"), PodSelector: labelled("pod", "c")})),
 			}
 		}},
+		one("a thousand peers", func(ns map[string]string) *npol {
+			var peers []npeer
+			for i := range 500 {
+				peers = append(peers, podsPeer(labelled("pod", fmt.Sprint("nobody-", i))), blockPeer(fmt.Sprintf("198.18.%d.%d/32", i/250, i%250)))
+			}
+			peers[777] = podsPeer(labelled("pod", "b"))
+			return ingressPolicy(ns["x"], anything, from([]nport{tcp(7), udp(8081)}, peers...))
+		}),
 		{"deny in every namespace", func(ns map[string]string) []*npol {
 			var out []*npol
 			for _, n := range ns {

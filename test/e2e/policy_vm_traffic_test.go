@@ -82,6 +82,8 @@ func trickle() traffic.Spec {
 type carried struct {
 	traffic.Connection
 	who string
+	// rhythm is how long it makes no progress when nothing is wrong.
+	rhythm time.Duration
 }
 
 func (c carried) String() string {
@@ -95,12 +97,39 @@ func (c carried) String() string {
 	return text
 }
 
+// lost says that it was cut off, or made no progress for longer than limit. One that is about to send again at the very end is not cut off.
+func (c carried) lost(limit time.Duration) bool {
+	return c.Bytes == 0 || c.Stall.Length() > limit || c.Broken != "" && c.Broken != traffic.Timeout
+}
+
 const (
 	peers  = "the peer's"
 	guests = "the VM's"
 )
 
-func carriedBy(ctx context.Context, t *testing.T, exchanges []*passage.Exchange) (out []carried) {
+// exchange is traffic both ways, with its connections' rhythm.
+type exchange struct {
+	*passage.Exchange
+	rhythm time.Duration
+}
+
+// cargo begins the traffic of a voyage.
+func (s *policyVM) cargo(t *testing.T) (out []exchange) {
+	t.Helper()
+	for _, c := range []struct {
+		spec   traffic.Spec
+		rhythm time.Duration
+	}{{voyageTraffic(), voyageTraffic().Echo.Interval.Duration}, {trickle(), time.Second}} {
+		x, err := s.Exchange(t.Context(), c.spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, exchange{x, c.rhythm})
+	}
+	return out
+}
+
+func carriedBy(ctx context.Context, t *testing.T, exchanges []exchange) (out []carried) {
 	t.Helper()
 	for _, x := range exchanges {
 		to, from, err := x.Stop(ctx)
@@ -108,10 +137,10 @@ func carriedBy(ctx context.Context, t *testing.T, exchanges []*passage.Exchange)
 			t.Fatal(err)
 		}
 		for _, c := range to.Result.Connections {
-			out = append(out, carried{c, peers})
+			out = append(out, carried{c, peers, x.rhythm})
 		}
 		for _, c := range from.Result.Connections {
-			out = append(out, carried{c, guests})
+			out = append(out, carried{c, guests, x.rhythm})
 		}
 	}
 	for _, c := range out {
@@ -120,30 +149,32 @@ func carriedBy(ctx context.Context, t *testing.T, exchanges []*passage.Exchange)
 	return out
 }
 
-// voyage moves the VM under traffic and intruders, and returns the connections when afterwards has returned.
-func (s *policyVM) voyage(t *testing.T, afterwards func()) []carried {
+// voyage is one migration under traffic, and what became of the traffic.
+type voyage struct {
+	from, to string
+	// stop is QEMU's, tried are the forbidden connections that were tried.
+	stop        time.Duration
+	tried       int64
+	connections []carried
+}
+
+// voyage moves the VM under traffic and intruders, and has the connections when afterwards has returned.
+func (s *policyVM) voyage(t *testing.T, afterwards func()) voyage {
 	t.Helper()
 	ctx := t.Context()
-	var exchanges []*passage.Exchange
-	for _, spec := range []traffic.Spec{voyageTraffic(), trickle()} {
-		x, err := s.Exchange(ctx, spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		exchanges = append(exchanges, x)
-	}
+	exchanges := s.cargo(t)
 	state, err := s.State(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := s.Target
-	if state.Node == target {
-		target = s.Source
+	v := voyage{from: state.Node, to: s.Target}
+	if v.from == v.to {
+		v.to = s.Source
 	}
 	intruding, rest := context.WithCancel(ctx)
 	defer rest()
 	tried, admitted, rested := s.intrude(intruding)
-	g, err := s.VM.Migrate(ctx, lab.MigrateOptions{To: target})
+	g, err := s.VM.Migrate(ctx, lab.MigrateOptions{To: v.to})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,6 +192,8 @@ func (s *policyVM) voyage(t *testing.T, afterwards func()) []carried {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("from %s to %s: QEMU had stopped the VM for %s; %d forbidden connections were tried", state.Node, target, stop.Duration(), tried.Load())
-	return carriedBy(ctx, t, exchanges)
+	v.stop, v.tried = stop.Duration(), tried.Load()
+	t.Logf("from %s to %s: QEMU had stopped the VM for %s; %d forbidden connections were tried", v.from, v.to, v.stop, v.tried)
+	v.connections = carriedBy(ctx, t, exchanges)
+	return v
 }
