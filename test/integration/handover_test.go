@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/controller"
@@ -33,6 +34,7 @@ func TestPolicyHandover(t *testing.T) {
 	t.Run("three writes", func(t *testing.T) { threeWrites(t, e) })
 	t.Run("rolled back", func(t *testing.T) { handoverRolledBack(t, e) })
 	t.Run("nothing isolates it", func(t *testing.T) { handoverNotIsolated(t, e) })
+	t.Run("labels change", func(t *testing.T) { handoverLabels(t, e) })
 	handoverRestarts(t, e) // no subtest: the controllers that it starts end with their test
 }
 
@@ -149,6 +151,49 @@ func handoverNotIsolated(t *testing.T, e *env) {
 	})
 	v.arrive(t, e)
 	v.stops(t, e)
+}
+
+// The labels of a VMI count on its way too, whatever its launchers say: with those that a policy selects its port is isolated, and its connections move along;
+// without, it is in neither group.
+func handoverLabels(t *testing.T, e *env) {
+	v := e.voyage(t, "labels", "db")
+	name := ident.VMPort(v.vm.Namespace, v.vm.Name, ident.DefaultNetwork)
+	becomes := func(when string, isolated bool) {
+		t.Helper()
+		eventually(t, func() error {
+			if rows := stored(t, e.central); rows.isolated(name) != isolated || rows.groups[handoverGroup][string(name)] != isolated {
+				return fmt.Errorf("%s: VM %s is isolated: %t, its connections move along: %t, want both %t", when, v.vm, rows.isolated(name), rows.groups[handoverGroup][string(name)], isolated)
+			}
+			return nil
+		})
+	}
+	v.begin(t, e)
+	becomes("on its way", true)
+	for _, launcher := range []client.Object{v.source, v.target} {
+		e.label(t, launcher, "app", "free")
+	}
+	e.createAndServe(t, key("move", "after-launchers")) // what comes after the labels of launchers is served: they have been seen
+	becomes("its launchers have other labels", true)
+	e.label(t, v.vmi, "app", "free")
+	becomes("its VMI has other labels", false)
+	for _, launcher := range []client.Object{v.source, v.target} {
+		e.label(t, launcher, "app", "db")
+	}
+	e.createAndServe(t, key("move", "after-both"))
+	becomes("its launchers have the old labels again", false)
+	e.label(t, v.vmi, "app", "db")
+	becomes("its VMI has the old labels again", true)
+	v.arrive(t, e)
+	becomes("it has arrived", true)
+	e.label(t, v.vmi, "app", "free")
+	becomes("in the grace its VMI gets other labels", false)
+}
+
+// createAndServe makes a pod, and waits until it is served.
+func (e *env) createAndServe(t *testing.T, k types.NamespacedName) {
+	t.Helper()
+	e.create(t, labelledPod(k, "n1", "front"))
+	e.served(t, k)
 }
 
 // Who comes after a controller that went away in the middle finds in the row what to do.

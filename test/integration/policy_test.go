@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -39,6 +41,7 @@ func TestPolicyRows(t *testing.T) {
 		{"a pod is in its groups from its first moment", firstMoment},
 		{"labels change", labelsChange},
 		{"a pod of the same name and address", sameName},
+		{"policies replaced at once", replaced},
 		{"bad policy", badPolicy},
 		{"a VM has its VMI's labels", vmLabels},
 		{"group deleted by hand", groupDeleted},
@@ -179,6 +182,60 @@ func sameName(t *testing.T, e *env) {
 		e.create(t, labelledPod(k, "n2", "front"))
 		e.served(t, k)
 	}
+}
+
+// Policies that are replaced many times within a second: what every version isolates is isolated all along, and the last one is what holds.
+func replaced(t *testing.T, e *env) {
+	e.namespace(t, "replaced", map[string]string{"peers": "yes"})
+	k := key("replaced", "db")
+	np := deny(key("replaced", "p"), "db", "front")
+	e.create(t, np, labelledPod(k, "n1", "db"))
+	e.served(t, k)
+	e.policiesAsCompiled(t)
+	name := ident.PodPort(k.Namespace, k.Name, ident.DefaultNetwork)
+	over, watched := make(chan struct{}), make(chan int, 1)
+	stop := sync.OnceFunc(func() { close(over) })
+	defer stop()
+	go func() {
+		looks := 0
+		defer func() { watched <- looks }()
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			if looks++; !stored(t, e.central).isolated(name) {
+				t.Error("the pod was not isolated for a moment")
+				return
+			}
+		}
+	}()
+	start := time.Now()
+	for i := range 30 {
+		spec := deny(key("replaced", "p"), "db", fmt.Sprint("front-", i)).Spec
+		if i%2 == 0 {
+			spec.PodSelector = metav1.LabelSelector{}
+		}
+		np.Spec = spec
+		if err := e.api.Update(t.Context(), np); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("a policy was replaced 30 times in %s", time.Since(start).Round(time.Millisecond))
+	e.policiesAsCompiled(t)
+	stop()
+	if looks := <-watched; looks < 3 {
+		t.Errorf("it was looked at %d times meanwhile: too few to say anything", looks)
+	}
+	for i := range 10 { // deleted and made again under one name
+		if err := e.api.Delete(t.Context(), np); err != nil {
+			t.Fatal(err)
+		}
+		np = deny(key("replaced", "p"), "db", fmt.Sprint("last-", i))
+		e.create(t, np)
+	}
+	e.policiesAsCompiled(t)
 }
 
 func badPolicy(t *testing.T, e *env) {
