@@ -53,7 +53,7 @@ func oneAddress(t *testing.T, name, ns string) {
 }
 
 // asksFrom asks from a pod's network namespace, over UDP from the old port.
-func asksFrom(t *testing.T, p reach.Pod, to []netip.Addr) *echo.Inquiry {
+func asksFrom(ctx context.Context, t *testing.T, p reach.Pod, to []netip.Addr) *echo.Inquiry {
 	t.Helper()
 	place := podPlace(t, p)
 	dial := func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
@@ -66,7 +66,7 @@ func asksFrom(t *testing.T, p reach.Pod, to []netip.Addr) *echo.Inquiry {
 	}
 	ip := sameFamily(to, p.IPs[0])
 	questions := []echo.Question{{Target: target("tcp", ip, 7), Within: time.Second}, {Target: target("udp", ip, 7), Within: time.Second}}
-	return echo.Repeat(t.Context(), dial, questions, 100*time.Millisecond)
+	return echo.Repeat(ctx, dial, questions, 100*time.Millisecond)
 }
 
 // A pod that gets the address of one that was permitted, within a second, is as forbidden as any other, from its first packet; also what connection tracking takes for its
@@ -83,8 +83,8 @@ func TestPolicyAddressReused(t *testing.T) {
 	}
 	for i, node := range []string{"node1", "node3", "node2"} {
 		friend := comes(t, server(ns, "friend", "node1"))
-		eventually(t, patience(settleTimeout), func(context.Context) error {
-			inquiry := asksFrom(t, friend, to)
+		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+			inquiry := asksFrom(ctx, t, friend, to)
 			time.Sleep(300 * time.Millisecond)
 			for _, tally := range inquiry.Stop() {
 				if tally.Answered == 0 {
@@ -97,7 +97,7 @@ func TestPolicyAddressReused(t *testing.T) {
 		goes(t, ns, "friend")
 		stranger := comes(t, server(ns, fmt.Sprint("stranger-", i), node))
 		came := time.Since(left)
-		inquiry := asksFrom(t, stranger, to)
+		inquiry := asksFrom(t.Context(), t, stranger, to)
 		if stranger.IPs[0] != friend.IPs[0] {
 			t.Fatalf("the stranger has %v, want the friend's %v: the test shows nothing", stranger.IPs, friend.IPs)
 		}

@@ -187,13 +187,12 @@ func (s *policyVM) movesAlong(ctx context.Context) (bool, error) {
 // the handover a download that the VM has begun dies. VOYAGES=20 is so many migrations with the grace that is the default, each watched for a minute past its end.
 func TestPolicyVMConnections(t *testing.T) {
 	s := newPolicyVM(t)
-	voyages := voyagesWanted(t)
 	err := s.Serve(t.Context(), func(context.Context) error {
 		t.Run("without handover", s.downloadDies)
-		if voyages == 0 {
+		if voyagesWanted(t) == 0 {
 			t.Run("with handover", s.allGoOn)
 		} else {
-			t.Run("voyages", func(t *testing.T) { s.manyVoyages(t, voyages) })
+			t.Run("voyages", s.manyVoyages)
 		}
 		return nil
 	})

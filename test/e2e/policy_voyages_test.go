@@ -36,8 +36,9 @@ type tally struct {
 	worst                   time.Duration
 }
 
-func (s *policyVM) manyVoyages(t *testing.T, n int) {
+func (s *policyVM) manyVoyages(t *testing.T) {
 	t.Helper()
+	n := voyagesWanted(t)
 	var all tally
 	for i := range n {
 		t.Run(fmt.Sprint(i+1), func(t *testing.T) {

@@ -37,13 +37,16 @@ type Order struct {
 //	GET    /inquiry   Tallies up to now
 //	DELETE /inquiry   Tallies, and ends it
 type desk struct {
-	ctx     context.Context
+	repeat  func(Order) *Inquiry
 	mu      sync.Mutex
 	inquiry *Inquiry
 }
 
 func serveDesk(ctx context.Context, l net.Listener) error {
-	d := &desk{ctx: ctx}
+	d := &desk{repeat: func(o Order) *Inquiry {
+		var dialer net.Dialer
+		return Repeat(ctx, dialer.DialContext, o.Questions, o.Every)
+	}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /inquiry", d.begin)
 	mux.HandleFunc("GET /inquiry", func(w http.ResponseWriter, _ *http.Request) { d.answer(w, (*Inquiry).Tallies) })
@@ -67,8 +70,7 @@ func (d *desk) begin(w http.ResponseWriter, r *http.Request) {
 	if d.inquiry != nil {
 		d.inquiry.Stop()
 	}
-	var dialer net.Dialer
-	d.inquiry = Repeat(d.ctx, dialer.DialContext, o.Questions, o.Every)
+	d.inquiry = d.repeat(o)
 	w.WriteHeader(http.StatusCreated)
 }
 

@@ -88,10 +88,11 @@ func (q *Inquiry) repeat(ctx context.Context, i int, question Question) {
 	for ctx.Err() == nil {
 		next := time.After(q.every)
 		start := time.Now()
-		connected, err := question.ask(ctx, q.dial)
-		took := time.Since(start)
-		if ctx.Err() == nil || connected {
-			q.count(i, connected, took, err)
+		a := answer{}
+		a.connected, a.err = question.ask(ctx, q.dial)
+		a.took = time.Since(start)
+		if ctx.Err() == nil || a.connected {
+			q.count(i, a)
 		}
 		select {
 		case <-next:
@@ -100,20 +101,27 @@ func (q *Inquiry) repeat(ctx context.Context, i int, question Question) {
 	}
 }
 
-func (q *Inquiry) count(i int, connected bool, took time.Duration, err error) {
+// answer is what came of asking once.
+type answer struct {
+	connected bool
+	took      time.Duration
+	err       error
+}
+
+func (q *Inquiry) count(i int, a answer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t := &q.tallies[i]
 	t.Asked++
-	if connected {
+	if a.connected {
 		t.Connected++
 	}
-	if err != nil {
-		t.Failure = err.Error()
+	if a.err != nil {
+		t.Failure = a.err.Error()
 		return
 	}
 	t.Answered++
-	t.Slowest = max(t.Slowest, took)
+	t.Slowest = max(t.Slowest, a.took)
 }
 
 // ask asks once.
