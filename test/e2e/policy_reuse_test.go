@@ -107,7 +107,7 @@ func TestPolicyAddressReused(t *testing.T) {
 				t.Errorf("round %d: %s; it is forbidden to who has the address now", i, tally)
 			}
 		}
-		t.Logf("round %d: the address had another pod %s after it was given back by the first began", i, came.Round(100*time.Millisecond))
+		t.Logf("round %d: %s after its deletion the first pod's address was another's", i, came.Round(100*time.Millisecond))
 		goes(t, ns, stranger.Name)
 	}
 	consistent(t)
