@@ -119,7 +119,7 @@ func (w *policyWorld) order(questions []question, patient time.Duration) echo.Or
 func (w *policyWorld) watch(t *testing.T, vm *worldPod, target string) []inquiries {
 	t.Helper()
 	var all []inquiries
-	patient := patience(permittedWithin)
+	patient := min(patience(permittedWithin), watchedLongest)
 	from := func(namespace string, questions []question) {
 		questions = slices.DeleteFunc(questions, func(q question) bool { return q.flow.To.Pod != &vm.Pod })
 		o := w.order(questions, patient)

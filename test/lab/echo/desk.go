@@ -21,7 +21,7 @@ const DeskPort = 8008
 const (
 	// maxQuestions bounds a request, deskTimeout the time for one and its answer.
 	maxQuestions = 256 << 10
-	deskTimeout  = 30 * time.Second
+	deskTimeout  = 2 * time.Minute
 )
 
 // Order is what a desk is asked for.
@@ -68,7 +68,7 @@ func (d *desk) begin(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.inquiry != nil {
-		d.inquiry.Stop()
+		d.inquiry.cancel()
 	}
 	d.inquiry = d.repeat(o)
 	w.WriteHeader(http.StatusCreated)

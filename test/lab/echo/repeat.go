@@ -50,10 +50,12 @@ type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // Inquiry asks questions over and over, each on a connection of its own every time. Its methods may be called concurrently.
 type Inquiry struct {
-	dial  Dial
-	every time.Duration
-	stop  context.CancelFunc
-	done  sync.WaitGroup
+	dial   Dial
+	every  time.Duration
+	over   chan struct{}
+	stop   func()
+	cancel context.CancelFunc
+	done   sync.WaitGroup
 
 	mu      sync.Mutex
 	tallies []Tally
@@ -61,8 +63,9 @@ type Inquiry struct {
 
 // Repeat begins to ask every question, one time after the other, beginning at least so much later than the time before, until ctx ends or Stop is called.
 func Repeat(ctx context.Context, dial Dial, questions []Question, every time.Duration) *Inquiry {
-	q := &Inquiry{dial: dial, every: every, tallies: make([]Tally, len(questions))}
-	ctx, q.stop = context.WithCancel(ctx)
+	q := &Inquiry{dial: dial, every: every, over: make(chan struct{}), tallies: make([]Tally, len(questions))}
+	q.stop = sync.OnceFunc(func() { close(q.over) })
+	ctx, q.cancel = context.WithCancel(ctx)
 	for i, question := range questions {
 		q.tallies[i].Target = question.Target
 		q.done.Go(func() { q.repeat(ctx, i, question) })
@@ -77,26 +80,36 @@ func (q *Inquiry) Tallies() []Tally {
 	return append([]Tally(nil), q.tallies...)
 }
 
-// Stop ends the asking. What is being asked is not counted, unless it has connected: that is in no doubt.
+// Stop ends the asking: nothing more is asked, and it returns when what is being asked is answered or may take no longer.
 func (q *Inquiry) Stop() []Tally {
 	q.stop()
 	q.done.Wait()
+	q.cancel()
 	return q.Tallies()
 }
 
 func (q *Inquiry) repeat(ctx context.Context, i int, question Question) {
 	for ctx.Err() == nil {
+		select {
+		case <-q.over:
+			return
+		default:
+		}
 		next := time.After(q.every)
 		start := time.Now()
 		a := answer{}
 		a.connected, a.err = question.ask(ctx, q.dial)
 		a.took = time.Since(start)
-		if ctx.Err() == nil || a.connected {
-			q.count(i, a)
+		if ctx.Err() != nil {
+			return
 		}
+		q.count(i, a)
 		select {
 		case <-next:
+		case <-q.over:
+			return
 		case <-ctx.Done():
+			return
 		}
 	}
 }
