@@ -1,6 +1,7 @@
 package echo
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func (q Question) ask(ctx context.Context, dial Dial) (connected bool, err error
 		if _, err := io.WriteString(conn, "probe\n"); err != nil {
 			return true, err
 		}
-		_, err := conn.Read(make([]byte, 1))
+		_, err := bufio.NewReader(conn).ReadString('\n') // all of it: to close it with something unread would reset it
 		return true, err
 	}
 	err = exchange(ctx, conn)
