@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,11 +14,12 @@ import (
 // probeCommand asks echo servers from wherever it runs. This program is pid 1 of every machine, so tests run it there as /proc/1/exe.
 func probeCommand() *cobra.Command {
 	var timeout time.Duration
+	var count int
 	cmd := &cobra.Command{
 		Use: "probe URL…", Short: "Ask tcp://, udp:// and http:// targets, and print a line for each", Args: cobra.MinimumNArgs(1), Hidden: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			for _, r := range echo.Probe(cmd.Context(), timeout, args) {
+			for _, r := range slices.Concat(echo.Repeat(cmd.Context(), timeout, count, args)...) {
 				fmt.Println(r)
 				if r.Err != nil {
 					err = errors.New("not every target answered")
@@ -27,5 +29,6 @@ func probeCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "how long a target may take")
+	cmd.Flags().IntVar(&count, "count", 1, "how often each target is asked, one after another, until it fails")
 	return cmd
 }

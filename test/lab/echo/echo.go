@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -29,8 +30,8 @@ type Config struct {
 
 // Serve serves until ctx ends.
 //
-// TCP and UDP: each line or datagram is answered with "ADDRESS TEXT\n", the client's address without port and what it sent. HTTP: any path is
-// answered with "ADDRESS NAME\n".
+// TCP and UDP: each line or datagram is answered with "ADDRESS TEXT\n", the client's address without port and what it sent, "name" with "ADDRESS NAME\n". HTTP: any path is
+// answered with that too.
 func Serve(ctx context.Context, c Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	var lc net.ListenConfig
@@ -39,14 +40,14 @@ func Serve(ctx context.Context, c Config) error {
 		if err != nil {
 			return fmt.Errorf("serve TCP: %w", err)
 		}
-		g.Go(func() error { return serveTCP(ctx, l) })
+		g.Go(func() error { return serveTCP(ctx, l, c.Name) })
 	}
 	if c.UDP != "" {
 		pc, err := lc.ListenPacket(ctx, "udp", c.UDP)
 		if err != nil {
 			return fmt.Errorf("serve UDP: %w", err)
 		}
-		g.Go(func() error { return serveUDP(ctx, pc) })
+		g.Go(func() error { return serveUDP(ctx, pc, c.Name) })
 	}
 	if c.HTTP != "" {
 		l, err := lc.Listen(ctx, "tcp", c.HTTP)
@@ -73,7 +74,18 @@ func client(addr string) string {
 	return ap.Addr().Unmap().WithZone("").String()
 }
 
-func serveTCP(ctx context.Context, l net.Listener) error {
+// AskName is what a client sends to be told the server's name.
+const AskName = "name"
+
+// reply is what is answered to a client that sent text.
+func reply(from, text, name string) string {
+	if text == AskName {
+		text = name
+	}
+	return client(from) + " " + text + "\n"
+}
+
+func serveTCP(ctx context.Context, l net.Listener, name string) error {
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	var open sync.WaitGroup
 	defer open.Wait()
@@ -90,7 +102,7 @@ func serveTCP(ctx context.Context, l net.Listener) error {
 			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(idleTimeout))
 			for lines := bufio.NewScanner(conn); lines.Scan(); {
-				if _, err := fmt.Fprintf(conn, "%s %s\n", client(conn.RemoteAddr().String()), lines.Text()); err != nil {
+				if _, err := io.WriteString(conn, reply(conn.RemoteAddr().String(), lines.Text(), name)); err != nil {
 					return
 				}
 				_ = conn.SetDeadline(time.Now().Add(idleTimeout))
@@ -99,7 +111,7 @@ func serveTCP(ctx context.Context, l net.Listener) error {
 	}
 }
 
-func serveUDP(ctx context.Context, pc net.PacketConn) error {
+func serveUDP(ctx context.Context, pc net.PacketConn, name string) error {
 	defer context.AfterFunc(ctx, func() { _ = pc.Close() })()
 	buf := make([]byte, 64<<10)
 	for {
@@ -115,7 +127,7 @@ func serveUDP(ctx context.Context, pc net.PacketConn) error {
 			text = text[:n-1]
 		}
 		// A client that is gone makes this fail; the next one does not.
-		_, _ = pc.WriteTo(fmt.Appendf(nil, "%s %s\n", client(from.String()), text), from)
+		_, _ = pc.WriteTo([]byte(reply(from.String(), string(text), name)), from)
 	}
 }
 

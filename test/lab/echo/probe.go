@@ -2,12 +2,14 @@ package echo
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +21,7 @@ const parallel = 64
 
 // Result is the answer of one target.
 type Result struct {
-	// Target is the URL: tcp://HOST:PORT, udp://HOST:PORT or http://HOST:PORT/PATH.
+	// Target is the URL: tcp://HOST:PORT, udp://HOST:PORT or http://HOST:PORT/PATH. tcp://HOST:PORT/TEXT sends the text, else "probe".
 	Target string
 	// Took is the time from the first packet to the whole answer.
 	Took time.Duration
@@ -40,21 +42,36 @@ func (r Result) String() string {
 
 // Probe asks all targets, each within timeout, and returns their results in the same order.
 func Probe(ctx context.Context, timeout time.Duration, targets []string) []Result {
-	results := make([]Result, len(targets))
+	return slices.Concat(Repeat(ctx, timeout, 1, targets)...)
+}
+
+// Repeat asks all targets, each so many times one after another, or until it fails for the first time; each time within timeout, on a connection of its own. The results are
+// in the order of the targets.
+func Repeat(ctx context.Context, timeout time.Duration, times int, targets []string) [][]Result {
+	results := make([][]Result, len(targets))
 	var g errgroup.Group
 	g.SetLimit(parallel)
 	for i, target := range targets {
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, timeout)
-			defer cancel()
-			start := time.Now()
-			answer, err := ask(ctx, target)
-			results[i] = Result{Target: target, Took: time.Since(start), Answer: answer, Err: err}
+			for range times {
+				r := once(ctx, timeout, target)
+				if results[i] = append(results[i], r); r.Err != nil {
+					break
+				}
+			}
 			return nil
 		})
 	}
 	_ = g.Wait() // failures are results
 	return results
+}
+
+func once(ctx context.Context, timeout time.Duration, target string) Result {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	start := time.Now()
+	answer, err := ask(ctx, target)
+	return Result{Target: target, Took: time.Since(start), Answer: answer, Err: err}
 }
 
 func ask(ctx context.Context, target string) (string, error) {
@@ -66,7 +83,7 @@ func ask(ctx context.Context, target string) (string, error) {
 	case "http":
 		return askHTTP(ctx, target)
 	case "tcp", "udp":
-		return askLine(ctx, u.Scheme, u.Host)
+		return askLine(ctx, u.Scheme, u.Host, cmp.Or(strings.TrimPrefix(u.Path, "/"), "probe"))
 	}
 	return "", fmt.Errorf("scheme %q: want tcp, udp or http", u.Scheme)
 }
@@ -93,7 +110,7 @@ func askHTTP(ctx context.Context, target string) (string, error) {
 	return first, nil
 }
 
-func askLine(ctx context.Context, network, addr string) (string, error) {
+func askLine(ctx context.Context, network, addr, text string) (string, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
@@ -105,7 +122,7 @@ func askLine(ctx context.Context, network, addr string) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := io.WriteString(conn, "probe\n"); err != nil {
+	if _, err := io.WriteString(conn, text+"\n"); err != nil {
 		return "", err
 	}
 	line, err := bufio.NewReader(conn).ReadString('\n')

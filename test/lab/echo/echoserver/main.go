@@ -1,7 +1,7 @@
 // Command echoserver is in the lab's busybox image, also under the name probe.
 //
 //	echoserver [-tcp :7] [-udp :7] [-http :80] [-name NAME]     serves; an empty address serves nothing
-//	probe [-timeout 2s] URL…                                     asks tcp://, udp:// and http:// targets, prints a line for each
+//	probe [-timeout 2s] [-count 1] URL…                          asks tcp://, udp:// and http:// targets, prints a line for each
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -42,9 +43,10 @@ func run() int {
 // probe's status is 1 when a target did not answer.
 func probe(ctx context.Context) int {
 	timeout := flag.Duration("timeout", 2*time.Second, "how long a target may take")
+	count := flag.Int("count", 1, "how often each target is asked, one after another, until it fails")
 	flag.Parse()
 	status := 0
-	for _, r := range echo.Probe(ctx, *timeout, flag.Args()) {
+	for _, r := range slices.Concat(echo.Repeat(ctx, *timeout, *count, flag.Args())...) {
 		fmt.Println(r)
 		if r.Err != nil {
 			status = 1
