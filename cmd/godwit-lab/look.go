@@ -126,3 +126,17 @@ func (o *options) checkCommand() *cobra.Command {
 		},
 	}
 }
+
+func (o *options) dnsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "dns", Short: "Start the cluster's DNS, a CoreDNS, unless it runs", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			l.LogTo(o.logger())
+			return l.StartDNS(cmd.Context())
+		},
+	}
+}

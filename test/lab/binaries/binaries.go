@@ -46,7 +46,7 @@ func Ensure(ctx context.Context, log *slog.Logger) (*Set, error) {
 		return nil, err
 	}
 	module := filepath.Join(top, "test", "kube")
-	key, err := key(module)
+	key, err := key(module, ldflags("v0.0.0"), kubePackages, pluginPackages)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func build(ctx context.Context, log *slog.Logger, module, dir string) error {
 	kube, cni := filepath.Join(dir, "kube"), filepath.Join(dir, "cni")
 	for _, b := range []source.Build{
 		{Dir: module, Out: kube, LDFlags: ldflags(version), Packages: kubePackages},
-		{Dir: module, Out: cni, LDFlags: "-s -w", Packages: pluginPackages},
+		{Dir: module, Out: cni, LDFlags: plainLDFlags, Packages: pluginPackages},
 	} {
 		if err := os.Mkdir(b.Out, 0o755); err != nil {
 			return fmt.Errorf("make a directory for programs: %w", err)
@@ -121,10 +121,10 @@ func ldflags(version string) string {
 	return flags
 }
 
-// key is a hash of all that the programs are built from.
-func key(module string) (string, error) {
+// key is a hash of all that a module's programs are built from: its versions, and how they are built.
+func key(module string, how ...any) (string, error) {
 	h := sha256.New()
-	_, _ = fmt.Fprintln(h, runtime.GOOS, runtime.GOARCH, ldflags("v0.0.0"), kubePackages, pluginPackages)
+	_, _ = fmt.Fprintln(h, append([]any{runtime.GOOS, runtime.GOARCH}, how...)...)
 	for _, f := range []string{"go.mod", "go.sum"} {
 		b, err := os.ReadFile(filepath.Join(module, f))
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -80,11 +81,17 @@ evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, imagefs.available
 
 // writeConfigs writes the node's configuration. It does so at each boot: a newer lab may want another one.
 func writeConfigs(spec *Spec) error {
-	dns := spec.ServiceCIDRs[0].Addr()
-	for range 10 { // the tenth address by convention
+	dns := DNSAddress(spec.ServiceCIDRs[0])
+	return errors.Join(writeFile(containerdConfig, containerdTOML), writeFile(kubeletConfig, fmt.Sprintf(kubeletYAML, dns)))
+}
+
+// DNSAddress is where a cluster's DNS is in its range for Services: the tenth address, by convention.
+func DNSAddress(services netip.Prefix) netip.Addr {
+	dns := services.Addr()
+	for range 10 {
 		dns = dns.Next()
 	}
-	return errors.Join(writeFile(containerdConfig, containerdTOML), writeFile(kubeletConfig, fmt.Sprintf(kubeletYAML, dns)))
+	return dns
 }
 
 func writeFile(path, content string) error {
