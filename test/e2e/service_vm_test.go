@@ -1,0 +1,282 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/netns"
+	"github.com/godwit-cni/godwit/test/lab/passage"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+const (
+	// vmEcho and vmBulk (each up and down) connections come on each way; the VM moves fewMigrations times, or as often as the variable serviceMigrations says.
+	vmEcho, vmBulk    = 16, 2
+	fewMigrations     = 2
+	serviceMigrations = "MIGRATIONS"
+	// vmServiceNumber keeps its addresses apart from those of the table's Services.
+	vmServiceNumber = 60
+)
+
+// way is one way to the VM, and the traffic on it.
+type way struct {
+	name  string
+	place traffic.Place
+	peers []netip.Addr
+	ports traffic.Ports
+
+	run    *traffic.Run
+	resets int
+	opened opened
+}
+
+// opened are connections that were opened one after another, while the VM moved and while it did not.
+type opened struct {
+	mu     sync.Mutex
+	n      int
+	failed []string
+}
+
+// vmService is a Service whose one endpoint is the VM, with every kind of address.
+func vmService(t *testing.T, s *passage.Scene) (*corev1.Service, map[netip.Addr]string) {
+	t.Helper()
+	policy := corev1.IPFamilyPolicyPreferDualStack
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: "vm"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, IPFamilyPolicy: &policy, Selector: map[string]string{kubevirtv1.DeprecatedVirtualMachineNameLabel: s.VM.Name},
+		},
+	}
+	for name, port := range map[string]int32{"echo": 7, "sink": 9, "source": 19} {
+		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: name, Port: port, TargetPort: intstr.FromInt32(port)})
+	}
+	loadBalancer, via := addresses(t, svc, vmServiceNumber)
+	open(t, svc, loadBalancer)
+	return svc, via
+}
+
+// ways are all ways to the VM: from a pod of the source and from one of a third node, from a host, and from outside.
+func ways(t *testing.T, s *passage.Scene, svc *corev1.Service) []*way {
+	t.Helper()
+	ns := namespace(t, nil)
+	create(t, server(ns, "near", s.Source), server(ns, "third", "node3"))
+	pods := ready(t, ns, 2)
+	near, third, outside := podPlace(t, pods["near"]), podPlace(t, pods["third"]), machinePlace(t, "outside")
+	var nodePorts traffic.Ports
+	for _, p := range svc.Spec.Ports {
+		*map[string]*uint16{"echo": &nodePorts.Echo, "sink": &nodePorts.Sink, "source": &nodePorts.Source}[p.Name] = uint16(p.NodePort)
+	}
+	parsed := func(list []string) []netip.Addr {
+		var out []netip.Addr
+		for _, a := range list {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}
+	var loadBalancer []string
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		loadBalancer = append(loadBalancer, in.IP)
+	}
+	out := []*way{
+		{name: "pod on a third node, directly", place: third, peers: s.Guest.IPs},
+		{name: "pod on a third node, ClusterIP", place: third, peers: parsed(svc.Spec.ClusterIPs)},
+		{name: "pod on the source, ClusterIP", place: near, peers: parsed(svc.Spec.ClusterIPs)},
+		{name: "pod on a third node, load balancer", place: third, peers: parsed(loadBalancer)},
+		{name: "host of a third node, ClusterIP", place: machinePlace(t, "node3"), peers: parsed(svc.Spec.ClusterIPs)},
+		{name: "outside, load balancer", place: outside, peers: parsed(loadBalancer)},
+	}
+	for role, node := range map[string]string{"source": s.Source, "target": s.Target, "a third node": "node3"} {
+		out = append(out, &way{name: "outside, NodePort of " + role, place: outside, peers: cluster.NodeIPs(node), ports: nodePorts},
+			&way{name: "pod on a third node, NodePort of " + role, place: third, peers: cluster.NodeIPs(node), ports: nodePorts})
+	}
+	return out
+}
+
+// begin opens the way's connections, and waits until they are open.
+func (w *way) begin(t *testing.T) {
+	t.Helper()
+	spec := passage.Holding(traffic.MaxLength)
+	spec.Peers, spec.Ports, spec.Silence.Duration = w.peers, w.ports, silence
+	spec.Echo.Connections, spec.Upload.Connections, spec.Download.Connections = vmEcho, vmBulk, vmBulk
+	spec.Echo.Interval.Duration = time.Second // an emulated processor serves them all
+	spec.Upload.Rate, spec.Download.Rate = 10_000, 10_000
+	run, err := traffic.Begin(t.Context(), w.place, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.run = run
+	eventually(t, patience(settleTimeout), func(context.Context) error {
+		if st := run.Status(); st.Open < st.Wanted {
+			return fmt.Errorf("%s: %d of %d connections are open, %d are broken", w.name, st.Open, st.Wanted, st.Broken)
+		}
+		return nil
+	})
+}
+
+// keepOpening opens connections and has something echoed, one after another, until ctx ends.
+func (w *way) keepOpening(ctx context.Context, within time.Duration) {
+	ports := w.ports
+	ports.Defaults()
+	for i := 0; ctx.Err() == nil; i++ {
+		at := netip.AddrPortFrom(w.peers[i%len(w.peers)], ports.Echo)
+		start := time.Now()
+		err := w.dial(ctx, at, within)
+		if ctx.Err() != nil {
+			return
+		}
+		w.opened.mu.Lock()
+		w.opened.n++
+		if err != nil {
+			w.opened.failed = append(w.opened.failed, fmt.Sprintf("at %s, after %s: %v", start.Format(time.TimeOnly), time.Since(start).Round(time.Millisecond), err))
+		}
+		w.opened.mu.Unlock()
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+func (w *way) dial(ctx context.Context, at netip.AddrPort, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	conn, err := w.place.Dial(ctx, "tcp", at.String())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	return echoed(conn, within)
+}
+
+// resetsIn is how many established connections have been reset in a network namespace, by the kernel's count.
+func resetsIn(t *testing.T, place traffic.Place) (n int) {
+	t.Helper()
+	err := netns.Do(place.Namespace, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		var tcp [][]string
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 0 && f[0] == "Tcp:" {
+				tcp = append(tcp, f)
+			}
+		}
+		for i, name := range tcp[0] {
+			if name == "EstabResets" {
+				n, err = strconv.Atoi(tcp[1][i])
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// judge ends the way's traffic, and fails the test for what was broken.
+func (w *way) judge(t *testing.T) {
+	t.Helper()
+	resets := resetsIn(t, w.place) // before the run ends its own
+	result, err := w.run.Stop(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, broken := result.Open()
+	var worst time.Duration
+	for _, c := range result.Connections {
+		worst = max(worst, c.Stall.Length())
+		if c.Broken != "" || c.Bytes == 0 {
+			t.Errorf("%s: %s", w.name, carried{c, "the client's"})
+		}
+	}
+	if resets > w.resets {
+		t.Errorf("%s: %d established connections were reset in the client's namespace", w.name, resets-w.resets)
+	}
+	w.opened.mu.Lock()
+	defer w.opened.mu.Unlock()
+	t.Logf("%s: %d connections, %d broken, longest stall %s; %d were opened meanwhile, %d could not be", w.name, open, broken, worst.Round(time.Millisecond), w.opened.n,
+		len(w.opened.failed))
+	for _, f := range w.opened.failed {
+		t.Errorf("%s: a new connection: %s", w.name, f)
+	}
+}
+
+// migrations is how often the VM moves: MIGRATIONS says it.
+func migrations(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv(serviceMigrations)
+	if text == "" {
+		return fewMigrations
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s=%s: %v", serviceMigrations, text, err)
+	}
+	return n
+}
+
+// A VM behind a Service moves, again and again, and is reached all the time: no connection breaks, on whatever way it came, none is reset, and new ones are opened.
+func TestServiceVMMigration(t *testing.T) {
+	s, err := passage.New(t.Context(), passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "service-vm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := s.Set(ctx); err != nil {
+		t.Fatal(err)
+	}
+	svc, _ := vmService(t, s)
+	all := ways(t, s, svc)
+	for _, w := range all {
+		w.begin(t)
+		w.resets = resetsIn(t, w.place)
+	}
+	opening, stop := context.WithCancel(t.Context())
+	defer stop()
+	var openers sync.WaitGroup
+	for _, w := range all {
+		openers.Go(func() { w.keepOpening(opening, patience(5*time.Second)) })
+	}
+	for i := range migrations(t) {
+		to := s.Target
+		if i%2 == 1 {
+			to = s.Source
+		}
+		g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: to})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.AwaitSuccess(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if q, err := g.QEMU(t.Context()); err == nil {
+			t.Logf("moved to %s; QEMU had stopped it for %s", to, q.Duration())
+		}
+	}
+	time.Sleep(watched()) // what dies of a move may die a while after it
+	stop()
+	openers.Wait()
+	for _, w := range all {
+		w.judge(t)
+	}
+	consistent(t)
+}

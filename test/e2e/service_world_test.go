@@ -1,0 +1,247 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/echo"
+	"github.com/godwit-cni/godwit/test/lab/reach"
+	"github.com/godwit-cni/godwit/test/service/oracle"
+)
+
+const (
+	// servicePort is what clients connect to, over TCP and UDP; backends serve on port 7, those on a node's own network on hostBackendPort.
+	servicePort, hostBackendPort = 80, 17007
+	// serviceTries is how often each target is asked: two backends that are drawn evenly have both answered but once in 10,000 times, and then it is asked again.
+	serviceTries = 14
+	// askTimeout is for how long a client waits; what is dropped takes so long.
+	askTimeout = 2 * time.Second
+)
+
+// customer opens connections to Services from some place.
+type customer struct {
+	oracle.Client
+	name string
+	run  func(ctx context.Context, cmd ...string) (string, error)
+}
+
+// podCustomer is a pod of the lab's image.
+func podCustomer(p reach.Pod) customer {
+	return customer{
+		Client: oracle.Client{Addrs: p.IPs, Node: p.Node}, name: "pod " + p.Name + " on " + p.Node,
+		run: func(ctx context.Context, args ...string) (string, error) {
+			return inPod(ctx, p.Namespace, p.Name, append([]string{"/bin/probe"}, args...)...)
+		},
+	}
+}
+
+// machineCustomer is a process on a node's own network, or on the outside machine.
+func machineCustomer(machine string) customer {
+	c := customer{name: "host " + machine, Client: oracle.Client{Addrs: cluster.NodeIPs(machine), Node: machine, OnHost: true}}
+	if len(c.Addrs) == 0 {
+		c.name, c.Client = machine, oracle.Client{Addrs: cluster.OutsideIPs()}
+	}
+	c.run = func(ctx context.Context, args ...string) (string, error) {
+		out, err := cluster.Exec(ctx, machine, append([]string{"/proc/1/exe", "probe"}, args...)...)
+		if out != "" {
+			return out, nil // its status says that a target did not answer, and the lines which
+		}
+		return out, err
+	}
+	return c
+}
+
+// ask opens connections to each target, one after another until one fails, and returns the answers of each.
+func (c customer) ask(ctx context.Context, targets []string) (map[string][]oracle.Answer, error) {
+	out, err := c.run(ctx, append([]string{"--timeout=" + askTimeout.String(), fmt.Sprintf("--count=%d", serviceTries)}, targets...)...)
+	if err != nil {
+		return nil, fmt.Errorf("ask from %s: %w", c.name, err)
+	}
+	answers := map[string][]oracle.Answer{}
+	for line := range strings.Lines(out) {
+		f := strings.SplitN(strings.TrimSpace(line), " ", 4)
+		if len(f) < 4 {
+			return nil, fmt.Errorf("%s: probe printed %q", c.name, line)
+		}
+		answers[f[1]] = append(answers[f[1]], answer(f[0] == "ok", f[3]))
+	}
+	return answers, nil
+}
+
+// answer reads what a line of probe says: "ADDRESS NAME" if it is an answer, else what went wrong.
+func answer(answered bool, text string) oracle.Answer {
+	if !answered {
+		return oracle.Answer{Failed: text, Refused: strings.Contains(text, "connection refused")}
+	}
+	addr, name, _ := strings.Cut(text, " ")
+	seen, err := netip.ParseAddr(addr)
+	if err != nil {
+		return oracle.Answer{Failed: "not understood: " + text}
+	}
+	return oracle.Answer{Backend: name, Seen: seen}
+}
+
+// backend is an echoserver that is known to the oracle by its pod's name.
+func backend(p reach.Pod) oracle.Backend {
+	return oracle.Backend{Name: p.Name, Node: p.Node, Addrs: p.IPs}
+}
+
+// serviceBackend is a pod of a Service that selects by role; onHostBackend is one on its node's own network.
+func serviceBackend(ns, name, node, role string) *corev1.Pod {
+	p := server(ns, name, node)
+	p.Labels["role"] = role
+	return p
+}
+
+func onHostBackend(ns, name, node, role string) *corev1.Pod {
+	p := serviceBackend(ns, name, node, role)
+	p.Spec.HostNetwork = true
+	at := fmt.Sprintf(":%d", hostBackendPort)
+	c := &p.Spec.Containers[0]
+	c.Args = []string{"-name", name, "-http", fmt.Sprintf(":%d", hostBackendPort+1), "-tcp", at, "-udp", at}
+	c.ReadinessProbe.HTTPGet.Port = intstr.FromInt32(hostBackendPort + 1)
+	return p
+}
+
+// echoService is a Service of both protocols and all families that the cluster has, for pods of a role.
+func echoService(ns, name, role string, port int32) *corev1.Service {
+	policy := corev1.IPFamilyPolicyPreferDualStack
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{"role": role}, IPFamilyPolicy: &policy,
+			Ports: []corev1.ServicePort{
+				{Name: "tcp", Port: servicePort, TargetPort: intstr.FromInt32(port)},
+				{Name: "udp", Port: servicePort, TargetPort: intstr.FromInt32(port), Protocol: corev1.ProtocolUDP},
+			},
+		},
+	}
+}
+
+// counter is an address and port of a Service, and how it is asked.
+type counter struct {
+	oracle.Target
+	url string
+}
+
+// counters are all targets that a Service has; via says to which node the network outside takes an address.
+func counters(svc *corev1.Service, via map[netip.Addr]string) []counter {
+	var out []counter
+	for _, p := range svc.Spec.Ports {
+		scheme := strings.ToLower(string(p.Protocol))
+		add := func(t oracle.Target, port int32) {
+			out = append(out, counter{Target: t, url: target(scheme, t.Addr, uint16(port)) + "/" + echo.AskName})
+		}
+		for _, ip := range svc.Spec.ClusterIPs {
+			add(oracle.Target{Kind: oracle.ClusterIP, Addr: netip.MustParseAddr(ip)}, p.Port)
+		}
+		for _, ip := range svc.Spec.ExternalIPs {
+			addr := netip.MustParseAddr(ip)
+			add(oracle.Target{Kind: oracle.ExternalIP, Addr: addr, Node: via[addr]}, p.Port)
+		}
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			addr := netip.MustParseAddr(in.IP)
+			add(oracle.Target{Kind: oracle.LoadBalancer, Addr: addr, Node: via[addr]}, p.Port)
+		}
+		if p.NodePort == 0 {
+			continue
+		}
+		for _, node := range cluster.NodeNames() {
+			for _, addr := range cluster.NodeIPs(node) {
+				add(oracle.Target{Kind: oracle.NodePort, Addr: addr, Node: node}, p.NodePort)
+			}
+		}
+	}
+	return out
+}
+
+// inquiry is what one customer asks of a Service.
+type inquiry struct {
+	svc      *corev1.Service
+	backends []oracle.Backend
+	counters []counter
+}
+
+// wrong asks everything, and says cell by cell what is not as the oracle says it.
+func (q inquiry) wrong(ctx context.Context, c customer) (asked int, wrong []string, err error) {
+	var targets []string
+	var of []counter
+	for _, at := range q.counters {
+		if at.Kind == oracle.ClusterIP && c.Node == "" {
+			continue // ClusterIPs are the cluster's own
+		}
+		of, targets = append(of, at), append(targets, at.url)
+	}
+	answers, err := c.ask(ctx, targets)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, at := range of {
+		want := oracle.Expect(q.svc, q.backends, c.Client, at.Target)
+		if diff := want.Check(c.Client, answers[at.url]); diff != "" {
+			wrong = append(wrong, fmt.Sprintf("%s → %s %s%s: %s; want %s", c.name, at.Kind, at.url, arriving(at.Target), diff, want))
+		}
+	}
+	return len(of), wrong, nil
+}
+
+// arriving says at which node a connection from outside arrives.
+func arriving(t oracle.Target) string {
+	if t.Node == "" {
+		return ""
+	}
+	return " at " + t.Node
+}
+
+// settle asks until everything is as it should be, and else fails the test for each cell.
+func (q inquiry) settle(t *testing.T, customers []customer) {
+	t.Helper()
+	start, cells := time.Now(), 0
+	deadline := start.Add(patience(settleTimeout))
+	for _, c := range customers {
+		for {
+			asked, wrong, err := q.wrong(t.Context(), c)
+			if err == nil && len(wrong) == 0 {
+				cells += asked
+				break
+			}
+			if time.Now().Before(deadline) {
+				time.Sleep(200 * time.Millisecond)
+				continue
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			for _, w := range wrong {
+				t.Error(w)
+			}
+			if len(wrong) > 0 {
+				t.Logf("%s: %d of %d cells are wrong", c.name, len(wrong), asked)
+			}
+			break
+		}
+	}
+	t.Logf("%d cells as they should be, after %s", cells, time.Since(start).Round(100*time.Millisecond))
+}
+
+// ofFamilies keeps of pairs of an IPv4 and an IPv6 address those that the cluster has.
+func ofFamilies(pairs ...[2]string) []string {
+	var out []string
+	for _, p := range pairs {
+		out = append(out, p[:]...)
+	}
+	return slices.DeleteFunc(out, func(a string) bool {
+		is4 := netip.MustParseAddr(a).Is4()
+		return is4 && cluster.IPFamily() == lab.IPv6 || !is4 && cluster.IPFamily() == lab.IPv4
+	})
+}
