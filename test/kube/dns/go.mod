@@ -1,3 +1,4 @@
+// The CoreDNS that is the lab's cluster DNS. Nothing of it is linked into Godwit.
 module github.com/godwit-cni/godwit/test/kube/dns
 
 go 1.26.0

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,24 @@ func TestProgramsAreStamped(t *testing.T) {
 		cmd.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
 		if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), `"1.0.0"`) {
 			t.Errorf("%s VERSION printed %q (%v)", plugin, out, err)
+		}
+	}
+}
+
+// TestCoreDNSHasUpstreamsPlugins proves that what CoreDNS builds runs, and has the plugin that answers from the API server.
+func TestCoreDNSHasUpstreamsPlugins(t *testing.T) {
+	program, err := CoreDNS(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "-plugins").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s -plugins: %v: %s", program, err, out)
+	}
+	plugins := strings.Fields(string(out))
+	for _, plugin := range []string{"kubernetes", "ready", "cache", "forward", "route53"} {
+		if !slices.Contains(plugins, plugin) {
+			t.Errorf("CoreDNS has no plugin %s, only %v", plugin, plugins)
 		}
 	}
 }
