@@ -144,7 +144,7 @@ func (w *way) keepOpening(ctx context.Context, within time.Duration) {
 			w.opened.failed = append(w.opened.failed, fmt.Sprintf("at %s, after %s: %v", start.Format(time.TimeOnly), time.Since(start).Round(time.Millisecond), err))
 		}
 		w.opened.mu.Unlock()
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -172,8 +173,8 @@ type inquiry struct {
 	counters []counter
 }
 
-// wrong asks everything, and says cell by cell what is not as the oracle says it.
-func (q inquiry) wrong(ctx context.Context, c customer) (asked int, wrong []string, err error) {
+// ask asks everything, and says cell by cell what is not as the oracle says it.
+func (q inquiry) ask(ctx context.Context, c customer) report {
 	var targets []string
 	var of []counter
 	for _, at := range q.counters {
@@ -184,15 +185,16 @@ func (q inquiry) wrong(ctx context.Context, c customer) (asked int, wrong []stri
 	}
 	answers, err := c.ask(ctx, targets)
 	if err != nil {
-		return 0, nil, err
+		return report{err: err}
 	}
+	r := report{asked: len(of)}
 	for _, at := range of {
 		want := oracle.Expect(q.svc, q.backends, c.Client, at.Target)
 		if diff := want.Check(c.Client, answers[at.url]); diff != "" {
-			wrong = append(wrong, fmt.Sprintf("%s → %s %s%s: %s; want %s", c.name, at.Kind, at.url, arriving(at.Target), diff, want))
+			r.wrong = append(r.wrong, fmt.Sprintf("%s → %s %s%s: %s; want %s", c.name, at.Kind, at.url, arriving(at.Target), diff, want))
 		}
 	}
-	return len(of), wrong, nil
+	return r
 }
 
 // arriving says at which node a connection from outside arrives.
@@ -203,35 +205,59 @@ func arriving(t oracle.Target) string {
 	return " at " + t.Node
 }
 
-// settle asks until everything is as it should be, and else fails the test for each cell.
+// settle asks until everything is as it should be, and else fails the test for each cell. Whoever has the right answers is not asked again.
 func (q inquiry) settle(t *testing.T, customers []customer) {
 	t.Helper()
 	start, cells := time.Now(), 0
-	deadline := start.Add(patience(settleTimeout))
-	for _, c := range customers {
-		for {
-			asked, wrong, err := q.wrong(t.Context(), c)
-			if err == nil && len(wrong) == 0 {
-				cells += asked
-				break
-			}
-			if time.Now().Before(deadline) {
-				time.Sleep(200 * time.Millisecond)
+	for within := patience(settleTimeout); len(customers) > 0; time.Sleep(200 * time.Millisecond) {
+		reports := q.askAll(t.Context(), customers)
+		over := time.Since(start) > within
+		var again []customer
+		for i, r := range reports {
+			if r.err == nil && len(r.wrong) == 0 {
+				cells += r.asked
 				continue
 			}
-			if err != nil {
-				t.Error(err)
+			again = append(again, customers[i])
+			if over {
+				r.tell(t, customers[i])
 			}
-			for _, w := range wrong {
-				t.Error(w)
-			}
-			if len(wrong) > 0 {
-				t.Logf("%s: %d of %d cells are wrong", c.name, len(wrong), asked)
-			}
+		}
+		if customers = again; over {
 			break
 		}
 	}
-	t.Logf("%d cells as they should be, after %s", cells, time.Since(start).Round(100*time.Millisecond))
+	t.Logf("%d cells are as they should be, after %s", cells, time.Since(start).Round(100*time.Millisecond))
+}
+
+// report is what became of one customer's questions.
+type report struct {
+	asked int
+	wrong []string
+	err   error
+}
+
+func (r report) tell(t *testing.T, c customer) {
+	t.Helper()
+	if r.err != nil {
+		t.Error(r.err)
+	}
+	for _, w := range r.wrong {
+		t.Error(w)
+	}
+	if len(r.wrong) > 0 {
+		t.Errorf("%s: %d of %d cells are wrong", c.name, len(r.wrong), r.asked)
+	}
+}
+
+func (q inquiry) askAll(ctx context.Context, customers []customer) []report {
+	reports := make([]report, len(customers))
+	var wg sync.WaitGroup
+	for i, c := range customers {
+		wg.Go(func() { reports[i] = q.ask(ctx, c) })
+	}
+	wg.Wait()
+	return reports
 }
 
 // ofFamilies keeps of pairs of an IPv4 and an IPv6 address those that the cluster has.
