@@ -104,9 +104,9 @@ func addresses(t *testing.T, svc *corev1.Service, number int) (loadBalancer []st
 	via = map[netip.Addr]string{}
 	at := func(host int, node string) []string {
 		list := ofFamilies([2]string{fmt.Sprintf("192.0.2.%d", number*4+host), fmt.Sprintf("2001:db8::%d:%d", number, host+1)})
-		for _, text := range list {
+		for i, text := range list {
 			addr := netip.MustParseAddr(text)
-			via[addr] = node
+			list[i], via[addr] = addr.String(), node // as the API server wants it written
 			routeOutside(t, addr, node)
 		}
 		return list

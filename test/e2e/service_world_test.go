@@ -27,6 +27,8 @@ const (
 	serviceTries = 14
 	// askTimeout is for how long a client waits; what is dropped takes so long.
 	askTimeout = 2 * time.Second
+	// settleLongest bounds the patience with a busy machine: what is wrong is to be told before it is forgotten.
+	settleLongest = time.Minute
 )
 
 // customer opens connections to Services from some place.
@@ -209,7 +211,7 @@ func arriving(t oracle.Target) string {
 func (q inquiry) settle(t *testing.T, customers []customer) {
 	t.Helper()
 	start, cells := time.Now(), 0
-	for within := patience(settleTimeout); len(customers) > 0; time.Sleep(200 * time.Millisecond) {
+	for within := min(patience(settleTimeout), settleLongest); len(customers) > 0; time.Sleep(200 * time.Millisecond) {
 		reports := q.askAll(t.Context(), customers)
 		over := time.Since(start) > within
 		var again []customer
