@@ -76,14 +76,14 @@ func (c customer) ask(ctx context.Context, targets []string) (map[string][]oracl
 		if len(f) < 4 {
 			return nil, fmt.Errorf("%s: probe printed %q", c.name, line)
 		}
-		answers[f[1]] = append(answers[f[1]], answer(f[0] == "ok", f[3]))
+		answers[f[1]] = append(answers[f[1]], answer(f[0], f[3]))
 	}
 	return answers, nil
 }
 
-// answer reads what a line of probe says: "ADDRESS NAME" if it is an answer, else what went wrong.
-func answer(answered bool, text string) oracle.Answer {
-	if !answered {
+// answer reads what a line of probe says: its first word, and its text, which is "ADDRESS NAME" of an answer, else what went wrong.
+func answer(word, text string) oracle.Answer {
+	if word != "ok" {
 		return oracle.Answer{Failed: text, Refused: strings.Contains(text, "connection refused")}
 	}
 	addr, name, _ := strings.Cut(text, " ")

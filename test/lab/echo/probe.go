@@ -53,16 +53,21 @@ func Repeat(ctx context.Context, timeout time.Duration, times int, targets []str
 	g.SetLimit(parallel)
 	for i, target := range targets {
 		g.Go(func() error {
-			for range times {
-				r := once(ctx, timeout, target)
-				if results[i] = append(results[i], r); r.Err != nil {
-					break
-				}
-			}
+			results[i] = untilItFails(times, func() Result { return once(ctx, timeout, target) })
 			return nil
 		})
 	}
 	_ = g.Wait() // failures are results
+	return results
+}
+
+func untilItFails(times int, try func() Result) (results []Result) {
+	for range times {
+		results = append(results, try())
+		if results[len(results)-1].Err != nil {
+			break
+		}
+	}
 	return results
 }
 
