@@ -122,6 +122,10 @@ func routeOutside(t *testing.T, addr netip.Addr, node string) {
 		_, err := cluster.Outside(ctx, "ip", "route", verb, netip.PrefixFrom(addr, addr.BitLen()).String(), "via", sameFamily(cluster.NodeIPs(node), addr).String())
 		return err
 	}
+	// A node that does not know the address yet sends it back to the network's router, and the client a redirect, which would be believed for minutes.
+	if _, err := cluster.Outside(t.Context(), "sh", "-c", "for c in all eth0; do for f in ipv4 ipv6; do echo 0 > /proc/sys/net/$f/conf/$c/accept_redirects; done; done"); err != nil {
+		t.Fatal(err)
+	}
 	if err := route(t.Context(), "replace"); err != nil {
 		t.Fatal(err)
 	}

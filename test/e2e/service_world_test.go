@@ -109,9 +109,12 @@ func serviceBackend(ns, name, node, role string) *corev1.Pod {
 func onHostBackend(ns, name, node, role string) *corev1.Pod {
 	p := serviceBackend(ns, name, node, role)
 	p.Spec.HostNetwork = true
-	at := fmt.Sprintf(":%d", hostBackendPort)
 	c := &p.Spec.Containers[0]
-	c.Args = []string{"-name", name, "-http", fmt.Sprintf(":%d", hostBackendPort+1), "-tcp", at, "-udp", at}
+	// Bound to the node's addresses one by one: a UDP server that is bound to none answers from the one that is nearest to the client, as if it were another's answer.
+	c.Command = []string{"sh", "-c", fmt.Sprintf(`for ip in $(echo $IPS | tr , ' '); do case $ip in *:*) ip="[$ip]";; esac; echoserver -name %[1]s -http '' -tcp $ip:%[2]d -udp $ip:%[2]d & done
+		exec echoserver -name %[1]s -http :%[3]d -tcp '' -udp ''`, name, hostBackendPort, hostBackendPort+1)}
+	c.Args = nil
+	c.Env = []corev1.EnvVar{{Name: "IPS", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.hostIPs"}}}}
 	c.ReadinessProbe.HTTPGet.Port = intstr.FromInt32(hostBackendPort + 1)
 	return p
 }
