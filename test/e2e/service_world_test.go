@@ -84,7 +84,7 @@ func (c customer) ask(ctx context.Context, targets []string) (map[string][]oracl
 // answer reads what a line of probe says: its first word, and its text, which is "ADDRESS NAME" of an answer, else what went wrong.
 func answer(word, text string) oracle.Answer {
 	if word != "ok" {
-		return oracle.Answer{Failed: text, Refused: strings.Contains(text, "connection refused")}
+		return oracle.Answer{Failed: text, Refused: strings.Contains(text, "connection refused"), Barred: strings.Contains(text, "operation not permitted")}
 	}
 	addr, name, _ := strings.Cut(text, " ")
 	seen, err := netip.ParseAddr(addr)

@@ -15,7 +15,9 @@ type Answer struct {
 	Seen netip.Addr
 	// Refused: a reset, or port unreachable. Failed is what the client's system said when it was anything else, such as that the time was over.
 	Refused bool
-	Failed  string
+	// Barred: the client's own system would not send, which is how a process learns that its node refuses or drops what it sends (EPERM).
+	Barred bool
+	Failed string
 }
 
 // String is for people.
@@ -56,7 +58,7 @@ func (e Expectation) Check(from Client, answers []Answer) string {
 	seen := map[string]bool{}
 	for _, a := range answers {
 		if a.Backend == "" {
-			if a.Refused && e.Refused || !a.Refused && e.Dropped {
+			if a.Barred && (e.Refused || e.Dropped) || a.Refused && e.Refused || !a.Refused && !a.Barred && e.Dropped {
 				continue
 			}
 			return a.String()
