@@ -188,6 +188,9 @@ func (q inquiry) ask(ctx context.Context, c customer) report {
 		}
 		of, targets = append(of, at), append(targets, at.url)
 	}
+	if len(targets) == 0 {
+		return report{}
+	}
 	answers, err := c.ask(ctx, targets)
 	if err != nil {
 		return report{err: err}

@@ -27,6 +27,8 @@ func (a Answer) String() string {
 		return fmt.Sprintf("%s (sees %s)", a.Backend, a.Seen)
 	case a.Refused:
 		return "refused"
+	case a.Barred:
+		return "its own system would not send"
 	}
 	return a.Failed
 }
