@@ -19,7 +19,7 @@ func probeCommand() *cobra.Command {
 		Use: "probe URL…", Short: "Ask tcp://, udp:// and http:// targets, and print a line for each", Args: cobra.MinimumNArgs(1), Hidden: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			for _, r := range slices.Concat(echo.Repeat(cmd.Context(), timeout, count, args)...) {
+			for _, r := range slices.Concat(echo.ProbeTimes(cmd.Context(), timeout, count, args)...) {
 				fmt.Println(r)
 				if r.Err != nil {
 					err = errors.New("not every target answered")

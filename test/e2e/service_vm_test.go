@@ -199,7 +199,7 @@ func (w *way) judge(t *testing.T) {
 	for _, c := range result.Connections {
 		worst = max(worst, c.Stall.Length())
 		if c.Broken != "" || c.Bytes == 0 {
-			t.Errorf("%s: %s", w.name, carried{c, "the client's"})
+			t.Errorf("%s: %s", w.name, carried{Connection: c, who: "the client's"})
 		}
 	}
 	if resets > w.resets {

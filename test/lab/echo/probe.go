@@ -42,12 +42,12 @@ func (r Result) String() string {
 
 // Probe asks all targets, each within timeout, and returns their results in the same order.
 func Probe(ctx context.Context, timeout time.Duration, targets []string) []Result {
-	return slices.Concat(Repeat(ctx, timeout, 1, targets)...)
+	return slices.Concat(ProbeTimes(ctx, timeout, 1, targets)...)
 }
 
-// Repeat asks all targets, each so many times one after another, or until it fails for the first time; each time within timeout, on a connection of its own. The results are
+// ProbeTimes asks all targets, each so many times one after another, or until it fails for the first time; each time within timeout, on a connection of its own. The results are
 // in the order of the targets.
-func Repeat(ctx context.Context, timeout time.Duration, times int, targets []string) [][]Result {
+func ProbeTimes(ctx context.Context, timeout time.Duration, times int, targets []string) [][]Result {
 	results := make([][]Result, len(targets))
 	var g errgroup.Group
 	g.SetLimit(parallel)

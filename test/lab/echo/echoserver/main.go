@@ -46,7 +46,7 @@ func probe(ctx context.Context) int {
 	count := flag.Int("count", 1, "how often each target is asked, one after another, until it fails")
 	flag.Parse()
 	status := 0
-	for _, r := range slices.Concat(echo.Repeat(ctx, *timeout, *count, flag.Args())...) {
+	for _, r := range slices.Concat(echo.ProbeTimes(ctx, *timeout, *count, flag.Args())...) {
 		fmt.Println(r)
 		if r.Err != nil {
 			status = 1
