@@ -33,8 +33,6 @@ type Command struct {
 	Log string `json:"log,omitempty"`
 	// Restart makes a started program start again when it has ended, unless it was sent a signal.
 	Restart bool `json:"restart,omitempty"`
-	// Nice is the program's niceness: below 0 it goes before others.
-	Nice int `json:"nice,omitempty"`
 }
 
 // String is the command as one would type it.

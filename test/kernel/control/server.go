@@ -96,16 +96,10 @@ func (c Command) process(ctx context.Context) *exec.Cmd {
 
 // begin starts a process in the command's network namespace.
 func (c Command) begin(cmd *exec.Cmd) error {
-	start := func() error {
-		if err := cmd.Start(); err != nil || c.Nice == 0 {
-			return err
-		}
-		return syscall.Setpriority(syscall.PRIO_PROCESS, cmd.Process.Pid, c.Nice) // it has one thread as yet
-	}
 	if c.Netns == "" {
-		return start()
+		return cmd.Start()
 	}
-	return netns.Do(filepath.Join(NamespaceDir, c.Netns), start)
+	return netns.Do(filepath.Join(NamespaceDir, c.Netns), cmd.Start)
 }
 
 // run runs a program to its end, or until the client goes.
