@@ -37,9 +37,7 @@ type Config struct {
 	Nodes int
 	// Programs are packages of this checkout whose programs the machine has besides Godwit's.
 	Programs []string
-	// Controller are flags of the controller besides its usual ones.
-	Controller []string
-	Log        *slog.Logger
+	Log      *slog.Logger
 }
 
 // Cluster runs. Its methods are safe for concurrent use.
@@ -54,8 +52,6 @@ type Cluster struct {
 	rest *rest.Config
 	api  *apiServer
 	log  *slog.Logger
-	// controller is its process, as Start has it.
-	controller int
 }
 
 // Up makes a cluster and returns when its nodes can have pods. It needs root.
@@ -80,7 +76,7 @@ func Up(ctx context.Context, c Config) (cl *Cluster, err error) {
 	if err := g.Wait(); err != nil {
 		return cl, err
 	}
-	if err := cl.startGodwit(ctx, c.Controller); err != nil {
+	if err := cl.startGodwit(ctx); err != nil {
 		return cl, err
 	}
 	c.Log.Info("the cluster is ready", "nodes", c.Nodes, "took", time.Since(start).Round(time.Millisecond))

@@ -8,14 +8,12 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/godwit-cni/godwit/test/kernel/control"
 	"github.com/godwit-cni/godwit/test/kernel/vm"
 )
 
@@ -28,15 +26,15 @@ const (
 	healthPort  = 9478
 )
 
-// startGodwit starts the controller, with flags besides its usual ones, and an agent on every node, as their manifests do, and returns when all are ready.
-func (c *Cluster) startGodwit(ctx context.Context, flags []string) error {
+// startGodwit starts the controller and an agent on every node, as their manifests do, and returns when all are ready.
+func (c *Cluster) startGodwit(ctx context.Context) error {
 	for _, n := range c.Nodes {
 		if err := n.register(ctx); err != nil {
 			return err
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.startController(ctx, flags...) })
+	g.Go(func() error { return c.startController(ctx) })
 	for _, n := range c.Nodes {
 		g.Go(func() error { return n.startAgent(ctx) })
 	}
@@ -66,37 +64,17 @@ func (c *Cluster) credentials(ctx context.Context, account, node string) (string
 	return path, c.WriteFile(ctx, path, b, 0o600)
 }
 
-// startController starts it with flags besides its usual ones.
-func (c *Cluster) startController(ctx context.Context, flags ...string) error {
+func (c *Cluster) startController(ctx context.Context) error {
 	config, err := c.credentials(ctx, "godwit-controller", "")
 	if err != nil {
 		return err
 	}
 	at := host(vm.Network, hubHost)
-	args := append([]string{"godwit-controller", "--kubeconfig=" + config, fmt.Sprintf("--nb-remote=tcp:%s:%d", at, nbPort), fmt.Sprintf("--sb-remote=tcp:%s:%d", at, sbPort),
-		"--default-cidrs=" + podCIDRs, "--join-cidrs=" + joinCIDRs, "--namespace=" + namespace}, flags...)
-	if c.controller, err = c.Start(ctx, restarted(hub, "godwit-controller", nil, args...)); err != nil {
+	if err := c.daemon(ctx, hub, "godwit-controller", nil, "godwit-controller", "--kubeconfig="+config, fmt.Sprintf("--nb-remote=tcp:%s:%d", at, nbPort),
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", at, sbPort), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace); err != nil {
 		return err
 	}
 	return c.awaitReady(ctx, "the controller", netip.AddrPortFrom(at, healthPort))
-}
-
-// RestartController ends the controller and starts it with flags besides its usual ones, which are not those of Config. It returns when that one leads. It must not be called twice at the same time.
-func (c *Cluster) RestartController(ctx context.Context, flags ...string) error {
-	if err := c.Signal(ctx, c.controller, syscall.SIGTERM); err != nil {
-		return err
-	}
-	err := Await(ctx, "end the controller", func(ctx context.Context) error {
-		res, err := c.Try(ctx, control.Command{Args: []string{"test", "-e", fmt.Sprintf("/proc/%d", c.controller)}})
-		if err == nil && res.Status == 0 {
-			err = fmt.Errorf("process %d is still there", c.controller)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return c.startController(ctx, flags...)
 }
 
 func (n *Node) startAgent(ctx context.Context) error {

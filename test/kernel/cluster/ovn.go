@@ -193,13 +193,8 @@ func (c *Cluster) ovsDaemon(ctx context.Context, ns, name string, env []string, 
 
 // daemon starts a program that logs to logDir/name.log, and starts it again when it has ended, as a service manager or a kubelet does.
 func (c *Cluster) daemon(ctx context.Context, ns, name string, env []string, args ...string) error {
-	_, err := c.Start(ctx, restarted(ns, name, env, args...))
+	_, err := c.Start(ctx, control.Command{Netns: ns, Args: args, Env: env, Log: filepath.Join(logDir, name+".log"), Restart: true})
 	return err
-}
-
-// restarted is a daemon's command.
-func restarted(ns, name string, env []string, args ...string) control.Command {
-	return control.Command{Netns: ns, Args: args, Env: env, Log: filepath.Join(logDir, name+".log"), Restart: true}
 }
 
 // awaitFile returns when the machine has a file: a daemon's socket.
