@@ -88,7 +88,7 @@ func (p *worldPod) askInGuest(ctx context.Context, targets []string) (string, er
 		for _, t := range tallies {
 			line := fmt.Sprintf("ok %s %s", t.Target, t.Slowest)
 			if t.Answered == 0 {
-				line = fmt.Sprintf("failed %s %s", t.Target, t.Failure)
+				line = fmt.Sprintf("failed %s %s", t.Target, strings.ReplaceAll(t.Failure, "\n", "; "))
 			}
 			lines = append(lines, line)
 		}

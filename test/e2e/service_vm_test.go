@@ -25,7 +25,7 @@ import (
 
 const (
 	// vmEcho and vmBulk (each up and down) connections come on each way; the VM moves fewMigrations times, or as often as the variable serviceMigrations says.
-	vmEcho, vmBulk    = 16, 2
+	vmEcho, vmBulk    = 4, 1
 	fewMigrations     = 2
 	serviceMigrations = "MIGRATIONS"
 	// vmServiceNumber keeps its addresses apart from those of the table's Services.
