@@ -68,12 +68,12 @@ func (b *serviceBed) All() map[service.Key]topology.ServiceRows {
 }
 
 // set tells of a Service with a ClusterIP of its own.
-func (b *serviceBed) set(number int, local bool, endpoints ...string) {
+func (b *serviceBed) set(number int, scope service.Scope, endpoints ...string) {
 	k := key("a", fmt.Sprintf("s%d", number))
 	s := aService(k, func(s *corev1.Service) {
 		s.Spec.ClusterIP = fmt.Sprintf("10.%d.%d.%d", 96+number>>16, number>>8&255, number&255)
 		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
-		if policy := corev1.ServiceInternalTrafficPolicyLocal; local {
+		if policy := corev1.ServiceInternalTrafficPolicyLocal; scope == service.Local {
 			s.Spec.InternalTrafficPolicy = &policy
 		}
 	})
@@ -120,7 +120,7 @@ func TestServiceWriter(t *testing.T) {
 					for i := range r.IntN(4) {
 						endpoints = append(endpoints, fmt.Sprintf("10.9.%d.%d n%d ready", worker, i, 1+r.IntN(3)))
 					}
-					b.set(number, r.IntN(3) == 0, endpoints...)
+					b.set(number, []service.Scope{service.Local, service.Cluster, service.Cluster}[r.IntN(3)], endpoints...)
 				}
 				var err error
 				switch r.IntN(6) {
@@ -147,7 +147,7 @@ func TestServiceWriter(t *testing.T) {
 		if err := b.Apply(ctx, b.writer.Compare(), b.writer.Pending()); err != nil { // as services.Start does when it is woken
 			return err
 		}
-		if d := cmp.Diff(b.wanted(), storedBalancers(t, b.central)); d != "" {
+		if d := cmp.Diff(b.wanted(), storedBalancers(t, b.central)); d != "" { //nolint:contextcheck // read with the test's own
 			return errors.New("rows of Services (-want +got):\n" + d)
 		}
 		return nil
@@ -174,7 +174,7 @@ func TestServiceScale(t *testing.T) {
 		return out
 	}
 	for i := range services {
-		b.set(i, false, ends(i, 10)...)
+		b.set(i, service.Cluster, ends(i, 10)...)
 	}
 	start := time.Now()
 	if err := b.Apply(t.Context(), b.writer.Compare()); err != nil {
@@ -185,7 +185,7 @@ func TestServiceScale(t *testing.T) {
 	if len(before) < services {
 		t.Fatalf("%d rows, want %d Services", len(before), services)
 	}
-	b.set(7, false, ends(7, 9)...)
+	b.set(7, service.Cluster, ends(7, 9)...)
 	start = time.Now()
 	if err := b.Apply(t.Context(), b.writer.Pending()); err != nil {
 		t.Fatal(err)
