@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -186,9 +185,9 @@ func (n *Node) Zone(ctx context.Context, port ident.PortName) (zone int, err err
 	return zone, nil
 }
 
-// ovsDaemon is daemon for programs of Open vSwitch and OVN, which are told not to complain of a busy machine, and go before others as ovs-ctl and ovn-ctl start them.
+// ovsDaemon is daemon for programs of Open vSwitch and OVN, which are told not to complain of a busy machine.
 func (c *Cluster) ovsDaemon(ctx context.Context, ns, name string, env []string, args ...string) error {
-	return c.daemon(ctx, ns, name, env, slices.Concat([]string{"nice", "-n", "-10"}, args, []string{"-vconsole:info", "-vtimeval:off", "-vcoverage:off"})...)
+	return c.daemon(ctx, ns, name, env, append(args, "-vconsole:info", "-vtimeval:off", "-vcoverage:off")...)
 }
 
 // daemon starts a program that logs to logDir/name.log, and starts it again when it has ended, as a service manager or a kubelet does.
