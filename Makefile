@@ -34,7 +34,7 @@ test: preflight lint unit integration test-kernel e2e ## every test there is
 
 .PHONY: unit
 unit: go ## the fast tests
-	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: measures
 measures: ## the code against the style guide, into docs/measures.md
