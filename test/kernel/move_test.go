@@ -77,9 +77,11 @@ func TestKernelMove(t *testing.T) {
 	v := s.vm(0, "vm")
 	uuid := s.asked(v, "node1", "")
 	fromPeer, fromVM := s.traffic(peer.Netns), s.traffic(v.Netns)
+	// Slow: traffic goes before everything else, and an emulated processor that has too much of it has no time for the migration.
+	slow := traffic.Bulk{Connections: 2, Rate: 5_000}
 	spec := traffic.Spec{
-		Echo: traffic.Echoing{Connections: 4}, Upload: traffic.Bulk{Connections: 2, Rate: 50_000}, Download: traffic.Bulk{Connections: 2, Rate: 50_000},
-		Silence: traffic.Duration{Duration: time.Minute},
+		Echo:   traffic.Echoing{Connections: 4, Interval: traffic.Duration{Duration: 500 * time.Millisecond}},
+		Upload: slow, Download: slow, Silence: traffic.Duration{Duration: time.Minute},
 	}
 	toVM, toPeer := spec, spec
 	toVM.Peers, toPeer.Peers = v.Live.Addrs(), peer.Addrs()

@@ -3,15 +3,11 @@ package cluster
 import (
 	"context"
 	"encoding/csv"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -32,33 +28,25 @@ const (
 	etcdPeer   = "http://127.0.0.1:2380"
 )
 
-// apiServer is etcd and kube-apiserver, in the network namespace that the machine reaches.
+// apiServer is etcd and kube-apiserver.
 type apiServer struct {
 	dir       string
 	ca, token string
 	processes []*process
 }
 
-// process is one of the two.
-type process struct {
-	cmd   *exec.Cmd
-	log   string
-	ended chan struct{}
-}
-
-func startAPIServer(ctx context.Context, log *slog.Logger, m *vm.Machine, dir string) (*apiServer, error) {
-	set, err := binaries.Ensure(ctx, log)
+func (c *Cluster) startAPIServer(ctx context.Context) (*apiServer, error) {
+	set, err := binaries.Ensure(ctx, c.log)
 	if err != nil {
 		return nil, err
 	}
-	s := &apiServer{dir: dir, token: pki.Token()}
+	s := &apiServer{dir: c.dir, token: pki.Token()}
 	if err := s.credentials(); err != nil {
 		return nil, err
 	}
 	for _, argv := range [][]string{s.etcd(set), s.kubeAPIServer(set)} {
-		p := &process{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...), log: s.file(filepath.Base(argv[0]) + ".log"), ended: make(chan struct{})}
-		if err := p.start(m); err != nil {
-			s.stop()
+		p, err := c.beside(exec.CommandContext(ctx, argv[0], argv[1:]...))
+		if err != nil {
 			return nil, err
 		}
 		s.processes = append(s.processes, p)
@@ -116,34 +104,6 @@ func (s *apiServer) kubeAPIServer(set *binaries.Set) []string {
 	}
 }
 
-// start runs the process in the machine's namespace.
-func (p *process) start(m *vm.Machine) error {
-	out, err := os.Create(p.log)
-	if err != nil {
-		return fmt.Errorf("make a log: %w", err)
-	}
-	defer func() { _ = out.Close() }()
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	// It ends with this process, however that ends: the machine's thread lives as long as it.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := m.Do(p.cmd.Start); err != nil {
-		return fmt.Errorf("start %s: %w", p.cmd.Path, err)
-	}
-	go func() {
-		_ = p.cmd.Wait() // its log says why
-		close(p.ended)
-	}()
-	return nil
-}
-
-// stop ends both. Nothing of theirs is kept, so they need not end well.
-func (s *apiServer) stop() {
-	for _, p := range s.processes {
-		_ = p.cmd.Process.Kill() // it may have ended
-		<-p.ended
-	}
-}
-
 // config is the administrator's.
 func (s *apiServer) config() *rest.Config {
 	return &rest.Config{
@@ -179,23 +139,8 @@ func (s *apiServer) await(ctx context.Context, config *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	err = Await(ctx, "start the API server", func(ctx context.Context) error {
-		for _, p := range s.processes {
-			select {
-			case <-p.ended:
-				return fmt.Errorf("%s has ended", filepath.Base(p.cmd.Path))
-			default:
-			}
-		}
+	return awaitProcesses(ctx, "start the API server", s.processes, func(ctx context.Context) error {
 		_, err := clients.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err
 	})
-	if err == nil {
-		return nil
-	}
-	for _, p := range s.processes {
-		b, rerr := os.ReadFile(p.log)
-		err = errors.Join(err, rerr, fmt.Errorf("end of %s: %s", filepath.Base(p.log), b[max(0, len(b)-2000):]))
-	}
-	return err
 }

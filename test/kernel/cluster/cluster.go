@@ -1,8 +1,8 @@
-// Package cluster is Godwit on Open vSwitch's kernel datapath: in one virtual machine (package vm) OVN, the controller, and nodes as network namespaces, each with its own
-// Open vSwitch, connection tracking, ovn-controller and agent; beside the machine etcd and the API server.
+// Package cluster is Godwit on Open vSwitch's kernel datapath: in one virtual machine (package vm) nodes as network namespaces, each with its own Open vSwitch, connection
+// tracking, ovn-controller and agent; beside the machine etcd, the API server, OVN's databases with northd, and the controller.
 //
-// The API server is outside because it is three quarters of the work and has nothing to do with the kernel that is tested: emulated, it takes a minute to start, outside
-// two seconds. There is no kubelet: the tests create pods, and call godwit-cni as a container runtime does. A pod is a network namespace.
+// Outside is what has nothing to do with the kernel that is tested: emulated, by one processor, it takes ten to thirty times as long. There is no kubelet: the tests create
+// pods, and call godwit-cni as a container runtime does. A pod is a network namespace.
 package cluster
 
 import (
@@ -11,7 +11,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +27,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/test/kernel/control"
 	"github.com/godwit-cni/godwit/test/kernel/vm"
+	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
 // patience bounds every wait for another program. It is for emulated processors on a busy machine; an idle one needs seconds.
@@ -48,10 +52,15 @@ type Cluster struct {
 	// Nodes in the order of their names, node1 and so on.
 	Nodes []*Node
 
+	// dir has what is beside the machine: logs, databases, sockets, credentials. Its path is short: a unix socket's has at most 107 bytes.
 	dir  string
+	ovn  *packages.Root
 	rest *rest.Config
 	api  *apiServer
 	log  *slog.Logger
+
+	mu        sync.Mutex
+	processes []*process
 }
 
 // Up makes a cluster and returns when its nodes can have pods. It needs root.
@@ -66,7 +75,10 @@ func Up(ctx context.Context, c Config) (cl *Cluster, err error) {
 	if cl.dir, err = os.MkdirTemp("", "gwkc"); err != nil {
 		return cl, fmt.Errorf("make a directory for the cluster: %w", err)
 	}
-	programs := append([]string{"./cmd/godwit-agent", "./cmd/godwit-cni", "./cmd/godwit-controller"}, c.Programs...)
+	if cl.ovn, err = packages.Ensure(ctx, c.Log); err != nil {
+		return cl, err
+	}
+	programs := append([]string{"./cmd/godwit-agent", "./cmd/godwit-cni"}, c.Programs...)
 	if cl.Machine, err = vm.Boot(ctx, vm.Config{Programs: programs, Log: c.Log}); err != nil {
 		return cl, err
 	}
@@ -85,7 +97,7 @@ func Up(ctx context.Context, c Config) (cl *Cluster, err error) {
 
 func (c *Cluster) startAPI(ctx context.Context) error {
 	var err error
-	if c.api, err = startAPIServer(ctx, c.log, c.Machine, c.dir); err != nil {
+	if c.api, err = c.startAPIServer(ctx); err != nil {
 		return err
 	}
 	c.rest = c.api.config()
@@ -105,8 +117,8 @@ func (c *Cluster) startAPI(ctx context.Context) error {
 
 // Down ends the cluster and removes what belongs to it. It must be called once, and no other method after it.
 func (c *Cluster) Down() error {
-	if c.api != nil {
-		c.api.stop()
+	for _, p := range c.processes {
+		p.stop()
 	}
 	var err error
 	if c.Machine != nil {
@@ -125,21 +137,38 @@ func (c *Cluster) In(ctx context.Context, netns string, args ...string) (string,
 
 // NBCtl runs ovn-nbctl.
 func (c *Cluster) NBCtl(ctx context.Context, args ...string) (string, error) {
-	return c.In(ctx, hub, append([]string{"ovn-nbctl", "--db=unix:" + nbSocket, "--timeout=30"}, args...)...)
+	return c.ctl(ctx, "ovn-nbctl", nbSocket, args)
 }
 
 // SBCtl runs ovn-sbctl.
 func (c *Cluster) SBCtl(ctx context.Context, args ...string) (string, error) {
-	return c.In(ctx, hub, append([]string{"ovn-sbctl", "--db=unix:" + sbSocket, "--timeout=30"}, args...)...)
+	return c.ctl(ctx, "ovn-sbctl", sbSocket, args)
 }
 
-// Logs is the end of each program's log in the machine.
-func (c *Cluster) Logs(ctx context.Context, lines int) string {
-	out, err := c.In(ctx, "", "sh", "-c", fmt.Sprintf("tail -n %d %s", lines, filepath.Join(logDir, "*.log")))
-	if err != nil {
-		return err.Error()
+func (c *Cluster) ctl(ctx context.Context, program, socket string, args []string) (string, error) {
+	cmd := c.ovn.Command(ctx, program, append([]string{"--db=unix:" + c.file(socket), "--timeout=30"}, args...)...)
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, exit.Stderr)
 	}
-	return out
+	return string(out), err
+}
+
+// file is one of the cluster's directory, beside the machine.
+func (c *Cluster) file(name string) string { return filepath.Join(c.dir, name) }
+
+// Logs is the end of each program's log, in the machine and beside it but for etcd's and the API server's.
+func (c *Cluster) Logs(ctx context.Context, lines int) string {
+	tail := fmt.Sprintf("tail -n %d ", lines)
+	inside, err := c.In(ctx, "", "sh", "-c", tail+filepath.Join(logDir, "*.log"))
+	if err != nil {
+		inside = err.Error()
+	}
+	beside, err := exec.CommandContext(ctx, "sh", "-c", tail+c.file("*ov*.log")+" "+c.file("godwit-*.log")).CombinedOutput()
+	if err != nil {
+		inside += err.Error()
+	}
+	return inside + string(beside)
 }
 
 // Await calls check until it returns nil, or ctx or patience ends. what is the beginning of the error's text.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/test/kernel/vm"
+	"github.com/godwit-cni/godwit/test/lab/pki"
+	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
 const (
@@ -54,27 +57,32 @@ func (n *Node) register(ctx context.Context) error {
 	return nil
 }
 
-// credentials puts a kubeconfig into the machine and returns its path.
-func (c *Cluster) credentials(ctx context.Context, account, node string) (string, error) {
-	b, err := c.api.kubeconfig(types.NamespacedName{Namespace: namespace, Name: account}, node)
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join("/etc/godwit", account+node)
-	return path, c.WriteFile(ctx, path, b, 0o600)
+// credentials is a kubeconfig.
+func (c *Cluster) credentials(account, node string) ([]byte, error) {
+	return c.api.kubeconfig(types.NamespacedName{Namespace: namespace, Name: account}, node)
 }
 
 func (c *Cluster) startController(ctx context.Context) error {
-	config, err := c.credentials(ctx, "godwit-controller", "")
+	config, err := c.credentials("godwit-controller", "")
 	if err != nil {
 		return err
 	}
-	at := host(vm.Network, hubHost)
-	if err := c.daemon(ctx, hub, "godwit-controller", nil, "godwit-controller", "--kubeconfig="+config, fmt.Sprintf("--nb-remote=tcp:%s:%d", at, nbPort),
-		fmt.Sprintf("--sb-remote=tcp:%s:%d", at, sbPort), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace, noServices); err != nil {
+	file := c.file("controller.kubeconfig")
+	if err := pki.WriteSecret(file, config); err != nil {
 		return err
 	}
-	return c.awaitReady(ctx, "the controller", netip.AddrPortFrom(at, healthPort))
+	const program = "./cmd/godwit-controller"
+	built, release, err := source.Programs(ctx, c.log, program)
+	if err != nil {
+		return err
+	}
+	defer release()
+	p, err := c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), "--kubeconfig="+file, "--nb-remote=unix:"+c.file(nbSocket),
+		"--sb-remote=unix:"+c.file(sbSocket), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace, noServices))
+	if err != nil {
+		return err
+	}
+	return awaitProcesses(ctx, "start the controller", []*process{p}, c.ready(netip.AddrPortFrom(vm.Outside, healthPort)))
 }
 
 // noServices: with load balancers all packets pass connection tracking twice, for which an emulated processor has no time. Services are tested on the userspace datapath.
@@ -82,26 +90,33 @@ const noServices = "--services=false"
 
 func (n *Node) startAgent(ctx context.Context) error {
 	c := n.cluster
-	config, err := c.credentials(ctx, "godwit-agent", n.Name)
+	config, err := c.credentials("godwit-agent", n.Name)
 	if err != nil {
 		return err
 	}
-	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+config, "--ovs-db=unix:"+n.socket(),
-		fmt.Sprintf("--sb-remote=tcp:%s:%d", host(vm.Network, hubHost), sbPort), "--underlay="+underlayNet.String(),
+	file := n.dir() + "/agent.kubeconfig"
+	if err := c.WriteFile(ctx, file, config, 0o600); err != nil {
+		return err
+	}
+	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+file, "--ovs-db=unix:"+n.socket(),
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay="+underlayNet.String(),
 		"--cni-socket="+n.dir()+"/cni.sock", "--cni-bin-dir="+n.binDir(), "--cni-conf-dir="+n.confDir(),
 		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String(), noServices); err != nil {
 		return err
 	}
-	return c.awaitReady(ctx, "the agent of "+n.Name, netip.AddrPortFrom(n.address, metricsPort))
+	if err := Await(ctx, "start the agent of "+n.Name, c.ready(netip.AddrPortFrom(n.address, metricsPort))); err != nil {
+		return errors.Join(err, fmt.Errorf("logs:\n%s", c.Logs(context.WithoutCancel(ctx), 15)))
+	}
+	return nil
 }
 
 func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }
 func (n *Node) confDir() string { return filepath.Join(n.dir(), "net.d") }
 
-// awaitReady asks for /readyz until it is. The programs say there what they lack.
-func (c *Cluster) awaitReady(ctx context.Context, who string, at netip.AddrPort) error {
+// ready asks for /readyz. The programs say there what they lack.
+func (c *Cluster) ready(at netip.AddrPort) func(ctx context.Context) error {
 	client := &http.Client{Transport: &http.Transport{DialContext: c.Dial, DisableKeepAlives: true}}
-	err := Await(ctx, "start "+who, func(ctx context.Context) error {
+	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+"/readyz", nil)
 		if err != nil {
 			return err
@@ -116,9 +131,5 @@ func (c *Cluster) awaitReady(ctx context.Context, who string, at netip.AddrPort)
 			err = fmt.Errorf("it is not ready: %s", body)
 		}
 		return err
-	})
-	if err != nil {
-		err = errors.Join(err, fmt.Errorf("logs:\n%s", c.Logs(context.WithoutCancel(ctx), 15)))
 	}
-	return err
 }

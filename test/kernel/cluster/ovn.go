@@ -14,18 +14,19 @@ import (
 	"github.com/godwit-cni/godwit/test/kernel/vm"
 )
 
-// hub is the namespace of OVN's databases, northd and the controller.
-const hub = "hub"
-
-// Addresses. Every namespace has one in vm.Network, on eth0, at a bridge that reaches the API server; nodes one more for their tunnels, on eth1.
+// OVN's databases, beside the machine.
 const (
-	hubHost   = 10
+	nbPort   = 6641
+	sbPort   = 6642
+	nbSocket = "nb.sock"
+	sbSocket = "sb.sock"
+)
+
+// Every node's namespace has an address in vm.Network, on eth0, at a bridge that reaches what is beside the machine; and one for its tunnels, on eth1.
+const (
+	// firstNode is the last byte of the first node's addresses.
+	firstNode = 11
 	underlay  = "underlay"
-	nbPort    = 6641
-	sbPort    = 6642
-	hubDir    = "/run/hub"
-	nbSocket  = hubDir + "/nb.sock"
-	sbSocket  = hubDir + "/sb.sock"
 	logDir    = "/var/log"
 	schemaDir = "/usr/share"
 	// probeInterval of connections to the databases, in milliseconds.
@@ -58,18 +59,18 @@ func (n *Node) dir() string { return "/run/" + n.Name }
 
 func (n *Node) socket() string { return filepath.Join(n.dir(), "db.sock") }
 
-// startOVN makes the hub and the nodes. ovn-controllers wait for their agents.
+// startOVN starts the databases, northd and the nodes. ovn-controllers wait for their agents.
 func (c *Cluster) startOVN(ctx context.Context, nodes int) error {
 	if _, err := c.In(ctx, "", "ip", "link", "add", underlay, "up", "type", "bridge"); err != nil {
 		return err
 	}
 	for i := range nodes {
 		c.Nodes = append(c.Nodes, &Node{
-			Name: fmt.Sprintf("node%d", i+1), Underlay: host(underlayNet, hubHost+1+i), address: host(vm.Network, hubHost+1+i), cluster: c,
+			Name: fmt.Sprintf("node%d", i+1), Underlay: host(underlayNet, firstNode+i), address: host(vm.Network, firstNode+i), cluster: c,
 		})
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.startHub(ctx) })
+	g.Go(func() error { return c.startCentral(ctx) })
 	for _, n := range c.Nodes {
 		g.Go(func() error { return n.start(ctx) })
 	}
@@ -92,35 +93,37 @@ func link(ns, name, bridge string, address netip.Prefix) string {
 	`)
 }
 
-func (c *Cluster) startHub(ctx context.Context) error {
-	script := "ip netns add hub\nip -n hub link set lo up\nmkdir -p " + hubDir + link(hub, "eth0", vm.Bridge, netip.PrefixFrom(host(vm.Network, hubHost), vm.Network.Bits()))
-	for _, db := range []string{"nb", "sb"} {
-		script += fmt.Sprintf("\novsdb-tool create %s/%s.db %s/ovn/ovn-%s.ovsschema", hubDir, db, schemaDir, db)
-	}
-	if err := c.shell(ctx, script); err != nil {
-		return err
-	}
+// startCentral starts the databases and northd beside the machine.
+func (c *Cluster) startCentral(ctx context.Context) error {
 	for _, db := range []struct {
-		name, socket, connections string
-	}{{"nb", nbSocket, "db:OVN_Northbound,NB_Global,connections"}, {"sb", sbSocket, "db:OVN_Southbound,SB_Global,connections"}} {
-		if err := c.ovsDaemon(ctx, hub, "ovn-"+db.name, nil, "ovsdb-server", "--remote=punix:"+db.socket, "--remote="+db.connections,
-			"--unixctl="+hubDir+"/"+db.name+".ctl", hubDir+"/"+db.name+".db"); err != nil {
-			return err
-		}
-		if err := c.awaitFile(ctx, db.socket); err != nil {
-			return err
-		}
-	}
-	// Who is slow because the machine is busy has not gone; the default is five seconds.
-	for _, set := range [][]string{
-		{"ovn-sbctl", "--db=unix:" + sbSocket, "set-connection", fmt.Sprintf("ptcp:%d", sbPort), "--", "set", "connection", ".", probeInterval},
-		{"ovn-nbctl", "--db=unix:" + nbSocket, "set-connection", fmt.Sprintf("ptcp:%d", nbPort), "--", "set", "connection", ".", probeInterval},
+		name, schema, socket, ctl, connections string
+		port                                   int
+	}{
+		{"nb", "usr/share/ovn/ovn-nb.ovsschema", nbSocket, "ovn-nbctl", "db:OVN_Northbound,NB_Global,connections", nbPort},
+		{"sb", "usr/share/ovn/ovn-sb.ovsschema", sbSocket, "ovn-sbctl", "db:OVN_Southbound,SB_Global,connections", sbPort},
 	} {
-		if _, err := c.In(ctx, hub, set...); err != nil {
+		schema, err := c.ovn.Path(db.schema)
+		if err != nil {
+			return err
+		}
+		if out, err := c.ovn.Command(ctx, "ovsdb-tool", "create", c.file(db.name+".db"), schema).CombinedOutput(); err != nil {
+			return fmt.Errorf("create the database %s: %w: %s", db.name, err, out)
+		}
+		p, err := c.beside(c.ovn.Command(ctx, "ovsdb-server", "--remote=punix:"+c.file(db.socket), "--remote="+db.connections,
+			"--unixctl="+c.file(db.name+".ctl"), "-vconsole:info", c.file(db.name+".db")))
+		if err != nil {
+			return err
+		}
+		// Who is slow because its processor is emulated has not gone; the default is five seconds.
+		if err := awaitProcesses(ctx, "start the database "+db.name, []*process{p}, func(ctx context.Context) error {
+			_, err := c.ctl(ctx, db.ctl, db.socket, []string{"set-connection", fmt.Sprintf("ptcp:%d", db.port), "--", "set", "connection", ".", probeInterval})
+			return err
+		}); err != nil {
 			return err
 		}
 	}
-	return c.ovsDaemon(ctx, hub, "ovn-northd", nil, "ovn-northd", "--ovnnb-db=unix:"+nbSocket, "--ovnsb-db=unix:"+sbSocket, "--unixctl="+hubDir+"/northd.ctl")
+	_, err := c.beside(c.ovn.Command(ctx, "ovn-northd", "--ovnnb-db=unix:"+c.file(nbSocket), "--ovnsb-db=unix:"+c.file(sbSocket), "--unixctl="+c.file("northd.ctl"), "-vconsole:info"))
+	return err
 }
 
 // start makes the node's namespace and starts what a node's packages start.

@@ -21,12 +21,12 @@ const firstProcess = "./test/kernel/pid1"
 // programs are those of packages.Ensure, or of this machine, that the virtual one has, with the libraries that they need. The shell is not busybox's, which prefers its own ip.
 var programs = []string{
 	"ovsdb-server", "ovsdb-tool", "ovsdb-client", "ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ovs-dpctl",
-	"ovn-northd", "ovn-controller", "ovn-nbctl", "ovn-sbctl", "ovn-appctl",
+	"ovn-controller", "ovn-appctl",
 	"ip", "bridge", "ethtool", "conntrack", "nft", "tcpdump", "bash", "busybox",
 }
 
 // schemas are those of the databases.
-var schemas = []string{"usr/share/openvswitch/vswitch.ovsschema", "usr/share/ovn/ovn-nb.ovsschema", "usr/share/ovn/ovn-sb.ovsschema"}
+var schemas = []string{"usr/share/openvswitch/vswitch.ovsschema"}
 
 // modules are loaded at boot. There is no modprobe: a kernel that would load one on demand finds it loaded.
 var modules = []string{

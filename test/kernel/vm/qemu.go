@@ -42,7 +42,8 @@ type hardware struct {
 
 func (h hardware) arguments(kernel string) []string {
 	accel, cpu := "tcg,thread=multi,tb-size=512", "max"
-	clock := "tsc=reliable clocksource=tsc"
+	// Coarse timers: each interrupt costs an emulator dearly, and Go programs that do next to nothing ask for a hundred a second each. And page tables of four levels.
+	clock := "tsc=reliable clocksource=tsc highres=off no5lvl"
 	if h.accelerator == kvm {
 		accel, cpu, clock = "kvm", "host", ""
 	}

@@ -22,10 +22,12 @@ const (
 	endTimeout  = 5 * time.Second
 	echoSize    = 64
 	readSize    = 32 << 10
-	sampleEvery = 10 * time.Millisecond
-	// paceEvery is between two writes of a bulk stream, maxBurst how much of its rate it makes up for after it could not write.
-	paceEvery = 10 * time.Millisecond
-	maxBurst  = 10
+	// The time between two writes of a bulk stream, or between two looks at what was acknowledged of it, is minPace to maxPace: long enough for paceBytes at its rate.
+	minPace   = 10 * time.Millisecond
+	maxPace   = time.Second
+	paceBytes = 1000
+	// maxBurst is how many such times a stream makes up for after it could not write.
+	maxBurst = 10
 )
 
 // connection is one of a run's.
@@ -219,7 +221,7 @@ var errMissing = errors.New("the content is incomplete")
 
 // watch counts what the peer has acknowledged, and ends a connection on which that stands still.
 func (c *connection) watch(ctx context.Context) error {
-	return sample(ctx, c.tcp, c.meter, c.spec.Silence.Duration)
+	return sample(ctx, c.tcp, c.meter, c.rate, c.spec.Silence.Duration)
 }
 
 // tcpInfo is what the kernel knows of a connection.
@@ -245,8 +247,8 @@ func wasReset(tcp *net.TCPConn) bool {
 }
 
 // sample adds what the peer's kernel has acknowledged to a meter until ctx ends. Zero silence is no limit.
-func sample(ctx context.Context, tcp *net.TCPConn, m *meter, silence time.Duration) error {
-	tick := time.NewTicker(sampleEvery)
+func sample(ctx context.Context, tcp *net.TCPConn, m *meter, rate int64, silence time.Duration) error {
+	tick := time.NewTicker(pace(rate))
 	defer tick.Stop()
 	var last uint64
 	for {
@@ -274,16 +276,22 @@ type pacer struct {
 	offset  int64
 }
 
+// pace is the time between two writes at a rate, in bytes a second.
+func pace(rate int64) time.Duration {
+	return min(max(minPace, time.Duration(paceBytes*int64(time.Second)/max(rate, 1))), maxPace)
+}
+
 // stream writes until ctx ends.
 func (p *pacer) stream(ctx context.Context, tcp *net.TCPConn, seed uint64) error {
-	tick := time.NewTicker(paceEvery)
+	every := pace(p.rate)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	last, owed := time.Now(), 0.0
 	var buf []byte
 	for {
 		now := time.Now()
 		per := float64(p.rate) * now.Sub(last).Seconds()
-		owed = min(owed+per, float64(p.rate)*(maxBurst*paceEvery).Seconds()+1)
+		owed = min(owed+per, float64(p.rate)*(maxBurst*every).Seconds()+1)
 		last = now
 		if n := int(owed); n > 0 {
 			if cap(buf) < n {

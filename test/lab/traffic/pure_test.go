@@ -184,3 +184,12 @@ func TestProbeFormat(t *testing.T) {
 		t.Error("anything is a probe")
 	}
 }
+
+// A slow stream writes seldom, and never waits longer than a second.
+func TestPace(t *testing.T) {
+	for rate, want := range map[int64]time.Duration{0: time.Second, 1: time.Second, 5_000: 200 * time.Millisecond, 100_000: 10 * time.Millisecond, 250_000: 10 * time.Millisecond} {
+		if got := pace(rate); got != want {
+			t.Errorf("at %d bytes a second a stream writes every %s, want %s", rate, got, want)
+		}
+	}
+}

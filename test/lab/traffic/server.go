@@ -286,7 +286,7 @@ func source(ctx context.Context, tcp *net.TCPConn, h hello, m *meter) error {
 		}
 		return err
 	})
-	g.Go(func() error { return sample(ctx, tcp, m, 0) })
+	g.Go(func() error { return sample(ctx, tcp, m, h.rate, 0) })
 	g.Go(func() error {
 		p := pacer{rate: h.rate, silence: idleTimeout}
 		err := p.stream(ctx, tcp, h.seed())
