@@ -78,15 +78,12 @@ func (c *Cluster) startController(ctx context.Context) error {
 	}
 	defer release()
 	p, err := c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), "--kubeconfig="+file, "--nb-remote=unix:"+c.file(nbSocket),
-		"--sb-remote=unix:"+c.file(sbSocket), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace, noServices))
+		"--sb-remote=unix:"+c.file(sbSocket), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace))
 	if err != nil {
 		return err
 	}
 	return awaitProcesses(ctx, "start the controller", []*process{p}, c.ready(netip.AddrPortFrom(vm.Outside, healthPort)))
 }
-
-// noServices: with load balancers all packets pass connection tracking twice, for which an emulated processor has no time. Services are tested on the userspace datapath.
-const noServices = "--services=false"
 
 func (n *Node) startAgent(ctx context.Context) error {
 	c := n.cluster
@@ -101,7 +98,7 @@ func (n *Node) startAgent(ctx context.Context) error {
 	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+file, "--ovs-db=unix:"+n.socket(),
 		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay="+underlayNet.String(),
 		"--cni-socket="+n.dir()+"/cni.sock", "--cni-bin-dir="+n.binDir(), "--cni-conf-dir="+n.confDir(),
-		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String(), noServices); err != nil {
+		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String()); err != nil {
 		return err
 	}
 	if err := Await(ctx, "start the agent of "+n.Name, c.ready(netip.AddrPortFrom(n.address, metricsPort))); err != nil {

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// probeWithin is how long a target may take.
-	probeWithin = time.Second
+	// probeWithin is how long a target may take, all of them asked at once of an emulated processor.
+	probeWithin = 3 * time.Second
 	// insistEvery is between two targets of who insists. A new flow costs an emulated processor tens of milliseconds.
 	insistEvery = 200 * time.Millisecond
 
