@@ -131,8 +131,10 @@ func emptySlice(t *testing.T, e *env) {
 
 func madeAgain(t *testing.T, e *env) {
 	k := key("shop", "again")
-	pinned := func(s *corev1.Service) { s.Spec.ClusterIP = "10.0.0.77" }
-	e.create(t, aService(k, pinned))
+	first := aService(k)
+	e.create(t, first)
+	clusterIP := first.Spec.ClusterIP
+	pinned := func(s *corev1.Service) { s.Spec.ClusterIP = clusterIP }
 	e.lists(t, k, 1, "10.9.2.1 n1 ready")
 	e.goesTo(t, k, "10.9.2.1:8080")
 	for i := range 5 {
@@ -143,7 +145,7 @@ func madeAgain(t *testing.T, e *env) {
 		s = aService(k, pinned, func(s *corev1.Service) { s.Spec.Ports[0].Port = int32(90 + i) })
 		e.create(t, s)
 		e.servicesAsWanted(t)
-		if got, want := slices.Collect(maps.Keys(e.vips(t, k))), fmt.Sprintf("10.0.0.77:%d", 90+i); len(got) != 1 || got[0] != want {
+		if got, want := slices.Collect(maps.Keys(e.vips(t, k))), fmt.Sprintf("%s:%d", clusterIP, 90+i); len(got) != 1 || got[0] != want {
 			t.Fatalf("the %dth has %v, want %s", i+1, got, want)
 		}
 	}
