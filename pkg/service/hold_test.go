@@ -200,6 +200,10 @@ func TestVMs(t *testing.T) {
 	tell(40*time.Second+ArrivalGrace, v1alpha1.PortAttached, "n3", 0, NotHeld)
 	tell(200*time.Second, v1alpha1.PortMigrating, "n3", unreadyCheck, Moving)
 	tell(210*time.Second, v1alpha1.PortReserved, "", 0, NotHeld) // stopped while it moved
+	tell(220*time.Second, v1alpha1.PortAttached, "n3", 0, NotHeld)
+	tell(230*time.Second, v1alpha1.PortMigrating, "n3", unreadyCheck, Moving)
+	tell(240*time.Second, v1alpha1.PortBound, "", 0, NotHeld) // died while it moved
+	tell(250*time.Second, v1alpha1.PortAttached, "n2", 0, NotHeld)
 
 	away := aPort("db", v1alpha1.PortAttached, "n4", "10.0.0.1", "fd00::1")
 	away.Status.EgressNode = "n1"
@@ -250,6 +254,37 @@ func TestHoldOfAStuckMigration(t *testing.T) {
 	tell(UnreadyBound, v1alpha1.PortMigrating)
 	m.has()
 	tell(time.Second, v1alpha1.PortAttached) // given up: no grace
+	m.has()
+}
+
+// A Service that has a VM only because it is held does not have it for ever, although another has it ready.
+func TestHoldOfAStuckMigrationInOneService(t *testing.T) {
+	m := startMove(t)
+	other := func(s *corev1.Service) { s.Name, s.Spec.ClusterIP, s.Spec.ClusterIPs = "other", "10.96.0.11", []string{"10.96.0.11"} }
+	m.x.Set(aService(other), slices1("10.0.0.1 n1 ready"))
+	m.x.Take()
+	v, now := NewVMs(m.x), time.Unix(1000, 0)
+	tell := func(after time.Duration) {
+		now = now.Add(after)
+		v.Set(aPort("db", v1alpha1.PortMigrating, "n1", "10.0.0.1"), now)
+		m.x.Take()
+	}
+	tell(0)
+	m.lists() // shop/web selects it no more
+	m.has(both)
+	tell(unreadyCheck)
+	tell(UnreadyBound)
+	m.has()
+	want(t, "the other's endpoints", endpointsOf(t, m.x, Key{"shop", "other"}), []string{both})
+	tell(unreadyCheck)
+	m.has()
+}
+
+func TestServiceMadeAgainHoldsNothing(t *testing.T) {
+	m := startMove(t)
+	m.vm(VM{Node: "n1", Hold: Moving})
+	m.x.Take()
+	m.x.Set(aService(func(s *corev1.Service) { s.UID = "another" }), nil)
 	m.has()
 }
 

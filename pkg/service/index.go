@@ -72,7 +72,10 @@ func (x *Index) Set(svc *corev1.Service, endpointSlices []*discoveryv1.EndpointS
 	next := &entry{spec: parsed, listing: list(endpointSlices), spent: map[netip.AddrPort]bool{}}
 	if before := x.entries[key]; before != nil {
 		x.forget(key, before)
-		next.now, next.told, next.spent = before.now, before.told, before.spent
+		next.now, next.told = before.now, before.told
+		if before.service.UID == parsed.service.UID {
+			next.spent = before.spent
+		}
 	}
 	x.entries[key] = next
 	x.enlist(key, next)
@@ -189,7 +192,7 @@ func (x *Index) resolve(e *entry) Service {
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		var before *Port
-		if e.now != nil {
+		if e.now != nil && e.now.UID == s.UID { // one of the same name that was made anew has held nothing
 			before = e.now.port(p.key())
 		}
 		p.VIPs = x.granted(e, p)

@@ -78,6 +78,19 @@ func (s *spec) parseSources(svc *corev1.Service) {
 		}
 		s.service.Sources = append(s.service.Sources, p.Masked())
 	}
+	s.service.Sources = disjoint(s.service.Sources)
+}
+
+// disjoint is ranges without those that are within another: nftables takes no sets of ranges that overlap. Ranges of one family either do that or have nothing in common.
+func disjoint(ranges []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(ranges, netip.Prefix.Compare) // what contains others comes right before them
+	out := ranges[:0]
+	for _, p := range ranges {
+		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // vips are all addresses that the Service asks for, sorted, each once: of two kinds it is the first. Addresses of a family that the Service does not have, which is
@@ -91,6 +104,10 @@ func (s *spec) vips(svc *corev1.Service) []VIP {
 			return
 		}
 		addr = addr.Unmap()
+		if addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
+			s.problems = append(s.problems, problem(ReasonInvalid, "%s: %s is no address that can be reached from elsewhere: it is left out", field, addr))
+			return
+		}
 		if kind == ClusterIP {
 			s.service.IPv4, s.service.IPv6 = s.service.IPv4 || addr.Is4(), s.service.IPv6 || addr.Is6()
 		}

@@ -75,6 +75,11 @@ func TestWhatAServiceSays(t *testing.T) {
 		"sources, padded": {[]func(*corev1.Service){func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{" 192.0.2.1/24 "} }}, func(s *Service) {
 			s.Sources = []netip.Prefix{prefix("192.0.2.0/24")}
 		}},
+		"sources within each other": {[]func(*corev1.Service){func(s *corev1.Service) {
+			s.Spec.LoadBalancerSourceRanges = []string{"10.1.0.0/16", "10.0.0.0/8", "2001:db8::/32", "10.0.0.0/16", "11.0.0.0/8", "2001:db8::1/128", "10.0.0.0/8"}
+		}}, func(s *Service) {
+			s.Sources = []netip.Prefix{prefix("10.0.0.0/8"), prefix("11.0.0.0/8"), prefix("2001:db8::/32")}
+		}},
 		"ports": {[]func(*corev1.Service){func(s *corev1.Service) {
 			s.Spec.Ports = []corev1.ServicePort{{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, NodePort: 30053}, {Name: "dns-tcp", Port: 53}}
 		}}, func(s *Service) {
@@ -112,6 +117,20 @@ func TestWhatCannotBeRead(t *testing.T) {
 	if len(problems) != 2 || problems[0].Reason != ReasonInvalid || !strings.Contains(problems[0].Message+problems[1].Message, "192.0.2.01") {
 		t.Errorf("problems are %+v: want one of each field", problems)
 	}
+}
+
+// Whoever may write a status must not get all of a node's addresses, or its loopback.
+func TestAddressesOfNoUse(t *testing.T) {
+	x := New()
+	x.Set(aService(func(s *corev1.Service) {
+		for _, ip := range []string{"0.0.0.0", "127.0.0.1", "169.254.169.254", "224.0.0.1", "::ffff:127.0.0.1"} {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+	}), nil)
+	x.Take()
+	s, _ := x.Service(web)
+	want(t, "addresses", s.Ports[0].VIPs, []VIP{{ClusterIP, netip.MustParseAddr("10.96.0.10")}})
+	want(t, "problems", len(x.Problems(web)), 5)
 }
 
 func TestServesFamilies(t *testing.T) {

@@ -33,7 +33,7 @@ type vmPort struct {
 	vm    VM
 	// until is when the hold of a VM that has moved ends.
 	until time.Time
-	// moving: it moves. since is from when on it has been ready nowhere, zero if it is; given up is one that has been so for too long, until it is ready again.
+	// moving: it moves. since is from when on a Service has had it only because it is held, zero if none has; given up is one that has been so for too long, until it is ready again.
 	moving, givenUp bool
 	since           time.Time
 }
@@ -51,7 +51,7 @@ func (v *VMs) Set(p *v1alpha1.Port, now time.Time) (again time.Duration) {
 		before = &vmPort{}
 	}
 	next := &vmPort{vm: VM{Node: p.Status.Node, Anchor: p.Status.EgressNode}}
-	switch runs := p.Status.Phase == v1alpha1.PortAttached || p.Status.Phase == v1alpha1.PortBound; {
+	switch runs := p.Status.Phase == v1alpha1.PortAttached; { // one that was moving and is only bound now has died
 	case p.Status.Phase == v1alpha1.PortMigrating:
 		v.move(before, next, now)
 		again = unreadyCheck
@@ -84,12 +84,12 @@ func (v *VMs) move(before, next *vmPort, now time.Time) {
 	next.moving, next.since, next.givenUp = true, before.since, before.givenUp
 	held, ready := v.index.holding(before.addrs)
 	switch {
-	case ready, !held && !next.givenUp:
-		next.since, next.givenUp = time.Time{}, false
 	case held && next.since.IsZero():
 		next.since = now
 	case held && now.Sub(next.since) >= UnreadyBound:
 		next.givenUp = true
+	case !held && (ready || !next.givenUp):
+		next.since, next.givenUp = time.Time{}, false
 	}
 	if !next.givenUp {
 		next.vm.Hold = Moving
