@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/service"
 )
 
 // NodeAnnotator writes one annotation of the agent's own Node.
@@ -31,9 +32,6 @@ type Writers struct {
 	Report   Reporter
 	Renew    Renewer
 }
-
-// proxyName on a Service says that somebody else serves it (pkg/proxy/apis in kubernetes/kubernetes).
-const proxyName = "service.kubernetes.io/service-proxy-name"
 
 // API makes the sources and the writers of one node from the API server. It makes no request itself.
 func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
@@ -53,7 +51,7 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 		Nodes:    cache.NewListWatchFromClient(core, "nodes", metav1.NamespaceNone, fields.OneTermEqualSelector(metav1.ObjectNameField, nodeName)),
 		Pods:     cache.NewListWatchFromClient(core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", nodeName)),
 		Subnets:  cache.NewListWatchFromClient(godwit, "subnets", metav1.NamespaceNone, fields.Everything()),
-		Services: cache.NewFilteredListWatchFromClient(core, "services", metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = "!" + proxyName }),
+		Services: cache.NewFilteredListWatchFromClient(core, "services", metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = "!" + service.ProxyLabel }),
 		EndpointSlices: cache.NewFilteredListWatchFromClient(clients.DiscoveryV1().RESTClient(), "endpointslices", metav1.NamespaceAll,
 			func(o *metav1.ListOptions) { o.LabelSelector = "!" + corev1.IsHeadlessService }),
 		Ports:          cache.NewListWatchFromClient(godwit, "ports", metav1.NamespaceAll, fields.Everything()),

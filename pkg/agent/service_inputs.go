@@ -22,7 +22,9 @@ const indexSlice = "service"
 // serviceInputs holds what Services follow from, and what of it has changed since it was last taken.
 type serviceInputs struct {
 	services, slices, ports cache.SharedIndexInformer
-	changed                 func()
+	// told says of each informer whether its handler has had the first list.
+	told    []cache.InformerSynced
+	changed func()
 
 	mu sync.Mutex
 	// staleServices and stalePorts are to be read again.
@@ -36,12 +38,12 @@ func newServiceInputs(src Sources, changed func()) (*serviceInputs, error) {
 	in.services = cache.NewSharedIndexInformer(src.Services, &corev1.Service{}, 0, cache.Indexers{})
 	in.slices = cache.NewSharedIndexInformer(src.EndpointSlices, &discoveryv1.EndpointSlice{}, 0, cache.Indexers{indexSlice: func(obj any) ([]string, error) {
 		if es, ok := obj.(*discoveryv1.EndpointSlice); ok {
-			return []string{serviceOf(es).String()}, nil
+			return []string{service.Of(es).String()}, nil
 		}
 		return nil, nil
 	}})
 	in.ports = cache.NewSharedIndexInformer(src.Ports, &v1alpha1.Port{}, 0, cache.Indexers{})
-	errs := []error{in.services.SetTransform(trimService), in.slices.SetTransform(trimSlice), in.ports.SetTransform(trimPort)}
+	errs := []error{in.services.SetTransform(service.Trim), in.slices.SetTransform(service.Trim), in.ports.SetTransform(trimPort)}
 	for informer, tell := range map[cache.SharedIndexInformer]func(any){
 		in.services: func(obj any) {
 			in.stale(obj, func(key types.NamespacedName) { in.staleServices[service.Key(key)] = struct{}{} })
@@ -49,11 +51,13 @@ func newServiceInputs(src Sources, changed func()) (*serviceInputs, error) {
 		in.ports:  func(obj any) { in.stale(obj, func(key types.NamespacedName) { in.stalePorts[key] = struct{}{} }) },
 		in.slices: in.sliceChanged,
 	} {
-		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			// The label by which a slice belongs to a Service cannot change to another's unseen: both states are told.
 			AddFunc: tell, UpdateFunc: func(old, obj any) { tell(old); tell(obj) }, DeleteFunc: tell,
 		})
-		errs = append(errs, err)
+		if errs = append(errs, err); err == nil {
+			in.told = append(in.told, registration.HasSynced)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("set informers of Services up: %w", err)
@@ -70,9 +74,9 @@ func (in *serviceInputs) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// synced returns when the first lists are here; false if ctx ended before.
+// synced returns when the first lists are here, and all of what is in them has been noted; false if ctx ended before.
 func (in *serviceInputs) synced(ctx context.Context) bool {
-	return cache.WaitForCacheSync(ctx.Done(), in.services.HasSynced, in.slices.HasSynced, in.ports.HasSynced)
+	return cache.WaitForCacheSync(ctx.Done(), in.told...)
 }
 
 // stale notes the key of an object.
@@ -99,7 +103,7 @@ func (in *serviceInputs) sliceChanged(obj any) {
 		return
 	}
 	in.mu.Lock()
-	in.staleServices[serviceOf(es)] = struct{}{}
+	in.staleServices[service.Of(es)] = struct{}{}
 	in.mu.Unlock()
 	in.changed()
 }
@@ -146,36 +150,6 @@ func (in *serviceInputs) port(key types.NamespacedName) *v1alpha1.Port {
 	}
 	p, _ := obj.(*v1alpha1.Port)
 	return p
-}
-
-// serviceOf is the Service that an EndpointSlice belongs to, without a name if to none.
-func serviceOf(es *discoveryv1.EndpointSlice) service.Key {
-	return service.Key{Namespace: es.Namespace, Name: es.Labels[discoveryv1.LabelServiceName]}
-}
-
-// trimService keeps what pkg/service reads: every node has all Services and endpoints of the cluster.
-func trimService(obj any) (any, error) {
-	svc, ok := obj.(*corev1.Service)
-	if !ok {
-		return obj, nil
-	}
-	svc.ManagedFields, svc.Annotations, svc.OwnerReferences, svc.Finalizers = nil, nil, nil, nil
-	svc.Spec.Selector, svc.Status.Conditions = nil, nil
-	return svc, nil
-}
-
-func trimSlice(obj any) (any, error) {
-	es, ok := obj.(*discoveryv1.EndpointSlice)
-	if !ok {
-		return obj, nil
-	}
-	es.ManagedFields, es.Annotations, es.OwnerReferences = nil, nil, nil
-	es.Labels = map[string]string{discoveryv1.LabelServiceName: es.Labels[discoveryv1.LabelServiceName]}
-	for i := range es.Endpoints {
-		e := &es.Endpoints[i]
-		*e = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName}
-	}
-	return es, nil
 }
 
 func trimPort(obj any) (any, error) {

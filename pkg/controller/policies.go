@@ -266,7 +266,12 @@ func (p *policies) Start(ctx context.Context) error {
 		}
 		p.log.Error("NetworkPolicies are not written: they are compared with the northbound database and tried again", "error", err, "in", compareRetry)
 		_ = p.nb.Apply(ctx, p.writer.Stale()) // of its own it fails only with the context
-		retry.Reset(compareRetry)
+		select {                              // whoever asks meanwhile: it would be refused again
+		case <-ctx.Done():
+			return nil
+		case <-time.After(compareRetry):
+		}
+		retry.Reset(0)
 	}
 }
 

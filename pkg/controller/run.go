@@ -32,6 +32,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/service"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -103,7 +104,7 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Pod{}: {Transform: stripPod}, &corev1.Service{}: {Transform: stripService}, &discoveryv1.EndpointSlice{}: {Transform: stripEndpointSlice},
+				&corev1.Pod{}: {Transform: stripPod}, &corev1.Service{}: {Transform: service.Trim}, &discoveryv1.EndpointSlice{}: {Transform: service.Trim},
 				&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{c.Namespace: {LabelSelector: egressLeases()}}},
 			},
 		},

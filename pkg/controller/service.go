@@ -52,7 +52,7 @@ func addServices(ctx context.Context, p parts, m *metrics, recorder events.Event
 		}
 	}
 	err := p.mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, indexService, func(o client.Object) []string {
-		if name := serviceOf(o).Name; name != "" {
+		if name := service.Of(o).Name; name != "" {
 			return []string{name}
 		}
 		return nil
@@ -61,8 +61,8 @@ func addServices(ctx context.Context, p parts, m *metrics, recorder events.Event
 		return fmt.Errorf("index EndpointSlices by %s: %w", indexService, err)
 	}
 	toService := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-		if key := serviceOf(o); key.Name != "" {
-			return []reconcile.Request{{NamespacedName: key}}
+		if key := service.Of(o); key.Name != "" {
+			return []reconcile.Request{{NamespacedName: types.NamespacedName(key)}}
 		}
 		return nil
 	})
@@ -179,31 +179,4 @@ func (r *serviceTelling) report(ctx context.Context, key service.Key, problems [
 		r.metrics.serviceProblems.WithLabelValues(string(p.Reason)).Inc()
 		r.events.Eventf(svc, nil, corev1.EventTypeWarning, string(p.Reason), "ServeService", "%s", p.Message)
 	}
-}
-
-// stripService keeps of a cached Service what the index reads.
-func stripService(obj any) (any, error) {
-	svc, ok := obj.(*corev1.Service)
-	if !ok {
-		return obj, nil
-	}
-	svc.ManagedFields, svc.Annotations = nil, nil
-	svc.Spec.Selector = nil
-	svc.Status.Conditions = nil
-	return svc, nil
-}
-
-// stripEndpointSlice keeps of a cached EndpointSlice what the index reads: a cluster has an endpoint for every pod that serves something.
-func stripEndpointSlice(obj any) (any, error) {
-	es, ok := obj.(*discoveryv1.EndpointSlice)
-	if !ok {
-		return obj, nil
-	}
-	es.ManagedFields, es.Annotations, es.OwnerReferences = nil, nil, nil
-	es.Labels = map[string]string{discoveryv1.LabelServiceName: es.Labels[discoveryv1.LabelServiceName]}
-	for i := range es.Endpoints {
-		e := &es.Endpoints[i]
-		*e = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName}
-	}
-	return es, nil
 }

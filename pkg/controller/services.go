@@ -13,7 +13,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -130,9 +129,9 @@ func (s *services) restore(ctx context.Context, api client.Reader) error {
 			return fmt.Errorf("list %T for Services: %w", l, err)
 		}
 	}
-	of := map[types.NamespacedName][]*discoveryv1.EndpointSlice{}
+	of := map[service.Key][]*discoveryv1.EndpointSlice{}
 	for i := range endpoints.Items {
-		key := serviceOf(&endpoints.Items[i])
+		key := service.Of(&endpoints.Items[i])
 		of[key] = append(of[key], &endpoints.Items[i])
 	}
 	s.tell(func(x *service.Index) {
@@ -141,7 +140,7 @@ func (s *services) restore(ctx context.Context, api client.Reader) error {
 			s.vms.Set(&ports.Items[i], s.now())
 		}
 		for i := range list.Items {
-			x.Set(&list.Items[i], of[client.ObjectKeyFromObject(&list.Items[i])])
+			x.Set(&list.Items[i], of[service.Key(client.ObjectKeyFromObject(&list.Items[i]))])
 		}
 	})
 	close(s.restored)
@@ -160,11 +159,6 @@ func (s *services) ranges(list *v1alpha1.SubnetList) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// serviceOf is the Service that an EndpointSlice belongs to, without a name if to none.
-func serviceOf(es client.Object) types.NamespacedName {
-	return types.NamespacedName{Namespace: es.GetNamespace(), Name: es.GetLabels()[discoveryv1.LabelServiceName]}
 }
 
 // Start implements manager.Runnable.
@@ -190,7 +184,12 @@ func (s *services) Start(ctx context.Context) error {
 		}
 		s.log.Error("Services are not written: they are compared with the northbound database and tried again", "error", err, "in", compareRetry)
 		_ = s.nb.Apply(ctx, s.writer.Stale()) // of its own it fails only with the context
-		retry.Reset(compareRetry)
+		select {                              // whoever asks meanwhile: it would be refused again
+		case <-ctx.Done():
+			return nil
+		case <-time.After(compareRetry):
+		}
+		retry.Reset(0)
 	}
 }
 

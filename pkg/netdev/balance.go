@@ -160,16 +160,16 @@ func (b *Balancer) Write(ctx context.Context) (wrote bool, _ error) {
 	return true, nil
 }
 
-// gone says whether the table is not there.
+// gone says whether the table is not there, or empty.
 func (b *Balancer) gone(ctx context.Context) (bool, error) {
-	_, err := b.nft.ListRules(ctx, chainPrerouting)
+	rules, err := b.nft.ListRules(ctx, chainPrerouting)
 	if knftables.IsNotFound(err) {
 		return true, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("look whether the table is there: %w", err)
 	}
-	return false, nil
+	return len(rules) == 0, nil
 }
 
 // replace writes everything. Affinities stay.

@@ -200,8 +200,8 @@ func (b *Balancer) flushAffinity(ctx context.Context, of map[Frontend]struct{}) 
 	return nil
 }
 
-// pruneAffinity forgets which clients of some frontends got a backend that is none any more.
-func (b *Balancer) pruneAffinity(ctx context.Context, of map[Frontend]struct{}) (err error) {
+// pruneAffinity forgets which clients of some frontends got a backend that is none any more; where affinities end by themselves all the time meanwhile, all of them.
+func (b *Balancer) pruneAffinity(ctx context.Context, of map[Frontend]struct{}) error {
 	for range pruneAttempts {
 		tx := b.nft.NewTransaction()
 		for f := range of {
@@ -212,14 +212,15 @@ func (b *Balancer) pruneAffinity(ctx context.Context, of map[Frontend]struct{}) 
 		if tx.NumOperations() == 0 {
 			return nil
 		}
-		if err = b.nft.Run(ctx, tx); err == nil || !knftables.IsNotFound(err) {
-			break
+		err := b.nft.Run(ctx, tx)
+		if err == nil {
+			return nil
+		}
+		if !knftables.IsNotFound(err) {
+			return fmt.Errorf("forget affinities: %w", err)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("forget affinities: %w", err)
-	}
-	return nil
+	return b.flushAffinity(ctx, of)
 }
 
 func (b *Balancer) prune(ctx context.Context, tx *knftables.Transaction, f Frontend) error {

@@ -114,6 +114,8 @@ type serving struct {
 	guard bool
 	// joining are load balancers that the group does not have yet.
 	joining []any
+	// idle is how many steps delete rows of ours that say nothing: nobody has changed them.
+	idle int
 }
 
 // service adds the steps that make the rows of one Service as wanted.

@@ -75,7 +75,7 @@ func (w *ServiceWriter) Differs(ctx context.Context, nb *NB) (bool, error) {
 	if _, err := t.compare(have, w.source.All()); err != nil {
 		return false, err
 	}
-	return len(t.steps) > 0, nil
+	return len(t.steps) > t.idle, nil
 }
 
 // storedServices are the rows of Services in the database.
@@ -158,6 +158,7 @@ func (t *serving) compareShared(have storedServices, want map[service.Key]topolo
 		chassis := ident.ChassisName(row.Chassis)
 		if row.ExternalIDs[ident.OwnerKey] == ident.OwnerService && len(row.Variables) == 0 && len(wanted[chassis]) == 0 { // of a node that may be gone
 			t.add(ovsdb.Operation{Op: ovsdb.OperationDelete, Table: nbdb.ChassisTemplateVarTable, Where: byUUID(row.UUID)})
+			t.idle++
 			delete(t.chassis, chassis)
 			continue
 		}

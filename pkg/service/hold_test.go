@@ -260,7 +260,9 @@ func TestHoldOfAStuckMigration(t *testing.T) {
 // A Service that has a VM only because it is held does not have it for ever, although another has it ready.
 func TestHoldOfAStuckMigrationInOneService(t *testing.T) {
 	m := startMove(t)
-	other := func(s *corev1.Service) { s.Name, s.Spec.ClusterIP, s.Spec.ClusterIPs = "other", "10.96.0.11", []string{"10.96.0.11"} }
+	other := func(s *corev1.Service) {
+		s.Name, s.Spec.ClusterIP, s.Spec.ClusterIPs = "other", "10.96.0.11", []string{"10.96.0.11"}
+	}
 	m.x.Set(aService(other), slices1("10.0.0.1 n1 ready"))
 	m.x.Take()
 	v, now := NewVMs(m.x), time.Unix(1000, 0)

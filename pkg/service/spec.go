@@ -10,9 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// proxyName on a Service says that somebody else serves it (pkg/proxy/apis in kubernetes/kubernetes).
-const proxyName = "service.kubernetes.io/service-proxy-name"
-
 // spec is what a Service itself says. VIPs are those that it asks for, whether or not it gets them.
 type spec struct {
 	service  Service
@@ -24,7 +21,7 @@ type spec struct {
 // parse reads a Service; ok is false if there is nothing to balance: it is headless, an ExternalName, or another proxy's.
 func parse(svc *corev1.Service) (s *spec, ok bool) {
 	key := Key{Namespace: svc.Namespace, Name: svc.Name}
-	_, others := svc.Labels[proxyName] // whatever it says
+	_, others := svc.Labels[ProxyLabel] // whatever it says
 	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" || others {
 		return nil, false
 	}

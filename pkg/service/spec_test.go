@@ -14,9 +14,9 @@ func TestServicesThatAreNotServed(t *testing.T) {
 		"headless":                   func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} },
 		"ExternalName":               func(s *corev1.Service) { s.Spec.Type, s.Spec.ClusterIP = corev1.ServiceTypeExternalName, "" },
 		"without an address yet":     func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", nil },
-		"of another proxy":           func(s *corev1.Service) { s.Labels = map[string]string{proxyName: "other"} },
-		"of another one, not named":  func(s *corev1.Service) { s.Labels = map[string]string{proxyName: ""} },
-		"that was served, then not":  func(s *corev1.Service) { s.Labels = map[string]string{proxyName: "late"} },
+		"of another proxy":           func(s *corev1.Service) { s.Labels = map[string]string{ProxyLabel: "other"} },
+		"of another one, not named":  func(s *corev1.Service) { s.Labels = map[string]string{ProxyLabel: ""} },
+		"that was served, then not":  func(s *corev1.Service) { s.Labels = map[string]string{ProxyLabel: "late"} },
 		"ExternalName with old rest": func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName },
 	} {
 		t.Run(name, func(t *testing.T) {

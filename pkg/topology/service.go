@@ -67,7 +67,7 @@ func (b *builder) row(name ident.LoadBalancerName) *nbdb.LoadBalancer {
 	}
 	kind := strings.Split(string(name), "/")[3]
 	lb := &nbdb.LoadBalancer{
-		Name: string(name), Protocol: &kind, Vips: map[string]string{}, Options: options(),
+		Name: string(name), Protocol: &kind, Vips: map[string]string{}, Options: options(kind),
 		ExternalIDs: map[string]string{
 			ident.OwnerKey: ident.OwnerService, ident.KeyNamespace: b.service.Key.Namespace, ident.KeyName: b.service.Key.Name, ident.KeyUID: string(b.service.UID),
 		},
@@ -79,10 +79,14 @@ func (b *builder) row(name ident.LoadBalancerName) *nbdb.LoadBalancer {
 	return lb
 }
 
-// options: what has no endpoint is refused; a pod that reaches itself sees an address that says so.
-func options() map[string]string {
+// options: what has no endpoint is refused; a pod that reaches itself sees an address that says so; datagrams do not go on to an endpoint that has gone (OVN 23.06 and later).
+func options(protocol string) map[string]string {
 	hairpin := ident.HairpinSources()
-	return map[string]string{"reject": "true", "hairpin_snat_ip": hairpin[0].String() + " " + hairpin[1].String()}
+	out := map[string]string{"reject": "true", "hairpin_snat_ip": hairpin[0].String() + " " + hairpin[1].String()}
+	if protocol == nbdb.LoadBalancerProtocolUDP {
+		out["ct_flush"] = "true"
+	}
+	return out
 }
 
 // local adds a template: a load balancer that each node fills with its own endpoints. On a node without the variables it is not there.
