@@ -24,10 +24,12 @@ import (
 )
 
 const (
-	// vmEcho and vmBulk (each up and down) connections come on each way; the VM moves fewMigrations times, or as often as the variable serviceMigrations says.
-	vmEcho, vmBulk    = 4, 1
-	fewMigrations     = 2
-	serviceMigrations = "MIGRATIONS"
+	// On each way come fewConnections, or as many as the variable serviceConnections says, of which two are an upload and a download; the VM moves fewMigrations times, or
+	// as often as serviceMigrations says.
+	fewConnections, serviceConnections = 6, "CONNECTIONS"
+	fewMigrations, serviceMigrations   = 2, "MIGRATIONS"
+	// manyMemory is what a guest has that holds more than fewConnections of each way, in MiB.
+	manyMemory = 256
 	// vmServiceNumber keeps its addresses apart from those of the table's Services.
 	vmServiceNumber = 60
 )
@@ -111,8 +113,9 @@ func (w *way) begin(t *testing.T) {
 	t.Helper()
 	spec := passage.Holding(traffic.MaxLength)
 	spec.Peers, spec.Ports, spec.Silence.Duration = w.peers, w.ports, silence
-	spec.Echo.Connections, spec.Upload.Connections, spec.Download.Connections = vmEcho, vmBulk, vmBulk
-	spec.Echo.Interval.Duration = time.Second // an emulated processor serves them all
+	n := wanted(t, serviceConnections, fewConnections, 3)
+	spec.Echo.Connections, spec.Upload.Connections, spec.Download.Connections = n-2, 1, 1
+	spec.Echo.Interval.Duration = max(time.Second, time.Duration(n)*100*time.Millisecond) // an emulated processor serves them all
 	spec.Upload.Rate, spec.Download.Rate = 10_000, 10_000
 	run, err := traffic.Begin(t.Context(), w.place, spec)
 	if err != nil {
@@ -214,23 +217,27 @@ func (w *way) judge(t *testing.T) {
 	}
 }
 
-// migrations is how often the VM moves: MIGRATIONS says it.
-func migrations(t *testing.T) int {
+// wanted is what a variable says, usual if nothing.
+func wanted(t *testing.T, variable string, usual, least int) int {
 	t.Helper()
-	text := os.Getenv(serviceMigrations)
+	text := os.Getenv(variable)
 	if text == "" {
-		return fewMigrations
+		return usual
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("%s=%s: %v", serviceMigrations, text, err)
+	if err != nil || n < least {
+		t.Fatalf("%s=%s: want a number, at least %d", variable, text, least)
 	}
 	return n
 }
 
 // A VM behind a Service moves, again and again, and is reached all the time: no connection breaks, on whatever way it came, none is reset, and new ones are opened.
 func TestServiceVMMigration(t *testing.T) {
-	s, err := passage.New(t.Context(), passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "service-vm"})
+	c := passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "service-vm"}
+	if wanted(t, serviceConnections, fewConnections, 3) > fewConnections {
+		c.MemoryMiB = manyMemory
+	}
+	s, err := passage.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +263,7 @@ func TestServiceVMMigration(t *testing.T) {
 	for _, w := range all {
 		openers.Go(func() { w.keepOpening(opening, patience(5*time.Second)) })
 	}
-	for i := range migrations(t) {
+	for i := range wanted(t, serviceMigrations, fewMigrations, 1) {
 		to := s.Target
 		if i%2 == 1 {
 			to = s.Source

@@ -38,6 +38,8 @@ type Config struct {
 	Log *slog.Logger
 	// Name begins the name of the scene's namespace.
 	Name string
+	// MemoryMiB is the guest's; zero is lab.VMOptions'.
+	MemoryMiB int
 }
 
 // Scene is what stands when the VM begins to move: the VM on the source, and the pod that it talks to on a third node, so that all traffic crosses tunnels.
@@ -111,7 +113,7 @@ func (s *Scene) Remove(ctx context.Context) error {
 func (s *Scene) Set(ctx context.Context) (err error) {
 	start := time.Now()
 	s.Log.Info("booting a VM, and a pod for it to talk to", "vm", s.Source, "pod", s.third)
-	if s.VM, err = s.vms.Create(ctx, lab.VMOptions{Namespace: s.Namespace, Name: vmName, Node: s.Source}); err != nil {
+	if s.VM, err = s.vms.Create(ctx, lab.VMOptions{Namespace: s.Namespace, Name: vmName, Node: s.Source, MemoryMiB: s.MemoryMiB}); err != nil {
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
