@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -14,20 +13,15 @@ import (
 // watch begins traffic to the VM.
 func (c *cell) watch(t *testing.T) {
 	t.Helper()
-	spec := traffic.Usual(c.vm.ips...)
-	spec.Echo.Connections, spec.Silence = 6, traffic.Duration{Duration: time.Minute}
+	spec := company(c.vm.ips)
+	spec.Silence = traffic.Duration{Duration: time.Minute}
 	run, err := traffic.Begin(t.Context(), podPlace(t, c.from), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.traffic = run
 	c.patient = c.listen(t.Context())
-	eventually(t, 20*time.Second, func(context.Context) error {
-		if s := run.Status(); s.Open < s.Wanted || s.Replied == 0 {
-			return fmt.Errorf("traffic to VM %s has not begun: %+v", c.vm, s)
-		}
-		return nil
-	})
+	begun(t, c.vm, run)
 }
 
 // stalled is for how long nothing could come from the VM: QEMU had stopped it, or what was struck is needed for it to answer.

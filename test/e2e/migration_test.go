@@ -67,6 +67,7 @@ func recorded(t *testing.T, g *lab.Migration) {
 func TestMigrationMasquerade(t *testing.T) {
 	vm := bootVM(t, lab.VMOptions{Name: "masquerade", Node: "node1", Binding: guest.Masquerade})
 	from := peer(t, "node2")
+	vm.answers(t, from)
 	var g *lab.Migration
 	vm.watch(t, from, func() { g = vm.migrate(t, lab.MigrateOptions{To: "node3"}) })
 	eventually(t, 10*time.Second, func(ctx context.Context) error {

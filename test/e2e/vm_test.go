@@ -66,7 +66,7 @@ func boot(ctx context.Context, o lab.VMOptions) (*machine, error) {
 	if m.ips, err = vm.Addresses(ctx); err != nil {
 		return m, err
 	}
-	if o.Binding == guest.Masquerade { // stood in for by IPv4 alone; watch finds out when it answers
+	if o.Binding == guest.Masquerade { // stood in for by IPv4 alone, and answers by its launcher: see machine.answers
 		m.ips = m.ips[:1]
 	} else if err := vm.AwaitAnswer(ctx); err != nil {
 		return m, err
@@ -134,22 +134,54 @@ func (m *machine) untouched(t *testing.T) {
 	}
 }
 
+// company is the traffic that a VM is watched with where no gap of milliseconds is judged: of more probes an emulated guest on a slow host answers only some.
+func company(vm []netip.Addr) traffic.Spec {
+	spec := traffic.Usual(vm...)
+	spec.Probe.Interval.Duration, spec.Echo.Connections = 20*time.Millisecond, 6
+	return spec
+}
+
+// answers waits until the VM's guest answers a pod.
+func (m *machine) answers(t *testing.T, from reach.Pod) {
+	t.Helper()
+	place := podPlace(t, from)
+	eventually(t, time.Minute, func(ctx context.Context) error {
+		conn, err := place.Dial(ctx, "tcp", netip.AddrPortFrom(m.ips[0], permittedEcho).String())
+		if err != nil {
+			return err
+		}
+		return errors.Join(echoed(conn, patience(time.Second)), conn.Close())
+	})
+}
+
+// begun waits until all connections of a run to a VM are open, and a probe was answered.
+func begun(t *testing.T, vm *machine, run *traffic.Run) {
+	t.Helper()
+	eventually(t, patience(20*time.Second), func(ctx context.Context) error {
+		s := run.Status()
+		if s.Broken > 0 {
+			result, err := run.Stop(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Fatalf("traffic to VM %s has not begun: %+v, connections %+v", vm, s, result.Connections)
+		}
+		if s.Open < s.Wanted || s.Replied == 0 {
+			return fmt.Errorf("traffic to VM %s has not begun: %+v", vm, s)
+		}
+		return nil
+	})
+}
+
 // watch keeps traffic to a VM going from a pod while f runs, and fails the test if a connection breaks or the guest gets a packet twice.
 func (m *machine) watch(t *testing.T, from reach.Pod, f func()) *traffic.Result {
 	t.Helper()
 	place := podPlace(t, from)
-	spec := traffic.Usual(m.ips...)
-	spec.Echo.Connections = 6
-	run, err := traffic.Begin(t.Context(), place, spec)
+	run, err := traffic.Begin(t.Context(), place, company(m.ips))
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, func(context.Context) error {
-		if s := run.Status(); s.Open < s.Wanted || s.Replied == 0 {
-			return fmt.Errorf("traffic to VM %s has not begun: %+v", m, s)
-		}
-		return nil
-	})
+	begun(t, m, run)
 	f()
 	time.Sleep(500 * time.Millisecond) // the connections go on after the move, or do not: a stalled one shows by then, a dead one at Stop
 	result, err := run.Stop(t.Context())
