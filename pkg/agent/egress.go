@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/netdev"
 )
 
 const (
@@ -111,8 +112,18 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 		want = slices.DeleteFunc(want, func(a netip.Addr) bool { return !slices.Contains(h.held, a) })
 	}
 	before := h.held
-	h.held = h.loans.keep(want, v1alpha1.EgressPatience-time.Since(begun))
+	h.keep(want, begun.Add(v1alpha1.EgressPatience))
 	return !slices.Equal(before, h.held)
+}
+
+// keep lets the node have addresses until then. If that is now, as when the process stood still, nothing is known of those that it has: the kernel takes them away.
+func (h *heart) keep(want []netip.Addr, until time.Time) {
+	life := time.Until(until)
+	if life < netdev.ShortestLoan {
+		h.held = nil
+		return
+	}
+	h.held = h.loans.keep(want, life)
 }
 
 func (h *heart) tell(ctx context.Context, uid types.UID, patience time.Duration) error {
@@ -143,7 +154,7 @@ func (h *heart) rest(ctx context.Context) {
 		h.log.Warn("the controller could not be asked for patience: another node may become the gateway while the agent is away", "error", err)
 		return
 	}
-	h.loans.keep(h.held, v1alpha1.EgressRestart-time.Since(begun))
+	h.keep(h.held, begun.Add(v1alpha1.EgressRestart))
 }
 
 // selected says whether some Subnet's egress selects a node with these labels.

@@ -166,3 +166,16 @@ func TestHeartIsSilent(t *testing.T) {
 		t.Errorf("it said %+v", p.beats)
 	}
 }
+
+// A beat that took longer than the addresses live by it does not touch them, and nobody is told of them.
+func TestHeartStoodStill(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.held = p.inputs.assigned("one")
+	for _, late := range []time.Duration{0, time.Second} {
+		p.keep(p.held, time.Now().Add(-late))
+		if len(p.held) > 0 || slices.Contains(p.node.calls, "SyncBorrowed") {
+			t.Errorf("%s late the node holds %v, after %v", late, p.held, p.node.calls)
+		}
+	}
+}

@@ -21,6 +21,12 @@ type Borrowed struct {
 // borrowedFlags mark a borrowed address: a single address that is deprecated and makes no route. The kernel sets the first by itself where nobody may prefer an address.
 const borrowedFlags = unix.IFA_F_DEPRECATED | unix.IFA_F_NOPREFIXROUTE
 
+// ErrLoanTooShort means that an address was to be borrowed for less than ShortestLoan.
+var ErrLoanTooShort = errors.New("an address cannot be borrowed for less than a second")
+
+// ShortestLoan is for how long an address can be borrowed at least: the kernel counts whole seconds, and none of them is for ever.
+const ShortestLoan = time.Second
+
 // SyncBorrowed makes want exactly the host's borrowed addresses, and lets each of them live for so long: the kernel takes it away unless it is borrowed again before, whatever
 // becomes of this process. Whole seconds count. It returns those that the host did not have.
 func (h Host) SyncBorrowed(want []Borrowed, life time.Duration) (added []Borrowed, err error) {
@@ -107,6 +113,9 @@ func dropBorrowed(b Borrowed, a *netlink.Addr) error {
 }
 
 func borrow(b Borrowed, life time.Duration) error {
+	if life < ShortestLoan {
+		return fmt.Errorf("add address %s to %s for %s: %w", b.Addr, b.Link, life, ErrLoanTooShort)
+	}
 	link, err := netlink.LinkByName(b.Link)
 	if err != nil {
 		return fmt.Errorf("find link %s for address %s: %w", b.Link, b.Addr, err)

@@ -28,6 +28,11 @@ func TestBorrowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Borrowed{{"eth0", netip.MustParseAddr("192.0.2.77")}, {"eth0", netip.MustParseAddr("2001:db8::77")}}
+	for _, life := range []time.Duration{-time.Second, 0, ShortestLoan - 1} { // the kernel takes none for ever
+		if _, err := node.SyncBorrowed(want, life); !errors.Is(err, ErrLoanTooShort) || slices.Contains(addrsOf(t, node), want[0].Addr) {
+			t.Errorf("borrowed for %s: %v, want %v", life, err, ErrLoanTooShort)
+		}
+	}
 	for i, added := range []int{2, 0} {
 		got, err := node.SyncBorrowed(want, 2*time.Second)
 		if err != nil || len(got) != added {
