@@ -18,6 +18,9 @@ import (
 // announceTimes is how often an address that is new on the node is announced, once a beat: a frame may get lost.
 const announceTimes = 3
 
+// reannounce is after how long all addresses are announced again: the network may have learnt another place meanwhile, by the last frame of a node that had them.
+const reannounce = 10 * time.Second
+
 // loans are the egress addresses of Subnets whose gateway the node is. The kernel takes each away by itself when it is not renewed: a node that nobody hears has none left when
 // another gets them.
 //
@@ -29,6 +32,7 @@ type loans struct {
 	// translated says whether packets leave under an address.
 	translated func(netip.Addr) bool
 	announce   func(b netdev.Borrowed) error
+	now        func() time.Time
 
 	// The rest belongs to the heart's loop.
 
@@ -36,6 +40,8 @@ type loans struct {
 	lent bool
 	// news is how often an address is still to be announced.
 	news map[netdev.Borrowed]int
+	// announced is when all of them were announced.
+	announced time.Time
 	// told is the last error, which is logged once.
 	told string
 }
@@ -68,10 +74,14 @@ func (l *loans) sync(want []netip.Addr, life time.Duration) ([]netip.Addr, error
 		l.log.Info("egress address is on the node", "address", b.Addr, "link", b.Link)
 		l.news[b] = announceTimes
 	}
+	all := l.now().Sub(l.announced) >= reannounce
+	if all {
+		l.announced = l.now()
+	}
 	var held []netip.Addr
 	for _, b := range borrowed {
-		if l.news[b] > 0 {
-			l.news[b]--
+		if l.news[b] > 0 || all {
+			l.news[b] = max(0, l.news[b]-1)
 			err = errors.Join(err, l.announce(b))
 		}
 		if l.translated(b.Addr) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/agent"
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/controller"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/topology"
@@ -291,13 +292,17 @@ func TestEgressLeases(t *testing.T) {
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")
+	e.defaultSubnet(t)
 	for _, c := range []struct {
 		token, node string
 		denied      bool
 	}{{"n2", "n1", true}, {"", "n1", true}, {"n1", "n1", false}} {
-		_, writers, err := agent.API(e.as(c.token), c.node)
+		src, writers, err := agent.API(e.as(c.token), c.node)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if s, err := src.Subnet(t.Context(), controller.DefaultSubnet); err != nil || len(s.Spec.CIDRs) == 0 {
+			t.Errorf("an agent reads %+v, %v", s, err)
 		}
 		eventually(t, func() error { // policies take a moment to come into force
 			err := writers.Renew(t.Context(), agent.Beat{Namespace: "godwit-system", UID: "u", Patience: v1alpha1.EgressPatience})
