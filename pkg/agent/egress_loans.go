@@ -21,6 +21,9 @@ const announceTimes = 3
 // reannounce is after how long all addresses are announced again: the network may have learnt another place meanwhile, by the last frame of a node that had them.
 const reannounce = 10 * time.Second
 
+// An address is never asked for longer than the kernel's copy is known as Godwit's by.
+const _ = uint(netdev.LongestLoan - v1alpha1.EgressRestart)
+
 // loans are the egress addresses of Subnets whose gateway the node is. The kernel takes each away by itself when it is not renewed: a node that nobody hears has none left when
 // another gets them.
 //

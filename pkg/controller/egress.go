@@ -52,6 +52,7 @@ type egressReconciler struct {
 	virt   *kubevirt
 	beats  *beats
 	state  *egressState
+	join   ipam.Spec
 	events events.EventRecorder
 	log    *slog.Logger
 	now    func() time.Time
@@ -167,7 +168,7 @@ func (r *egressReconciler) gateways(ctx context.Context) []reconcile.Request {
 // addEgress lets Subnets' egress be reconciled: by what happens to them, to nodes, and to the Leases of those that can be gateways.
 func addEgress(p parts, virt *kubevirt) error {
 	r := &egressReconciler{
-		api: p.mgr.GetClient(), nb: p.nb, queues: p.queues, virt: virt, beats: newBeats(time.Now), state: p.outside,
+		api: p.mgr.GetClient(), nb: p.nb, queues: p.queues, virt: virt, beats: newBeats(time.Now), state: p.outside, join: p.alloc.join.Spec(),
 		events: p.mgr.GetEventRecorder("godwit-controller"), log: p.Logger, now: time.Now,
 	}
 	wake := func(ctx context.Context) {

@@ -82,6 +82,11 @@ func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet) (
 	if len(want) == 0 {
 		return "", nil
 	}
+	for _, ip := range want {
+		if slices.ContainsFunc(r.join.CIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
+			return fmt.Sprintf("%s of egress.addresses is in the join network between router and nodes: choose one outside of the cluster's network", ip), nil
+		}
+	}
 	var nodes corev1.NodeList
 	var all v1alpha1.SubnetList
 	if err := errors.Join(r.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy), r.api.List(ctx, &all, client.UnsafeDisableDeepCopy)); err != nil {

@@ -270,6 +270,12 @@ func TestEgressAddressRows(t *testing.T) {
 	e.egress(t, "second", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
 	e.egress(t, "second", gateway)
 	e.exits(t, "second", "n1")
+	for _, c := range []struct{ address, reason string }{{"100.64.0.77", "EgressAddressTaken"}} {
+		gateway.Addresses = []string{c.address}
+		e.egress(t, "second", gateway)
+		e.says(t, "second", "", c.reason)
+		e.exits(t, "second", "drop")
+	}
 	for name, bad := range map[string]*v1alpha1.Egress{
 		"no selector":              {Mode: v1alpha1.EgressGateway},
 		"a selector without a use": {Mode: v1alpha1.EgressNone, NodeSelector: gateway.NodeSelector},
