@@ -68,12 +68,10 @@ func (l *loans) sync(want []netip.Addr, life time.Duration) ([]netip.Addr, error
 		return nil, nil
 	}
 	borrowed, err := l.place(want)
-	added, serr := l.host.SyncBorrowed(borrowed, life)
-	if serr != nil {
-		return nil, errors.Join(err, serr)
-	}
-	l.lent = len(borrowed) > 0
-	for _, b := range added {
+	have, serr := l.host.SyncBorrowed(borrowed, life)
+	err = errors.Join(err, serr)
+	l.lent = len(borrowed) > 0 || serr != nil
+	for _, b := range have.Added {
 		l.log.Info("egress address is on the node", "address", b.Addr, "link", b.Link)
 		l.news[b] = announceTimes
 	}
@@ -82,7 +80,7 @@ func (l *loans) sync(want []netip.Addr, life time.Duration) ([]netip.Addr, error
 		l.announced = l.now()
 	}
 	var held []netip.Addr
-	for _, b := range borrowed {
+	for _, b := range have.On {
 		if l.news[b] > 0 || all {
 			l.news[b] = max(0, l.news[b]-1)
 			err = errors.Join(err, l.announce(b))

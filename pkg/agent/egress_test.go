@@ -191,6 +191,17 @@ func TestHeartIsBehind(t *testing.T) {
 	p.want(t, nil, nil) // it has to be heard of steadily again
 }
 
+// An address that the node cannot have does not stop the others, and the controller is told of these alone.
+func TestHeartBadAddress(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.subnet.Spec.Egress.Addresses = []string{"192.0.2.1", "192.0.2.77"} // the first is the node's own
+	for range steady + 1 {
+		p.beat(t.Context())
+	}
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+}
+
 // A node that no Subnet selects, or that is not ready, says nothing.
 func TestHeartIsSilent(t *testing.T) {
 	p := newPulse(t)

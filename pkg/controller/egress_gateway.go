@@ -21,8 +21,12 @@ import (
 
 // gateway finds the node through which all pods of a Subnet leave, the condition that says so, and when to look again.
 func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet) (topology.Gateway, *metav1.Condition, time.Duration, error) {
-	cond := condition(metav1.ConditionFalse, reasonEgressTaken, "")
+	cond := condition(metav1.ConditionFalse, reasonEgressInvalid, unusable(subnet))
 	cond.Type = v1alpha1.ConditionEgress
+	if cond.Message != "" {
+		return topology.Gateway{}, &cond, 0, nil
+	}
+	cond.Reason = reasonEgressTaken
 	var err error
 	if cond.Message, err = r.taken(ctx, subnet); err != nil || cond.Message != "" {
 		return topology.Gateway{}, &cond, 0, err
@@ -74,6 +78,16 @@ func missingFamilies(subnet *v1alpha1.Subnet, has []netip.Addr) map[bool]bool {
 		}
 	}
 	return missing
+}
+
+// unusable says which of the Subnet's egress addresses no node can have for what it forwards, empty if there is none.
+func unusable(subnet *v1alpha1.Subnet) string {
+	for _, ip := range parseAddrs(subnet.Spec.Egress.Addresses) {
+		if !ip.IsGlobalUnicast() {
+			return fmt.Sprintf("%s of egress.addresses is no address that others can answer to (it is a loopback, link-local, multicast or broadcast address): choose another", ip)
+		}
+	}
+	return ""
 }
 
 // taken says whose the Subnet's egress addresses are, empty if they are its own. Of two Subnets with the same address the older one has it.

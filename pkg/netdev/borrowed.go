@@ -34,35 +34,38 @@ const (
 	LongestLoan  = 15 * time.Second
 )
 
+// Loans are borrowed addresses.
+type Loans struct {
+	// On are on the host, as long as was asked for. Added are those of them that it did not have.
+	On, Added []Borrowed
+}
+
 // SyncBorrowed makes want exactly the host's borrowed addresses, and lets each of them live for so long: the kernel takes it away unless it is borrowed again before, whatever
-// becomes of this process. Whole seconds count. It returns those that the host did not have.
-func (h Host) SyncBorrowed(want []Borrowed, life time.Duration) (added []Borrowed, err error) {
+// becomes of this process. Whole seconds count. The error is about those that are not in On, and about those that could not be removed; none is in the way of the others.
+func (h Host) SyncBorrowed(want []Borrowed, life time.Duration) (l Loans, err error) {
 	err = h.do(func() error {
 		have, own, err := listBorrowed()
 		if err != nil {
 			return err
 		}
+		var errs []error
 		for b, a := range have {
 			if !slices.Contains(want, b) {
-				if err := dropBorrowed(b, a); err != nil {
-					return err
-				}
+				errs = append(errs, dropBorrowed(b, a))
 			}
 		}
 		for _, b := range want {
-			if own[b] {
-				return fmt.Errorf("add address %s to %s: %w", b.Addr, b.Link, ErrOwnAddress)
+			err := borrow(b, life, own)
+			if errs = append(errs, err); err != nil {
+				continue
 			}
-			if err := borrow(b, life); err != nil {
-				return err
-			}
-			if have[b] == nil {
-				added = append(added, b)
+			if l.On = append(l.On, b); have[b] == nil {
+				l.Added = append(l.Added, b)
 			}
 		}
-		return nil
+		return errors.Join(errs...)
 	})
-	return added, err
+	return l, err
 }
 
 // Borrowed lists the host's borrowed addresses.
@@ -135,7 +138,10 @@ func dropBorrowed(b Borrowed, a *netlink.Addr) error {
 	return nil
 }
 
-func borrow(b Borrowed, life time.Duration) error {
+func borrow(b Borrowed, life time.Duration, own map[Borrowed]bool) error {
+	if own[b] {
+		return fmt.Errorf("add address %s to %s: %w", b.Addr, b.Link, ErrOwnAddress)
+	}
 	if life < ShortestLoan || life > LongestLoan {
 		return fmt.Errorf("add address %s to %s for %s: %w", b.Addr, b.Link, life, ErrBadLoan)
 	}

@@ -36,8 +36,8 @@ func TestBorrowed(t *testing.T) {
 	}
 	for i, added := range []int{2, 0} {
 		got, err := node.SyncBorrowed(want, 2*time.Second)
-		if err != nil || len(got) != added {
-			t.Fatalf("time %d: %v were new (%v), want %d", i, got, err, added)
+		if err != nil || len(got.Added) != added || len(got.On) != len(want) {
+			t.Fatalf("time %d: %+v (%v), want %d new ones of %v", i, got, err, added, want)
 		}
 	}
 	addrs, err := node.Addrs()
@@ -50,8 +50,9 @@ func TestBorrowed(t *testing.T) {
 	if got := addrsOf(t, node); !slices.Contains(got, want[0].Addr) || !slices.Contains(got, want[1].Addr) {
 		t.Errorf("the host has %v, want %v too", got, want)
 	}
-	if _, err := node.SyncBorrowed(want[1:], 2*time.Second); err != nil {
-		t.Fatal(err)
+	bad := []Borrowed{{"eth0", own.Addr()}, {"eth7", want[1].Addr}}
+	if got, err := node.SyncBorrowed(append(bad, want[1]), 2*time.Second); !errors.Is(err, ErrOwnAddress) || !slices.Equal(got.On, want[1:]) || len(got.Added) > 0 {
+		t.Errorf("the host has %+v (%v), want %v on it whatever the others are", got, err, want[1])
 	}
 	if got := addrsOf(t, node); slices.Contains(got, want[0].Addr) || !slices.Contains(got, own.Addr()) {
 		t.Errorf("the host has %v, want %s and not %s", got, own.Addr(), want[0].Addr)
