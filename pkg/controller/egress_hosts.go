@@ -31,6 +31,8 @@ const apiService = "kubernetes"
 type hosts struct {
 	api client.Reader
 	nb  *ovn.NB
+	// restored is closed when everything that exists has been told.
+	restored chan struct{}
 
 	mu    sync.Mutex
 	nodes map[string][]netip.Addr
@@ -41,7 +43,7 @@ type hosts struct {
 }
 
 func newHosts(p parts) *hosts {
-	return &hosts{api: p.mgr.GetClient(), nb: p.nb, nodes: map[string][]netip.Addr{}, version: 1}
+	return &hosts{api: p.mgr.GetClient(), nb: p.nb, restored: make(chan struct{}), nodes: map[string][]netip.Addr{}, version: 1}
 }
 
 // restore reads all of them and writes them. It is called once, on the leader.
@@ -53,7 +55,21 @@ func (h *hosts) restore(ctx context.Context) error {
 	for i := range list.Items {
 		h.setNode(&list.Items[i])
 	}
-	return h.readServers(ctx)
+	if err := h.readServers(ctx); err != nil {
+		return err
+	}
+	close(h.restored)
+	return nil
+}
+
+// wait returns nil when everything that exists has been told: what is written before would be a part of it.
+func (h *hosts) wait(ctx context.Context) error {
+	select {
+	case <-h.restored:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the addresses of nodes and API servers to be read: %w", context.Cause(ctx))
+	}
 }
 
 // readServers reads the API servers' addresses and writes what has changed.
@@ -160,6 +176,9 @@ func sorted(ips []netip.Addr) []netip.Addr {
 
 // Reconcile implements reconcile.Reconciler, for the EndpointSlices of the API server.
 func (h *hosts) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if err := h.wait(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
 	return reconcile.Result{}, h.readServers(ctx)
 }
 
