@@ -35,6 +35,7 @@ type subnetReconciler struct {
 	alloc  *allocations
 	queues *queues
 	egress *egressState
+	hosts  *hosts
 	join   ipam.Spec
 	log    *slog.Logger
 }
@@ -67,12 +68,12 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		}
 	}
 	spec, cond, err := r.decide(ctx, &subnet)
-	if err != nil {
+	if err = errors.Join(err, r.hosts.wait(ctx)); err != nil {
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
 		changes := append(switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))), ovn.EnsureServed(ident.SubnetSwitch(subnet.Name), ident.ServiceGroup(podNetwork)))
-		changes = append(changes, closed(&subnet, spec.CIDRs)...)
+		changes = append(changes, r.closed(&subnet, spec.CIDRs)...)
 		if err := r.nb.Apply(ctx, changes...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}
