@@ -3,6 +3,7 @@ package topology
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -80,19 +81,22 @@ type Gateway struct {
 	Via  []netip.Addr
 }
 
-// SubnetEgress returns the policies of a Subnet whose pods do not leave through their own nodes, one for each of its families: they leave through the gateway, and what
-// it has no address for goes nowhere. It is the switch that they are known by, not their addresses: a VM may have the permission to send from others.
+// SubnetEgress returns the policies of a Subnet whose pods do not leave through their own nodes, one for each family: they leave through the gateway, and what it has no
+// address for goes nowhere, nor does what is of a family that the Subnet has not. It is the switch that they are known by, not their addresses: a VM may have the permission to
+// send from others.
 func SubnetEgress(name string, cidrs []netip.Prefix, through Gateway) []*nbdb.LogicalRouterPolicy {
 	var out []*nbdb.LogicalRouterPolicy
-	for _, c := range cidrs {
-		f := family(c.Addr())
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		f := family(any)
 		match := fmt.Sprintf("inport == %q && %s", ident.RouterPort(ident.SubnetSwitch(name)), f)
-		ids := withRule(withFamily(ownedBy(ident.OwnerSubnet, name), c.Addr()), RuleEgress)
+		ids := withRule(withFamily(ownedBy(ident.OwnerSubnet, name), any), RuleEgress)
 		ids[ident.KeyEgressNode] = through.Node
 		row := &nbdb.LogicalRouterPolicy{Priority: prioritySubnet, Match: match, Action: nbdb.LogicalRouterPolicyActionDrop, ExternalIDs: ids}
-		for _, via := range through.Via {
-			if family(via) == f {
-				row = reroute(prioritySubnet, match, via, ids)
+		if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return family(c.Addr()) == f }) {
+			for _, via := range through.Via {
+				if family(via) == f {
+					row = reroute(prioritySubnet, match, via, ids)
+				}
 			}
 		}
 		out = append(out, row)

@@ -56,18 +56,21 @@ func TestEgressPriorities(t *testing.T) {
 }
 
 func TestSubnetEgress(t *testing.T) {
-	cidrs := spec(t, "10.0.0.0/16", "fd00::/64").CIDRs
+	both := []string{"10.0.0.0/16", "fd00::/64"}
 	match4, match6 := `inport == "gateway/subnet/s" && ip4`, `inport == "gateway/subnet/s" && ip6`
 	for name, c := range map[string]struct {
+		cidrs   []string
 		through Gateway
 		want    map[string]string
 	}{
-		"none":              {Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
-		"a gateway":         {Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "reroute fd98::2"}},
-		"one of one family": {Gateway{"n", addrs("100.64.0.2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"none":              {both, Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
+		"a gateway":         {both, Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "reroute fd98::2"}},
+		"one of one family": {both, Gateway{"n", addrs("100.64.0.2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"for one family":    {both[:1], Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"none for one":      {both[1:], Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rows := SubnetEgress("s", cidrs, c.through)
+			rows := SubnetEgress("s", spec(t, c.cidrs...).CIDRs, c.through)
 			if d := cmp.Diff(c.want, told(rows)); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}

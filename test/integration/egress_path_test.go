@@ -104,6 +104,17 @@ func TestEgressPaths(t *testing.T) {
 		e.goes(t, path{inside, "shut", "", outside, ""})
 		e.goes(t, path{open, controller.DefaultSubnet, "", outside, "node/"})
 	}
+	e.goes(t, path{inside, "shut", "2001:db8:77::1", "2001:db8:ff::1", ""})
+	four := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "four"}, Spec: v1alpha1.SubnetSpec{
+		CIDRs: []string{"10.21.0.0/16"}, NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "four"}}, Egress: &v1alpha1.Egress{Mode: v1alpha1.EgressNone},
+	}}
+	if err := e.api.Create(t.Context(), four); err != nil {
+		t.Fatal(err)
+	}
+	e.namespace(t, "four", map[string]string{"team": "four"})
+	e.pod(t, key("four", "pod"), "n1")
+	e.goes(t, path{key("four", "pod"), "four", "", "192.0.2.11", "node/"})
+	e.goes(t, path{key("four", "pod"), "four", "2001:db8:77::1", "2001:db8:ff::1", ""})
 	e.egress(t, "shut", nil)
 	e.goes(t, path{inside, "shut", "", "198.51.100.1", "node/"})
 	e.goes(t, path{inside, "shut", "10.244.0.202", "198.51.100.1", "node/n2"})
