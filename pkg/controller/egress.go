@@ -69,14 +69,17 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, fmt.Errorf("read Subnet %s: %w", req.Name, err)
 	}
-	spec, bad := ipam.ParseSpec(subnet.Spec.CIDRs, nil, nil)
-	if apierrors.IsNotFound(err) || bad != nil || !subnet.InNetwork() || subnet.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
+	if apierrors.IsNotFound(err) || subnet.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
 		if r.state.forget(req.Name) { // another may have waited for its addresses
 			for _, again := range r.gateways(ctx) {
 				r.queues.egress.enqueue(again.NamespacedName)
 			}
 		}
 		return reconcile.Result{}, r.apply(ctx, req.Name, nil, ovn.DeletePolicyRule(ident.OwnerSubnet, req.Name, topology.RuleEgress))
+	}
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, nil, nil)
+	if err != nil || !subnet.InNetwork() {
+		return reconcile.Result{}, nil //nolint:nilerr // its condition Ready says so; what closes it was made with its switch, before its status says that it is in the network
 	}
 	mode := subnet.Spec.EgressMode()
 	next := egress{mode: mode}

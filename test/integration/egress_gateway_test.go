@@ -22,6 +22,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/controller"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -265,6 +266,7 @@ func TestEgressAddressRows(t *testing.T) {
 	e.egress(t, "second", gateway)
 	e.says(t, "second", "", "EgressAddressTaken")
 	e.exits(t, "second", "drop")
+	e.staysClosed(t)
 	e.egress(t, "first", nil)
 	e.exits(t, "first", "")
 	e.egress(t, "second", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
@@ -291,6 +293,25 @@ func TestEgressAddressRows(t *testing.T) {
 			t.Errorf("%s: %v, want it invalid", name, err)
 		}
 	}
+}
+
+// What closes a Subnet is made before its status says that it is in the network: nobody takes it for what is left of another.
+func (e *env) staysClosed(t *testing.T) {
+	t.Helper()
+	early := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "early"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.20.7.0/24"}, Egress: &v1alpha1.Egress{Mode: v1alpha1.EgressNone}}}
+	e.newSubnet(t, early, v1alpha1.ReasonOverlaps) // and so it stays
+	for _, p := range topology.SubnetEgress("early", nil, topology.Gateway{}) {
+		if err := e.nb.Apply(t.Context(), ovn.MakePolicy(ident.Router(ident.DefaultNetwork), p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.egress(t, "early", nil)
+	time.Sleep(time.Second)
+	e.exits(t, "early", "drop")
+	if err := e.api.Delete(t.Context(), early); err != nil {
+		t.Fatal(err)
+	}
+	e.exits(t, "early", "")
 }
 
 // An agent renews the Lease of its own node and no other.
