@@ -45,6 +45,9 @@ const egressWorkers = 16
 // egressAgain is how soon to look again at a Subnet whose gateway is silent, and for which no other was heard often enough.
 const egressAgain = 250 * time.Millisecond
 
+// takenAgain is how soon to look again at a Subnet whose addresses another has: it is told nothing when the other gives them up.
+const takenAgain = 5 * time.Second
+
 type egressReconciler struct {
 	api    client.Client
 	nb     *ovn.NB
@@ -102,12 +105,13 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if err := r.apply(ctx, subnet.Name, elsewhere, change...); err != nil {
 		return reconcile.Result{}, err
 	}
-	was, changed := r.state.set(subnet.Name, next)
-	if changed {
-		r.tell(&subnet, was, next)
+	if was := r.state.get(subnet.Name); was.known && was.mode != mode { // until it is noted, this is tried again
+		if err := r.wakeVMs(ctx, subnet.Name); err != nil {
+			return reconcile.Result{}, err
+		}
 	}
-	if was.known && was.mode != mode {
-		return reconcile.Result{RequeueAfter: again}, r.wakeVMs(ctx, subnet.Name)
+	if was, changed := r.state.set(subnet.Name, next); changed {
+		r.tell(&subnet, was, next)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
 }

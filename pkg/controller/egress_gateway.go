@@ -29,7 +29,7 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 	cond.Reason = reasonEgressTaken
 	var err error
 	if cond.Message, err = r.taken(ctx, subnet); err != nil || cond.Message != "" {
-		return topology.Gateway{}, &cond, 0, err
+		return topology.Gateway{}, &cond, takenAgain, err
 	}
 	active, err := r.active(ctx, subnet)
 	if err != nil {

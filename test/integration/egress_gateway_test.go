@@ -269,8 +269,6 @@ func TestEgressAddressRows(t *testing.T) {
 	e.staysClosed(t)
 	e.egress(t, "first", nil)
 	e.exits(t, "first", "")
-	e.egress(t, "second", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
-	e.egress(t, "second", gateway)
 	e.exits(t, "second", "n1")
 	for _, c := range []struct{ address, reason string }{{"100.64.0.77", "EgressAddressTaken"}, {"169.254.7.7", "EgressAddressInvalid"}} {
 		gateway.Addresses = []string{c.address}
