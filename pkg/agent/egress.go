@@ -43,7 +43,7 @@ type Renewer func(ctx context.Context, b Beat) error
 type SubnetReader func(ctx context.Context, name string) (*v1alpha1.Subnet, error)
 
 // heart says, by a Lease that changes every second, that the node can be the gateway of a Subnet: while some Subnet's egress selects it, and nothing that pods need is missing on
-// it. Of a node that is selected by none there is no Lease. The egress addresses that the node has live from one renewal to the next.
+// it. Else it is silent: a Lease that there is from before is left as it is, and goes with the Node. The egress addresses that the node has live from one renewal to the next.
 //
 // Inputs: the Node's labels, Subnets, readiness; of Subnets whose addresses the node is about to take, what the API server says at that moment. Outputs: Lease egress.NODE; through
 // loans, egress addresses.

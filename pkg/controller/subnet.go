@@ -1,9 +1,10 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes.
+// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes, what egress.go finds out.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
 //       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
+//       If the Subnet's pods do not leave through their own nodes, and there are none yet, LogicalRouterPolicies that close it until egress.go writes them.
 
 import (
 	"cmp"
