@@ -107,6 +107,9 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 		h.began, h.held = true, h.loans.found(h.inputs.assigned(h.cfg.NodeName))
 	}
 	begun := time.Now()
+	if !h.heard.IsZero() && begun.Sub(h.heard) > v1alpha1.EgressPatience { // the process stood still, and the kernel has taken the addresses away
+		h.running, h.held = 0, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout) // for all that is asked: what is left of the addresses' life is for the next beat
 	defer cancel()
 	if err := h.tell(ctx, node.UID, v1alpha1.EgressPatience); err != nil {

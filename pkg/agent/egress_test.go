@@ -189,6 +189,15 @@ func TestHeartIsBehind(t *testing.T) {
 	p.ready.set(compGateway, "")
 	p.beat(t.Context())
 	p.want(t, nil, nil) // it has to be heard of steadily again
+	p.beat(t.Context())
+	p.want(t, nil, []string{"eth0 192.0.2.77"})
+	p.live = p.subnet.DeepCopy()
+	p.live.Status.EgressNode = "two"
+	p.heard = p.heard.Add(-time.Minute) // it stood still, as a machine that is moved
+	for range 2 * steady {
+		p.beat(t.Context())
+		p.want(t, nil, nil)
+	}
 }
 
 // An address that the node cannot have does not stop the others, and the controller is told of these alone.
