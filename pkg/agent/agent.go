@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -88,8 +89,8 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 		return nil, err
 	}
 	a.heart = &heart{
-		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, wake: make(chan struct{}, 1),
-		loans: &loans{log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},
+		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, subnet: src.Subnet, wake: make(chan struct{}, 1),
+		loans: &loans{now: time.Now, log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},
 	}
 	a.loop.gateway.changed = a.heart.poke
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}

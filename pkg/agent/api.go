@@ -56,6 +56,13 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 			func(o *metav1.ListOptions) { o.LabelSelector = "!" + corev1.IsHeadlessService }),
 		Ports:          cache.NewListWatchFromClient(godwit, "ports", metav1.NamespaceAll, fields.Everything()),
 		MigrationsFrom: migrations("spec.source.node"), MigrationsTo: migrations("spec.target.node"),
+		Subnet: func(ctx context.Context, name string) (*v1alpha1.Subnet, error) {
+			s := &v1alpha1.Subnet{}
+			if err := godwit.Get().Resource("subnets").Name(name).Do(ctx).Into(s); err != nil {
+				return nil, fmt.Errorf("read Subnet %s: %w", name, err)
+			}
+			return s, nil
+		},
 	}
 	annotate := func(ctx context.Context, key, value string) error {
 		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{key: value}}})

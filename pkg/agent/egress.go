@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -12,12 +13,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/netdev"
 )
 
 const (
 	// beatTimeout bounds one renewal. Two of them are within the controller's patience.
 	beatTimeout = v1alpha1.EgressPatience / 2
-	// steady is after how many renewals in a row the node takes an address that it did not have: what the API server says may be older than that it answers again.
+	// steady is after how many renewals in a row the node takes an address that it did not have: a controller that gives it to another because this one was silent says so after
+	// it has done so.
 	steady = 2
 )
 
@@ -36,16 +39,21 @@ type Beat struct {
 // Renewer renews the Lease of the agent's own Node, and makes it if there is none.
 type Renewer func(ctx context.Context, b Beat) error
 
+// SubnetReader reads a Subnet as the API server has it now, which what is watched may be behind of.
+type SubnetReader func(ctx context.Context, name string) (*v1alpha1.Subnet, error)
+
 // heart says, by a Lease that changes every second, that the node can be the gateway of a Subnet: while some Subnet's egress selects it, and nothing that pods need is missing on
-// it. Of a node that is selected by none there is no Lease. The egress addresses that the node has live from one renewal to the next.
+// it. Else it is silent: a Lease that there is from before is left as it is, and goes with the Node. The egress addresses that the node has live from one renewal to the next.
 //
-// Inputs: the Node's labels, Subnets, readiness. Outputs: Lease egress.NODE; through loans, egress addresses.
+// Inputs: the Node's labels, Subnets, readiness; of Subnets whose addresses the node is about to take, what the API server says at that moment. Outputs: Lease egress.NODE; through
+// loans, egress addresses.
 type heart struct {
 	cfg    Config
 	log    *slog.Logger
 	inputs *inputs
 	ready  *readiness
 	renew  Renewer
+	subnet SubnetReader
 	loans  *loans
 	wake   chan struct{}
 
@@ -57,6 +65,8 @@ type heart struct {
 	// held are the addresses that work, known once the heart has begun.
 	held  []netip.Addr
 	began bool
+	// unread is why a Subnet could not be read, which is logged once.
+	unread string
 }
 
 // poke asks for a beat now; it never blocks.
@@ -90,13 +100,18 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 	node := h.inputs.node()
 	if node == nil || h.ready.err() != nil || !h.inputs.selected(node.Labels) {
 		h.note(time.Time{}, nil)
-		h.held = h.loans.keep(nil, 0)
+		h.running, h.held = 0, h.loans.keep(nil, 0)
 		return false
 	}
-	begun, want := time.Now(), h.inputs.assigned(h.cfg.NodeName)
 	if !h.began {
-		h.began, h.held = true, h.loans.found(slices.Clone(want))
+		h.began, h.held = true, h.loans.found(h.inputs.assigned(h.cfg.NodeName))
 	}
+	begun := time.Now()
+	if !h.heard.IsZero() && begun.Sub(h.heard) > v1alpha1.EgressPatience { // the process stood still, and the kernel has taken the addresses away
+		h.running, h.held = 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout) // for all that is asked: what is left of the addresses' life is for the next beat
+	defer cancel()
 	if err := h.tell(ctx, node.UID, v1alpha1.EgressPatience); err != nil {
 		h.running = 0
 		if begun.Sub(h.heard) > v1alpha1.EgressPatience { // and the kernel has taken the addresses away
@@ -107,17 +122,50 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 	}
 	h.running++
 	h.note(begun, nil)
-	if h.running < steady {
-		want = slices.DeleteFunc(want, func(a netip.Addr) bool { return !slices.Contains(h.held, a) })
-	}
 	before := h.held
-	h.held = h.loans.keep(want, v1alpha1.EgressPatience-time.Since(begun))
+	h.keep(h.due(ctx), begun.Add(v1alpha1.EgressPatience))
 	return !slices.Equal(before, h.held)
 }
 
+// due are the addresses that the node shall have: of those that it has by what is watched, of others by what the API server says now. While the node was not heard of another may
+// have got them, and that its Lease is renewed again says nothing of how old is what is watched.
+func (h *heart) due(ctx context.Context) []netip.Addr {
+	var out []netip.Addr
+	var err error
+	for _, s := range h.inputs.gateways() {
+		want := assignedBy(s, h.cfg.NodeName)
+		had := slices.DeleteFunc(slices.Clone(want), func(a netip.Addr) bool { return !slices.Contains(h.held, a) })
+		if len(had) < len(want) && h.running >= steady {
+			now, unread := h.subnet(ctx, s.Name)
+			if err = errors.Join(err, unread); unread == nil {
+				had = append(had, slices.DeleteFunc(want, func(a netip.Addr) bool { return !slices.Contains(assignedBy(now, h.cfg.NodeName), a) })...)
+			}
+		}
+		out = append(out, had...)
+	}
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != h.unread && err != nil {
+		h.log.Warn("egress addresses are not taken: whether they are the node's could not be asked", "error", err)
+	}
+	h.unread = text
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// keep lets the node have addresses until then. If that is now, as when the process stood still, nothing is known of those that it has: the kernel takes them away.
+func (h *heart) keep(want []netip.Addr, until time.Time) {
+	life := time.Until(until)
+	if life < netdev.ShortestLoan {
+		h.held = nil
+		return
+	}
+	h.held = h.loans.keep(want, life)
+}
+
 func (h *heart) tell(ctx context.Context, uid types.UID, patience time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
 	return h.renew(ctx, Beat{Namespace: h.cfg.Namespace, UID: uid, Patience: patience, Addresses: h.held})
 }
 
@@ -139,11 +187,13 @@ func (h *heart) rest(ctx context.Context) {
 		return
 	}
 	begun := time.Now()
-	if err := h.tell(context.WithoutCancel(ctx), node.UID, v1alpha1.EgressRestart); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+	defer cancel()
+	if err := h.tell(ctx, node.UID, v1alpha1.EgressRestart); err != nil {
 		h.log.Warn("the controller could not be asked for patience: another node may become the gateway while the agent is away", "error", err)
 		return
 	}
-	h.loans.keep(h.held, v1alpha1.EgressRestart-time.Since(begun))
+	h.keep(h.held, begun.Add(v1alpha1.EgressRestart))
 }
 
 // selected says whether some Subnet's egress selects a node with these labels.
@@ -158,26 +208,38 @@ func (in *inputs) selected(of map[string]string) bool {
 func (in *inputs) gateways() []*v1alpha1.Subnet {
 	var out []*v1alpha1.Subnet
 	for _, obj := range in.subnets.GetStore().List() {
-		if s, ok := obj.(*v1alpha1.Subnet); ok && s.InNetwork() && s.Spec.EgressMode() == v1alpha1.EgressGateway {
+		if s, ok := obj.(*v1alpha1.Subnet); ok && hasGateway(s) {
 			out = append(out, s)
 		}
 	}
 	return out
 }
 
+// hasGateway: it has one, or wants one.
+func hasGateway(s *v1alpha1.Subnet) bool {
+	return s.InNetwork() && s.Spec.EgressMode() == v1alpha1.EgressGateway
+}
+
 // assigned are the egress addresses that a node shall have, sorted.
 func (in *inputs) assigned(node string) []netip.Addr {
 	var out []netip.Addr
 	for _, s := range in.gateways() {
-		if s.Status.EgressNode != node {
-			continue
-		}
-		for _, text := range s.Spec.Egress.Addresses {
-			if a, err := netip.ParseAddr(text); err == nil {
-				out = append(out, a)
-			}
-		}
+		out = append(out, assignedBy(s, node)...)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out)
+}
+
+// assignedBy are those that a node shall have for a Subnet.
+func assignedBy(s *v1alpha1.Subnet, node string) []netip.Addr {
+	var out []netip.Addr
+	if !hasGateway(s) || s.Status.EgressNode != node {
+		return nil
+	}
+	for _, text := range s.Spec.Egress.Addresses {
+		if a, err := netip.ParseAddr(text); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
 }

@@ -18,6 +18,12 @@ import (
 // announceTimes is how often an address that is new on the node is announced, once a beat: a frame may get lost.
 const announceTimes = 3
 
+// reannounce is after how long all addresses are announced again: the network may have learnt another place meanwhile, by the last frame of a node that had them.
+const reannounce = 10 * time.Second
+
+// An address is never asked for longer than the kernel's copy is known as Godwit's by.
+const _ = uint(netdev.LongestLoan - v1alpha1.EgressRestart)
+
 // loans are the egress addresses of Subnets whose gateway the node is. The kernel takes each away by itself when it is not renewed: a node that nobody hears has none left when
 // another gets them.
 //
@@ -29,6 +35,7 @@ type loans struct {
 	// translated says whether packets leave under an address.
 	translated func(netip.Addr) bool
 	announce   func(b netdev.Borrowed) error
+	now        func() time.Time
 
 	// The rest belongs to the heart's loop.
 
@@ -36,6 +43,8 @@ type loans struct {
 	lent bool
 	// news is how often an address is still to be announced.
 	news map[netdev.Borrowed]int
+	// announced is when all of them were announced.
+	announced time.Time
 	// told is the last error, which is logged once.
 	told string
 }
@@ -59,19 +68,21 @@ func (l *loans) sync(want []netip.Addr, life time.Duration) ([]netip.Addr, error
 		return nil, nil
 	}
 	borrowed, err := l.place(want)
-	added, serr := l.host.SyncBorrowed(borrowed, life)
-	if serr != nil {
-		return nil, errors.Join(err, serr)
-	}
-	l.lent = len(borrowed) > 0
-	for _, b := range added {
+	have, serr := l.host.SyncBorrowed(borrowed, life)
+	err = errors.Join(err, serr)
+	l.lent = len(borrowed) > 0 || serr != nil
+	for _, b := range have.Added {
 		l.log.Info("egress address is on the node", "address", b.Addr, "link", b.Link)
 		l.news[b] = announceTimes
 	}
+	all := l.now().Sub(l.announced) >= reannounce
+	if all {
+		l.announced = l.now()
+	}
 	var held []netip.Addr
-	for _, b := range borrowed {
-		if l.news[b] > 0 {
-			l.news[b]--
+	for _, b := range have.On {
+		if l.news[b] > 0 || all {
+			l.news[b] = max(0, l.news[b]-1)
 			err = errors.Join(err, l.announce(b))
 		}
 		if l.translated(b.Addr) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
@@ -23,7 +24,10 @@ type pulse struct {
 	*heart
 	node   *fakeNode
 	subnet *v1alpha1.Subnet
-	beats  []Beat
+	// live is what the API server has of the Subnet, if that is something else.
+	live  *v1alpha1.Subnet
+	clock time.Time
+	beats []Beat
 	// fail is what the API server answers.
 	fail       error
 	translated bool
@@ -58,8 +62,14 @@ func newPulse(t *testing.T) *pulse {
 			}
 			return p.fail
 		},
+		subnet: func(_ context.Context, name string) (*v1alpha1.Subnet, error) {
+			if p.fail != nil || name != p.subnet.Name {
+				return nil, errors.Join(p.fail, errors.New("there is no Subnet "+name))
+			}
+			return cmp.Or(p.live, p.subnet), nil
+		},
 		loans: &loans{
-			log: log, host: p.node, inputs: in, news: map[netdev.Borrowed]int{}, translated: func(netip.Addr) bool { return p.translated },
+			now: func() time.Time { return p.clock }, log: log, host: p.node, inputs: in, news: map[netdev.Borrowed]int{}, translated: func(netip.Addr) bool { return p.translated },
 			announce: func(b netdev.Borrowed) error { p.announced = append(p.announced, b.Addr); return nil },
 		},
 	}
@@ -87,10 +97,10 @@ func (p *pulse) has() []string {
 
 func (p *pulse) want(t *testing.T, told, has []string) {
 	t.Helper()
-	if d := cmp.Diff(told, p.last()); d != "" {
+	if d := gocmp.Diff(told, p.last()); d != "" {
 		t.Errorf("told the controller (-want +got)\n%s", d)
 	}
-	if d := cmp.Diff(has, p.has()); d != "" {
+	if d := gocmp.Diff(has, p.has()); d != "" {
 		t.Errorf("addresses of the node (-want +got)\n%s", d)
 	}
 }
@@ -114,6 +124,12 @@ func TestHeartTakesAddresses(t *testing.T) {
 	p.beat(t.Context())
 	if len(p.announced) != announceTimes {
 		t.Errorf("the address was announced %d times, want %d", len(p.announced), announceTimes)
+	}
+	p.clock = p.clock.Add(reannounce)
+	p.beat(t.Context())
+	p.beat(t.Context())
+	if len(p.announced) != announceTimes+1 {
+		t.Errorf("%s later the address was announced %d times, want %d", reannounce, len(p.announced), announceTimes+1)
 	}
 	p.subnet.Status.EgressNode = "two"
 	p.beat(t.Context())
@@ -154,6 +170,47 @@ func TestHeartBegins(t *testing.T) {
 	}
 }
 
+// A gateway that comes back learns from its Subnets later that another has their addresses than that its Lease is renewed again.
+func TestHeartIsBehind(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.live = p.subnet.DeepCopy()
+	p.live.Status.EgressNode = "two"
+	for range 2 * steady {
+		p.beat(t.Context())
+	}
+	p.want(t, nil, nil)
+	p.live = nil
+	p.beat(t.Context())
+	p.beat(t.Context())
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+	p.ready.set(compGateway, "ovn0 is gone")
+	p.beat(t.Context())
+	p.ready.set(compGateway, "")
+	p.beat(t.Context())
+	p.want(t, nil, nil) // it has to be heard of steadily again
+	p.beat(t.Context())
+	p.want(t, nil, []string{"eth0 192.0.2.77"})
+	p.live = p.subnet.DeepCopy()
+	p.live.Status.EgressNode = "two"
+	p.heard = p.heard.Add(-time.Minute) // it stood still, as a machine that is moved
+	for range 2 * steady {
+		p.beat(t.Context())
+		p.want(t, nil, nil)
+	}
+}
+
+// An address that the node cannot have does not stop the others, and the controller is told of these alone.
+func TestHeartBadAddress(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.subnet.Spec.Egress.Addresses = []string{"192.0.2.1", "192.0.2.77"} // the first is the node's own
+	for range steady + 1 {
+		p.beat(t.Context())
+	}
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+}
+
 // A node that no Subnet selects, or that is not ready, says nothing.
 func TestHeartIsSilent(t *testing.T) {
 	p := newPulse(t)
@@ -164,5 +221,18 @@ func TestHeartIsSilent(t *testing.T) {
 	p.beat(t.Context())
 	if len(p.beats) > 0 {
 		t.Errorf("it said %+v", p.beats)
+	}
+}
+
+// A beat that took longer than the addresses live by it does not touch them, and nobody is told of them.
+func TestHeartStoodStill(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	p.held = p.inputs.assigned("one")
+	for _, late := range []time.Duration{0, time.Second} {
+		p.keep(p.held, time.Now().Add(-late))
+		if len(p.held) > 0 || slices.Contains(p.node.calls, "SyncBorrowed") {
+			t.Errorf("%s late the node holds %v, after %v", late, p.held, p.node.calls)
+		}
 	}
 }

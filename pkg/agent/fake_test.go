@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -92,16 +93,21 @@ func (n *fakeNode) Borrowed() (out []netdev.Borrowed, err error) {
 	err = n.op("Borrowed", func() { out = slices.Clone(n.borrowed) })
 	return out, err
 }
-func (n *fakeNode) SyncBorrowed(want []netdev.Borrowed, _ time.Duration) (added []netdev.Borrowed, err error) {
+func (n *fakeNode) SyncBorrowed(want []netdev.Borrowed, _ time.Duration) (l netdev.Loans, err error) {
+	var own error
 	err = n.op("SyncBorrowed", func() {
 		for _, b := range want {
-			if !slices.Contains(n.borrowed, b) {
-				added = append(added, b)
+			if slices.ContainsFunc(n.addrs, func(a netdev.HostAddr) bool { return a.Addr.Addr() == b.Addr }) {
+				own = netdev.ErrOwnAddress
+				continue
+			}
+			if l.On = append(l.On, b); !slices.Contains(n.borrowed, b) {
+				l.Added = append(l.Added, b)
 			}
 		}
-		n.borrowed = slices.Clone(want)
+		n.borrowed = slices.Clone(l.On)
 	})
-	return added, err
+	return l, errors.Join(err, own)
 }
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 

@@ -22,6 +22,8 @@ type Sources struct {
 	Services, EndpointSlices, Ports cache.ListerWatcher
 	// MigrationsFrom lists the PortMigrations whose source is the node, MigrationsTo those whose target it is.
 	MigrationsFrom, MigrationsTo cache.ListerWatcher
+	// Subnet reads one of Subnets without watching. It is not used if none has egress addresses.
+	Subnet SubnetReader
 }
 
 // inputs holds the API objects and tells who waits for them.

@@ -21,7 +21,7 @@ type hostNetwork interface {
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
 	RemoveBalancer(ctx context.Context) error
 	Borrowed() ([]netdev.Borrowed, error)
-	SyncBorrowed(want []netdev.Borrowed, life time.Duration) (added []netdev.Borrowed, err error)
+	SyncBorrowed(want []netdev.Borrowed, life time.Duration) (netdev.Loans, error)
 
 	CreateVeth(v netdev.Veth) (net.HardwareAddr, error)
 	ConfigureContainer(netns string, i netdev.Interface) error

@@ -3,8 +3,8 @@ package controller
 // Egress reconciler.
 // In:   Subnets (egress), Nodes (labels, whether they are ready and may be used, annotation godwit.dev/join), the Leases of nodes that can be gateways; of the northbound database
 //       which gateway a Subnet had.
-// Out:  LogicalRouterPolicies of a Subnet with godwit.dev/rule egress: all columns that are used, external_ids godwit.dev/egress-node; what the Subnet's status says of it
-//       (subnet.go writes it); events on Subnets whose gateway changed.
+// Out:  LogicalRouterPolicies of a Subnet with godwit.dev/rule egress: all columns that are used, external_ids godwit.dev/egress-node; which Subnets' pods reach hosts by an
+//       exception (egress_hosts.go writes it); what the Subnet's status says of it (subnet.go writes it); events on Subnets whose gateway changed.
 
 import (
 	"context"
@@ -45,6 +45,9 @@ const egressWorkers = 16
 // egressAgain is how soon to look again at a Subnet whose gateway is silent, and for which no other was heard often enough.
 const egressAgain = 250 * time.Millisecond
 
+// takenAgain is how soon to look again at a Subnet whose addresses another has: it is told nothing when the other gives them up.
+const takenAgain = 5 * time.Second
+
 type egressReconciler struct {
 	api    client.Client
 	nb     *ovn.NB
@@ -52,6 +55,8 @@ type egressReconciler struct {
 	virt   *kubevirt
 	beats  *beats
 	state  *egressState
+	hosts  *hosts
+	join   ipam.Spec
 	events events.EventRecorder
 	log    *slog.Logger
 	now    func() time.Time
@@ -59,23 +64,30 @@ type egressReconciler struct {
 
 // Reconcile implements reconcile.Reconciler.
 func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.hosts.wait(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("egress of Subnet %s: %w", req.Name, err)
+	}
 	var subnet v1alpha1.Subnet
 	err := r.api.Get(ctx, req.NamespacedName, &subnet, client.UnsafeDisableDeepCopy)
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, fmt.Errorf("read Subnet %s: %w", req.Name, err)
 	}
-	spec, bad := ipam.ParseSpec(subnet.Spec.CIDRs, nil, nil)
-	if apierrors.IsNotFound(err) || bad != nil || !subnet.InNetwork() || subnet.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
+	if apierrors.IsNotFound(err) || subnet.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(&subnet, v1alpha1.SubnetFinalizer) {
 		if r.state.forget(req.Name) { // another may have waited for its addresses
 			for _, again := range r.gateways(ctx) {
 				r.queues.egress.enqueue(again.NamespacedName)
 			}
 		}
-		return reconcile.Result{}, r.apply(ctx, req.Name, ovn.DeletePolicyRule(ident.OwnerSubnet, req.Name, topology.RuleEgress))
+		return reconcile.Result{}, r.apply(ctx, req.Name, nil, ovn.DeletePolicyRule(ident.OwnerSubnet, req.Name, topology.RuleEgress))
+	}
+	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, nil, nil)
+	if err != nil || !subnet.InNetwork() {
+		return reconcile.Result{}, nil //nolint:nilerr // its condition Ready says so; what closes it was made with its switch, before its status says that it is in the network
 	}
 	mode := subnet.Spec.EgressMode()
 	next := egress{mode: mode}
 	var again time.Duration
+	var elsewhere []netip.Prefix
 	change := []ovn.Change{ovn.DeletePolicyRule(ident.OwnerSubnet, subnet.Name, topology.RuleEgress)}
 	if mode != v1alpha1.EgressNode {
 		var through topology.Gateway
@@ -85,38 +97,42 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			}
 			next.node = through.Node
 		}
-		change = nil
+		change, elsewhere = nil, spec.CIDRs
 		for _, p := range topology.SubnetEgress(subnet.Name, spec.CIDRs, through) {
 			change = append(change, ovn.EnsurePolicy(ident.Router(podNetwork), p))
 		}
 	}
-	if err := r.apply(ctx, subnet.Name, change...); err != nil {
+	if err := r.apply(ctx, subnet.Name, elsewhere, change...); err != nil {
 		return reconcile.Result{}, err
 	}
-	was, changed := r.state.set(subnet.Name, next)
-	if changed {
-		r.tell(&subnet, was, next)
+	if was := r.state.get(subnet.Name); was.known && was.mode != mode { // until it is noted, this is tried again
+		if err := r.wakeVMs(ctx, subnet.Name); err != nil {
+			return reconcile.Result{}, err
+		}
 	}
-	if was.known && was.mode != mode {
-		return reconcile.Result{RequeueAfter: again}, r.wakeVMs(ctx, subnet.Name)
+	if was, changed := r.state.set(subnet.Name, next); changed {
+		r.tell(&subnet, was, next)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
 }
 
 // closed keeps the pods of a Subnet inside that shall not leave through their own nodes, until its egress is reconciled. It is a part of the transaction that makes the Subnet.
-func closed(subnet *v1alpha1.Subnet, cidrs []netip.Prefix) []ovn.Change {
+func (r *subnetReconciler) closed(subnet *v1alpha1.Subnet, cidrs []netip.Prefix) []ovn.Change {
 	if subnet.Spec.EgressMode() == v1alpha1.EgressNode {
 		return nil
 	}
-	var out []ovn.Change
+	r.hosts.setSubnet(subnet.Name, cidrs)
+	out := []ovn.Change{r.hosts.pending()}
 	for _, p := range topology.SubnetEgress(subnet.Name, cidrs, topology.Gateway{}) {
 		out = append(out, ovn.MakePolicy(ident.Router(podNetwork), p))
 	}
 	return out
 }
 
-func (r *egressReconciler) apply(ctx context.Context, subnet string, changes ...ovn.Change) error {
-	if err := r.nb.Apply(ctx, changes...); err != nil {
+// apply writes changes of a Subnet's policies. elsewhere are its ranges if its pods do not leave through their own nodes.
+func (r *egressReconciler) apply(ctx context.Context, subnet string, elsewhere []netip.Prefix, changes ...ovn.Change) error {
+	r.hosts.setSubnet(subnet, elsewhere)
+	if err := r.nb.Apply(ctx, append(changes, r.hosts.pending())...); err != nil {
 		return fmt.Errorf("egress of Subnet %s: %w", subnet, err)
 	}
 	return nil
@@ -167,7 +183,7 @@ func (r *egressReconciler) gateways(ctx context.Context) []reconcile.Request {
 // addEgress lets Subnets' egress be reconciled: by what happens to them, to nodes, and to the Leases of those that can be gateways.
 func addEgress(p parts, virt *kubevirt) error {
 	r := &egressReconciler{
-		api: p.mgr.GetClient(), nb: p.nb, queues: p.queues, virt: virt, beats: newBeats(time.Now), state: p.outside,
+		api: p.mgr.GetClient(), nb: p.nb, queues: p.queues, virt: virt, beats: newBeats(time.Now), state: p.outside, hosts: p.hosts, join: p.alloc.join.Spec(),
 		events: p.mgr.GetEventRecorder("godwit-controller"), log: p.Logger, now: time.Now,
 	}
 	wake := func(ctx context.Context) {

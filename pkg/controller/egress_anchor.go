@@ -307,13 +307,13 @@ func (o observed) anchorOf(p migration.PortDecision) string {
 	return main
 }
 
-// anchor is the one that a VM has. A row that lost it with its database finds it in the Port.
+// anchor is the one that a VM has. A row that was made anew, since its database was lost, has no instance's version: then the Port knows it.
 func (o observed) anchor(network string) string {
-	have := o.rows[network].ExternalIDs[ident.KeyEgressNode]
-	if port := o.ports[network]; have == "" && port != nil {
-		have = port.Status.EgressNode
+	row, port := o.rows[network], o.ports[network]
+	if row.Options[ident.OptionIfaceIDVer] == "" && port != nil {
+		return port.Status.EgressNode
 	}
-	return have
+	return row.ExternalIDs[ident.KeyEgressNode]
 }
 
 // observeAnchors finds out whether the VM has one, and whether it lives.

@@ -31,6 +31,7 @@ func TestAnchorOf(t *testing.T) {
 		"it stops":                              {has: "n1", version: "vmi", requested: string(ident.NoChassis), want: ""},
 		"it ran before there were anchors":      {version: "vmi", requested: "n2", want: "n2"},
 		"the database was lost":                 {status: "n1", requested: "n2", want: "n1"},
+		"the Subnet leaves by nodes again":      {status: "n1", version: "vmi", requested: "n2", want: "n2"},
 		"the status is an earlier instance's":   {status: "n1", version: "old", requested: "n2", want: "n2"},
 		"its Subnet leaves elsewhere":           {requested: "n1", elsewhere: true, want: ""},
 		"its Subnet leaves elsewhere since now": {has: "n1", version: "vmi", requested: "n2", elsewhere: true, want: ""},
@@ -53,5 +54,20 @@ func TestAnchorOf(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// What the Port says of the anchor is kept until the row of a database that was lost says it again, and no longer.
+func TestPortAnchor(t *testing.T) {
+	for name, c := range map[string]struct{ version, row, known, want string }{
+		"the row is new":            {known: "n1", want: "n1"},
+		"the row has it":            {version: "vmi", row: "n2", known: "n1", want: "n2"},
+		"the VM was stopped":        {version: "vmi", known: "n1", want: ""},
+		"there never was an anchor": {},
+	} {
+		row := portRow{options: map[string]string{ident.OptionIfaceIDVer: c.version}, egress: c.row}
+		if got := row.anchor(c.known); got != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
 	}
 }

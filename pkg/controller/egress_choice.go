@@ -42,6 +42,7 @@ const (
 	reasonNoGateway     = "NoGateway"
 	reasonNoAddress     = "AddressMissing"
 	reasonEgressTaken   = "EgressAddressTaken"
+	reasonEgressInvalid = "EgressAddressInvalid"
 )
 
 // chooseGateway says which node is the gateway of a Subnet; active is the one that was. It stays as long as no other is better: a node that comes back gets nothing back. When

@@ -52,6 +52,19 @@ func TestChooseGateway(t *testing.T) {
 	}
 }
 
+// Addresses that nobody can answer to are refused.
+func TestUnusable(t *testing.T) {
+	for address, bad := range map[string]bool{
+		"192.0.2.7": false, "2001:db8::7": false, "10.0.0.7": false, "fd00::7": false,
+		"127.0.0.7": true, "::1": true, "169.254.0.7": true, "fe80::7": true, "224.0.0.7": true, "ff02::7": true, "255.255.255.255": true, "0.0.0.0": true, "::": true,
+	} {
+		s := &v1alpha1.Subnet{Spec: v1alpha1.SubnetSpec{Egress: &v1alpha1.Egress{Addresses: []string{address}}}}
+		if got := unusable(s); (got != "") != bad {
+			t.Errorf("%s: %q, want it refused: %v", address, got, bad)
+		}
+	}
+}
+
 func TestBeats(t *testing.T) {
 	now := time.Unix(1000, 0)
 	b := newBeats(func() time.Time { return now })

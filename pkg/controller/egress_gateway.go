@@ -21,11 +21,15 @@ import (
 
 // gateway finds the node through which all pods of a Subnet leave, the condition that says so, and when to look again.
 func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet) (topology.Gateway, *metav1.Condition, time.Duration, error) {
-	cond := condition(metav1.ConditionFalse, reasonEgressTaken, "")
+	cond := condition(metav1.ConditionFalse, reasonEgressInvalid, unusable(subnet))
 	cond.Type = v1alpha1.ConditionEgress
+	if cond.Message != "" {
+		return topology.Gateway{}, &cond, 0, nil
+	}
+	cond.Reason = reasonEgressTaken
 	var err error
 	if cond.Message, err = r.taken(ctx, subnet); err != nil || cond.Message != "" {
-		return topology.Gateway{}, &cond, 0, err
+		return topology.Gateway{}, &cond, takenAgain, err
 	}
 	active, err := r.active(ctx, subnet)
 	if err != nil {
@@ -76,11 +80,26 @@ func missingFamilies(subnet *v1alpha1.Subnet, has []netip.Addr) map[bool]bool {
 	return missing
 }
 
+// unusable says which of the Subnet's egress addresses no node can have for what it forwards, empty if there is none.
+func unusable(subnet *v1alpha1.Subnet) string {
+	for _, ip := range parseAddrs(subnet.Spec.Egress.Addresses) {
+		if !ip.IsGlobalUnicast() {
+			return fmt.Sprintf("%s of egress.addresses is no address that others can answer to (it is a loopback, link-local, multicast or broadcast address): choose another", ip)
+		}
+	}
+	return ""
+}
+
 // taken says whose the Subnet's egress addresses are, empty if they are its own. Of two Subnets with the same address the older one has it.
 func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet) (string, error) {
 	want := parseAddrs(subnet.Spec.Egress.Addresses)
 	if len(want) == 0 {
 		return "", nil
+	}
+	for _, ip := range want {
+		if slices.ContainsFunc(r.join.CIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
+			return fmt.Sprintf("%s of egress.addresses is in the join network between router and nodes: choose one outside of the cluster's network", ip), nil
+		}
 	}
 	var nodes corev1.NodeList
 	var all v1alpha1.SubnetList

@@ -1,9 +1,9 @@
 package controller
 
-// Hosts: what is in the cluster and is no pod.
-// In:   Nodes (status.addresses), the EndpointSlices of the Service default/kubernetes.
-// Out:  NB Address_Set godwit_hosts_ip4, godwit_hosts_ip6.
-// Pods reach these through their own node, whatever the egress of their Subnet is: else the API server would be outside, and every other Service whose endpoints are on hosts.
+// Hosts: what is in the cluster and is no pod, and the Subnets that need an exception for it.
+// In:   Nodes (status.addresses), the EndpointSlices of the Service default/kubernetes, Subnets (their ranges and whether their egress is another than Node).
+// Out:  NB Address_Set godwit_hosts_ip4, godwit_hosts_ip6, godwit_elsewhere_ip4, godwit_elsewhere_ip6.
+// Pods reach hosts through their own node, whatever the egress of their Subnet is: else the API server would be outside, and every other Service whose endpoints are on hosts.
 
 import (
 	"context"
@@ -20,6 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
@@ -31,9 +33,13 @@ const apiService = "kubernetes"
 type hosts struct {
 	api client.Reader
 	nb  *ovn.NB
+	// restored is closed when everything that exists has been told.
+	restored chan struct{}
 
 	mu    sync.Mutex
 	nodes map[string][]netip.Addr
+	// elsewhere are the ranges of Subnets whose pods do not leave through their own nodes.
+	elsewhere map[string][]netip.Prefix
 	// servers are the API servers'.
 	servers []netip.Addr
 	// version counts changes, written is the one that the database has.
@@ -41,7 +47,9 @@ type hosts struct {
 }
 
 func newHosts(p parts) *hosts {
-	return &hosts{api: p.mgr.GetClient(), nb: p.nb, nodes: map[string][]netip.Addr{}, version: 1}
+	return &hosts{
+		api: p.mgr.GetClient(), nb: p.nb, restored: make(chan struct{}), nodes: map[string][]netip.Addr{}, elsewhere: map[string][]netip.Prefix{}, version: 1,
+	}
 }
 
 // restore reads all of them and writes them. It is called once, on the leader.
@@ -53,7 +61,32 @@ func (h *hosts) restore(ctx context.Context) error {
 	for i := range list.Items {
 		h.setNode(&list.Items[i])
 	}
-	return h.readServers(ctx)
+	var subnets v1alpha1.SubnetList
+	if err := h.api.List(ctx, &subnets, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list Subnets: %w", err)
+	}
+	for i := range subnets.Items {
+		s := &subnets.Items[i]
+		cidrs, err := ipam.ParseCIDRs(s.Spec.CIDRs)
+		if err == nil && s.InNetwork() && s.Spec.EgressMode() != v1alpha1.EgressNode {
+			h.setSubnet(s.Name, cidrs)
+		}
+	}
+	if err := h.readServers(ctx); err != nil {
+		return err
+	}
+	close(h.restored)
+	return nil
+}
+
+// wait returns nil when everything that exists has been told: what is written before would be a part of it.
+func (h *hosts) wait(ctx context.Context) error {
+	select {
+	case <-h.restored:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the addresses of nodes and API servers to be read: %w", context.Cause(ctx))
+	}
 }
 
 // readServers reads the API servers' addresses and writes what has changed.
@@ -107,6 +140,19 @@ func (h *hosts) forgetNode(node string) {
 	}
 }
 
+// setSubnet tells of the ranges of a Subnet whose pods do not leave through their own nodes; none of any other.
+func (h *hosts) setSubnet(subnet string, cidrs []netip.Prefix) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if slices.Equal(h.elsewhere[subnet], cidrs) {
+		return
+	}
+	h.version++
+	if h.elsewhere[subnet] = cidrs; len(cidrs) == 0 {
+		delete(h.elsewhere, subnet)
+	}
+}
+
 // rewrite lets the sets be written again: somebody may have changed them.
 func (h *hosts) rewrite() {
 	h.mu.Lock()
@@ -127,6 +173,11 @@ func (h *hosts) changes() []ovn.Change {
 	for _, ips := range h.nodes {
 		all = append(all, ips...)
 	}
+	var elsewhere []netip.Prefix
+	for _, cidrs := range h.elsewhere {
+		elsewhere = append(elsewhere, cidrs...)
+	}
+	slices.SortFunc(elsewhere, netip.Prefix.Compare)
 	version, missing := h.version, false
 	settled := func(sets int, err error) {
 		missing = missing || err != nil || sets == 0
@@ -137,7 +188,7 @@ func (h *hosts) changes() []ovn.Change {
 		}
 	}
 	var out []ovn.Change
-	for _, set := range topology.HostSets(sorted(all)) {
+	for _, set := range slices.Concat(topology.HostSets(sorted(all)), topology.ElsewhereSets(slices.Compact(elsewhere))) {
 		row := *set
 		row.Addresses = nil
 		out = append(out, ovn.MakeAddressSet(&row), ovn.SetAddresses(set.Name, set.Addresses, settled))
@@ -160,6 +211,9 @@ func sorted(ips []netip.Addr) []netip.Addr {
 
 // Reconcile implements reconcile.Reconciler, for the EndpointSlices of the API server.
 func (h *hosts) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if err := h.wait(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
 	return reconcile.Result{}, h.readServers(ctx)
 }
 

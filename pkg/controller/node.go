@@ -1,9 +1,9 @@
 package controller
 
 // Node reconciler.
-// In:   Nodes (existence, annotation godwit.dev/mtu).
-// Out:  annotation godwit.dev/join of the Node; LogicalSwitchPort node/NAME on the join switch: addresses, options:requested-chassis,
-//       external_ids godwit.dev/{owner,name}; LogicalRouterPolicy of the node's egress, one per family.
+// In:   Nodes (existence, annotation godwit.dev/mtu, status.addresses, whether they are ready).
+// Out:  annotation godwit.dev/join of the Node; LogicalSwitchPort node/NAME on the join switch: addresses, options:requested-chassis, external_ids godwit.dev/{owner,name};
+//       LogicalRouterPolicies through the node, three per family (topology.Node). In the same transactions what it tells egress_anchor.go, egress_hosts.go and policies.go.
 
 import (
 	"context"

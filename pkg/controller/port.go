@@ -140,7 +140,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	}
 	where.inUse = uses(vmi, port)
 	next.Phase, next.Node = where.phase(next.Phase)
-	next.EgressNode = row.egress
+	next.EgressNode = row.anchor(next.EgressNode)
 	if port.DeletionTimestamp != nil {
 		return condition(metav1.ConditionTrue, reasonTerminating, "the VM still uses the Port: it is deleted when the VM has stopped"), nil
 	}
@@ -221,6 +221,14 @@ type portRow struct {
 	options map[string]string
 	// egress is the VM's anchor, empty if it has none.
 	egress string
+}
+
+// anchor is the VM's by its row. One that the VM's reconciler has not written yet was lost with its database, or is new: the Port knows the anchor until the row does.
+func (r portRow) anchor(known string) string {
+	if r.options[ident.OptionIfaceIDVer] == "" {
+		return known
+	}
+	return r.egress
 }
 
 // finalize lets a Port go that no VM uses.

@@ -98,7 +98,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, events: events, log: p.Logger}
 	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, log: p.Logger}
-	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, join: join, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),

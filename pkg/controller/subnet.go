@@ -1,9 +1,10 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes.
+// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes, what egress.go finds out.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
 //       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
+//       If the Subnet's pods do not leave through their own nodes, and there are none yet, LogicalRouterPolicies that close it until egress.go writes them.
 
 import (
 	"cmp"
@@ -35,6 +36,7 @@ type subnetReconciler struct {
 	alloc  *allocations
 	queues *queues
 	egress *egressState
+	hosts  *hosts
 	join   ipam.Spec
 	log    *slog.Logger
 }
@@ -67,12 +69,12 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		}
 	}
 	spec, cond, err := r.decide(ctx, &subnet)
-	if err != nil {
+	if err = errors.Join(err, r.hosts.wait(ctx)); err != nil {
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
 		changes := append(switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))), ovn.EnsureServed(ident.SubnetSwitch(subnet.Name), ident.ServiceGroup(podNetwork)))
-		changes = append(changes, closed(&subnet, spec.CIDRs)...)
+		changes = append(changes, r.closed(&subnet, spec.CIDRs)...)
 		if err := r.nb.Apply(ctx, changes...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 		}

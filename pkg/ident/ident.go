@@ -92,6 +92,9 @@ func AnchorSet(node, family string) string {
 // HostSet is the address set of one family of what is in the cluster, and is no pod: the nodes and the API server.
 func HostSet(family string) string { return "godwit_hosts_" + family }
 
+// ElsewhereSet is the address set of one family of the ranges of Subnets whose pods do not leave the cluster through their own nodes.
+func ElsewhereSet(family string) string { return "godwit_elsewhere_" + family }
+
 // MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,
 // unicast) and the last four bytes of the address.
 func MAC(addr netip.Addr) net.HardwareAddr {

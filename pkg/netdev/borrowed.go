@@ -18,41 +18,60 @@ type Borrowed struct {
 	Addr netip.Addr
 }
 
-// borrowedFlags mark a borrowed address: a single address that is deprecated and makes no route. The kernel sets the first by itself where nobody may prefer an address.
+// borrowedFlags mark a borrowed address: a single address that is deprecated, makes no route, and goes away by itself within LongestLoan. The kernel sets the first by itself where
+// nobody may prefer an address.
 const borrowedFlags = unix.IFA_F_DEPRECATED | unix.IFA_F_NOPREFIXROUTE
 
+// ErrBadLoan means that an address was to be borrowed for less than ShortestLoan or for more than LongestLoan.
+var ErrBadLoan = errors.New("an address is borrowed for a second at least and for 15 at most")
+
+// ErrOwnAddress means that an address is on the link, and is not borrowed.
+var ErrOwnAddress = errors.New("the link has this address as one of the host's own: remove it there, or choose another")
+
+// For how long an address can be borrowed. The kernel counts whole seconds, and none of them is for ever; what lives for longer somebody else has added.
+const (
+	ShortestLoan = time.Second
+	LongestLoan  = 15 * time.Second
+)
+
+// Loans are borrowed addresses.
+type Loans struct {
+	// On are on the host, as long as was asked for. Added are those of them that it did not have.
+	On, Added []Borrowed
+}
+
 // SyncBorrowed makes want exactly the host's borrowed addresses, and lets each of them live for so long: the kernel takes it away unless it is borrowed again before, whatever
-// becomes of this process. Whole seconds count. It returns those that the host did not have.
-func (h Host) SyncBorrowed(want []Borrowed, life time.Duration) (added []Borrowed, err error) {
+// becomes of this process. Whole seconds count. The error is about those that are not in On, and about those that could not be removed; none is in the way of the others.
+func (h Host) SyncBorrowed(want []Borrowed, life time.Duration) (l Loans, err error) {
 	err = h.do(func() error {
-		have, err := listBorrowed()
+		have, own, err := listBorrowed()
 		if err != nil {
 			return err
 		}
+		var errs []error
 		for b, a := range have {
 			if !slices.Contains(want, b) {
-				if err := dropBorrowed(b, a); err != nil {
-					return err
-				}
+				errs = append(errs, dropBorrowed(b, a))
 			}
 		}
 		for _, b := range want {
-			if err := borrow(b, life); err != nil {
-				return err
+			err := borrow(b, life, own)
+			if errs = append(errs, err); err != nil {
+				continue
 			}
-			if have[b] == nil {
-				added = append(added, b)
+			if l.On = append(l.On, b); have[b] == nil {
+				l.Added = append(l.Added, b)
 			}
 		}
-		return nil
+		return errors.Join(errs...)
 	})
-	return added, err
+	return l, err
 }
 
 // Borrowed lists the host's borrowed addresses.
 func (h Host) Borrowed() (out []Borrowed, err error) {
 	err = h.do(func() error {
-		have, err := listBorrowed()
+		have, _, err := listBorrowed()
 		for b := range have {
 			out = append(out, b)
 		}
@@ -61,38 +80,51 @@ func (h Host) Borrowed() (out []Borrowed, err error) {
 	return out, err
 }
 
-func listBorrowed() (map[Borrowed]*netlink.Addr, error) {
+// listBorrowed returns the borrowed addresses, and the other ones of the host's links.
+func listBorrowed() (have map[Borrowed]*netlink.Addr, own map[Borrowed]bool, err error) {
 	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
-	out := map[Borrowed]*netlink.Addr{}
+	have, own = map[Borrowed]*netlink.Addr{}, map[Borrowed]bool{}
+	links := map[int]string{}
 	for i := range list {
-		b, ok, err := borrowed(&list[i])
-		if err != nil {
-			return nil, err
+		a := &list[i]
+		p, valid := prefix(a.IPNet)
+		if !valid {
+			continue
 		}
-		if ok {
-			out[b] = &list[i]
+		if _, known := links[a.LinkIndex]; !known {
+			if links[a.LinkIndex], err = linkName(a.LinkIndex); err != nil {
+				return nil, nil, fmt.Errorf("find the link of address %s: %w", p, err)
+			}
+		}
+		switch b := (Borrowed{Link: links[a.LinkIndex], Addr: p.Addr()}); {
+		case b.Link == "": // gone since, with its addresses
+		case isBorrowed(p, a):
+			have[b] = a
+		default:
+			own[b] = true
 		}
 	}
-	return out, nil
+	return have, own, nil
 }
 
-// borrowed says whose an address is, ok if it is a borrowed one.
-func borrowed(a *netlink.Addr) (b Borrowed, ok bool, err error) {
-	p, valid := prefix(a.IPNet)
-	if !valid || !p.IsSingleIP() || a.Flags&borrowedFlags != borrowedFlags {
-		return b, false, nil
-	}
-	link, err := netlink.LinkByIndex(a.LinkIndex)
+// isBorrowed: an address that lives for ever is permanent; in its last second one has a lifetime of 0.
+func isBorrowed(p netip.Prefix, a *netlink.Addr) bool {
+	return p.IsSingleIP() && a.Flags&borrowedFlags == borrowedFlags && a.Flags&unix.IFA_F_PERMANENT == 0 && time.Duration(a.ValidLft)*time.Second <= LongestLoan
+}
+
+// linkName is empty if there is no such link.
+func linkName(index int) (string, error) {
+	link, err := netlink.LinkByIndex(index)
 	if isNoLink(err) {
-		return b, false, nil // gone since, with its addresses
+		return "", nil
 	}
 	if err != nil {
-		return b, false, fmt.Errorf("find the link of address %s: %w", p, err)
+		return "", err
 	}
-	return Borrowed{Link: link.Attrs().Name, Addr: p.Addr()}, true, nil
+	return link.Attrs().Name, nil
 }
 
 func dropBorrowed(b Borrowed, a *netlink.Addr) error {
@@ -106,13 +138,19 @@ func dropBorrowed(b Borrowed, a *netlink.Addr) error {
 	return nil
 }
 
-func borrow(b Borrowed, life time.Duration) error {
+func borrow(b Borrowed, life time.Duration, own map[Borrowed]bool) error {
+	if own[b] {
+		return fmt.Errorf("add address %s to %s: %w", b.Addr, b.Link, ErrOwnAddress)
+	}
+	if life < ShortestLoan || life > LongestLoan {
+		return fmt.Errorf("add address %s to %s for %s: %w", b.Addr, b.Link, life, ErrBadLoan)
+	}
 	link, err := netlink.LinkByName(b.Link)
 	if err != nil {
 		return fmt.Errorf("find link %s for address %s: %w", b.Link, b.Addr, err)
 	}
 	a := address(netip.PrefixFrom(b.Addr, b.Addr.BitLen()))
-	a.Flags, a.ValidLft = unix.IFA_F_NOPREFIXROUTE, int(min(math.Ceil(life.Seconds()), math.MaxUint32-1))
+	a.Flags, a.ValidLft = unix.IFA_F_NOPREFIXROUTE, int(math.Ceil(life.Seconds()))
 	if b.Addr.Is6() {
 		a.Flags |= unix.IFA_F_NODAD // who else had it has lost it by now
 	} else {

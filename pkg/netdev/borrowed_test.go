@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"errors"
+	"math"
 	"net/netip"
 	"slices"
 	"testing"
@@ -28,10 +29,15 @@ func TestBorrowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Borrowed{{"eth0", netip.MustParseAddr("192.0.2.77")}, {"eth0", netip.MustParseAddr("2001:db8::77")}}
+	for _, life := range []time.Duration{-time.Second, 0, ShortestLoan - 1, LongestLoan + 1} { // the kernel takes none for ever
+		if _, err := node.SyncBorrowed(want, life); !errors.Is(err, ErrBadLoan) || slices.Contains(addrsOf(t, node), want[0].Addr) {
+			t.Errorf("borrowed for %s: %v, want %v", life, err, ErrBadLoan)
+		}
+	}
 	for i, added := range []int{2, 0} {
 		got, err := node.SyncBorrowed(want, 2*time.Second)
-		if err != nil || len(got) != added {
-			t.Fatalf("time %d: %v were new (%v), want %d", i, got, err, added)
+		if err != nil || len(got.Added) != added || len(got.On) != len(want) {
+			t.Fatalf("time %d: %+v (%v), want %d new ones of %v", i, got, err, added, want)
 		}
 	}
 	addrs, err := node.Addrs()
@@ -44,8 +50,9 @@ func TestBorrowed(t *testing.T) {
 	if got := addrsOf(t, node); !slices.Contains(got, want[0].Addr) || !slices.Contains(got, want[1].Addr) {
 		t.Errorf("the host has %v, want %v too", got, want)
 	}
-	if _, err := node.SyncBorrowed(want[1:], 2*time.Second); err != nil {
-		t.Fatal(err)
+	bad := []Borrowed{{"eth0", own.Addr()}, {"eth7", want[1].Addr}}
+	if got, err := node.SyncBorrowed(append(bad, want[1]), 2*time.Second); !errors.Is(err, ErrOwnAddress) || !slices.Equal(got.On, want[1:]) || len(got.Added) > 0 {
+		t.Errorf("the host has %+v (%v), want %v on it whatever the others are", got, err, want[1])
 	}
 	if got := addrsOf(t, node); slices.Contains(got, want[0].Addr) || !slices.Contains(got, own.Addr()) {
 		t.Errorf("the host has %v, want %s and not %s", got, own.Addr(), want[0].Addr)
@@ -56,6 +63,47 @@ func TestBorrowed(t *testing.T) {
 			t.Fatal("an address that was borrowed for two seconds is still there")
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// What looks like a borrowed address, and is not, stays as it is: the host's own, of somebody who removes it when it is time.
+func TestBorrowedOwn(t *testing.T) {
+	node, far := newHost(t), newHost(t)
+	if _, err := node.CreateVeth(Veth{Host: "eth0", Netns: far.Netns, Name: "far", MTU: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	own := []netip.Prefix{
+		netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32"), netip.MustParsePrefix("2001:db8::1/128"), netip.MustParsePrefix("2001:db8::2/64"),
+	}
+	lives := []int{math.MaxUint32, 3600, math.MaxUint32, 3600} // the first is for ever
+	if err := node.do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		err = writeSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
+		for i, p := range own {
+			a := address(p)
+			a.Flags, a.ValidLft = unix.IFA_F_NOPREFIXROUTE|unix.IFA_F_NODAD, lives[i]
+			err = errors.Join(err, netlink.AddrAdd(link, a))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.SyncBorrowed(nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range own {
+		if _, err := node.SyncBorrowed([]Borrowed{{"eth0", p.Addr()}}, time.Second); !errors.Is(err, ErrOwnAddress) {
+			t.Errorf("%s was borrowed: %v, want %v", p.Addr(), err, ErrOwnAddress)
+		}
+	}
+	time.Sleep(2 * time.Second)
+	for _, p := range own {
+		if !slices.Contains(addrsOf(t, node), p.Addr()) {
+			t.Errorf("%s is gone", p.Addr())
+		}
 	}
 }
 

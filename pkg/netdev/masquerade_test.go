@@ -112,7 +112,7 @@ func TestMasquerade(t *testing.T) {
 		t.Errorf("the node saw %s, want the pod's address 10.244.0.5", got)
 	}
 	m.Translations = []Translation{{Source: netip.MustParsePrefix("10.244.0.0/24"), To: netip.MustParseAddr("192.0.2.77")}}
-	if _, err := node.SyncBorrowed([]Borrowed{{Link: "eth0", Addr: m.Translations[0].To}}, time.Minute); err != nil {
+	if _, err := node.SyncBorrowed([]Borrowed{{Link: "eth0", Addr: m.Translations[0].To}}, LongestLoan); err != nil {
 		t.Fatal(err)
 	}
 	if err := node.Masquerade(t.Context(), m); err != nil {

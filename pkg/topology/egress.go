@@ -3,17 +3,20 @@ package topology
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Values of ident.KeyRule of the policies that say how pods leave the cluster, and of the address sets of the first two.
+// Values of ident.KeyRule of the policies that say how pods leave the cluster, and of the address sets that they name.
 const (
 	// ruleAnchor: VMs that leave through the node on which they started.
 	ruleAnchor = "anchor"
 	// ruleHosts: what is addressed to nodes, by pods that do not leave through their own.
 	ruleHosts = "hosts"
+	// ruleElsewhere: the ranges of Subnets whose pods do not leave through their own nodes.
+	ruleElsewhere = "elsewhere"
 	// RuleEgress: all pods of a Subnet (SubnetEgress).
 	RuleEgress = "egress"
 )
@@ -24,28 +27,47 @@ func exceptions(node string, ip netip.Addr) []*nbdb.LogicalRouterPolicy {
 	f, owner := family(ip), withFamily(ownedBy(ident.OwnerNode, node), ip)
 	return []*nbdb.LogicalRouterPolicy{
 		reroute(priorityAnchor, fmt.Sprintf("%s.src == $%s", f, ident.AnchorSet(node, f)), ip, withRule(owner, ruleAnchor)),
-		reroute(priorityHosts, fmt.Sprintf("%s.dst == $%s && is_chassis_resident(%q)", f, ident.HostSet(f), ident.NodePort(node)), ip, withRule(owner, ruleHosts)),
+		reroute(priorityHosts, fmt.Sprintf("%s.dst == $%s && %s.src == $%s && is_chassis_resident(%q)", f, ident.HostSet(f), f, ident.ElsewhereSet(f), ident.NodePort(node)), ip,
+			withRule(owner, ruleHosts)),
 	}
 }
 
 // AnchorSets returns a node's sets, one per family, of the addresses of VMs that leave through it.
 func AnchorSets(node string, addresses []netip.Addr) []*nbdb.AddressSet {
-	return sets(func(f string) string { return ident.AnchorSet(node, f) }, addresses, withRule(ownedBy(ident.OwnerNode, node), ruleAnchor))
+	return sets(func(f string) string { return ident.AnchorSet(node, f) }, single(addresses), withRule(ownedBy(ident.OwnerNode, node), ruleAnchor))
 }
 
 // HostSets returns the sets, one per family, of the addresses of what is in the cluster and is no pod.
 func HostSets(addresses []netip.Addr) []*nbdb.AddressSet {
-	return sets(ident.HostSet, addresses, withRule(ownedBy(ident.OwnerNetwork, ident.DefaultNetwork), ruleHosts))
+	return sets(ident.HostSet, single(addresses), withRule(ownedBy(ident.OwnerNetwork, ident.DefaultNetwork), ruleHosts))
 }
 
-func sets(name func(family string) string, addresses []netip.Addr, owner map[string]string) []*nbdb.AddressSet {
+// ElsewhereSets returns the sets, one per family, of the ranges of Subnets whose pods do not leave through their own nodes (SubnetEgress), but reach nodes through them.
+func ElsewhereSets(cidrs []netip.Prefix) []*nbdb.AddressSet {
+	return sets(ident.ElsewhereSet, cidrs, withRule(ownedBy(ident.OwnerNetwork, ident.DefaultNetwork), ruleElsewhere))
+}
+
+func single(addresses []netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range addresses {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+func sets(name func(family string) string, members []netip.Prefix, owner map[string]string) []*nbdb.AddressSet {
 	var out []*nbdb.AddressSet
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		set := &nbdb.AddressSet{Name: name(family(any)), ExternalIDs: withFamily(owner, any)}
-		for _, a := range addresses {
-			if family(a) == family(any) {
-				set.Addresses = append(set.Addresses, a.String())
+		for _, m := range members {
+			if family(m.Addr()) != family(any) {
+				continue
 			}
+			text := m.String()
+			if m.IsSingleIP() {
+				text = m.Addr().String()
+			}
+			set.Addresses = append(set.Addresses, text)
 		}
 		out = append(out, set)
 	}
@@ -59,19 +81,22 @@ type Gateway struct {
 	Via  []netip.Addr
 }
 
-// SubnetEgress returns the policies of a Subnet whose pods do not leave through their own nodes, one for each of its families: they leave through the gateway, and what
-// it has no address for goes nowhere. It is the switch that they are known by, not their addresses: a VM may have the permission to send from others.
+// SubnetEgress returns the policies of a Subnet whose pods do not leave through their own nodes, one for each family: they leave through the gateway, and what it has no
+// address for goes nowhere, nor does what is of a family that the Subnet has not. It is the switch that they are known by, not their addresses: a VM may have the permission to
+// send from others.
 func SubnetEgress(name string, cidrs []netip.Prefix, through Gateway) []*nbdb.LogicalRouterPolicy {
 	var out []*nbdb.LogicalRouterPolicy
-	for _, c := range cidrs {
-		f := family(c.Addr())
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		f := family(any)
 		match := fmt.Sprintf("inport == %q && %s", ident.RouterPort(ident.SubnetSwitch(name)), f)
-		ids := withRule(withFamily(ownedBy(ident.OwnerSubnet, name), c.Addr()), RuleEgress)
+		ids := withRule(withFamily(ownedBy(ident.OwnerSubnet, name), any), RuleEgress)
 		ids[ident.KeyEgressNode] = through.Node
 		row := &nbdb.LogicalRouterPolicy{Priority: prioritySubnet, Match: match, Action: nbdb.LogicalRouterPolicyActionDrop, ExternalIDs: ids}
-		for _, via := range through.Via {
-			if family(via) == f {
-				row = reroute(prioritySubnet, match, via, ids)
+		if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return family(c.Addr()) == f }) {
+			for _, via := range through.Via {
+				if family(via) == f {
+					row = reroute(prioritySubnet, match, via, ids)
+				}
 			}
 		}
 		out = append(out, row)

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -32,13 +33,13 @@ func told(all []*nbdb.LogicalRouterPolicy) map[string]string {
 	return out
 }
 
-// The order decides: inside, an anchored VM, nodes, the Subnet's own egress, the node where the pod runs.
+// The order decides: inside, nodes, the Subnet's own egress, an anchored VM, the node where the pod runs.
 func TestEgressPriorities(t *testing.T) {
 	join := v1alpha1.Join{IPs: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/16")}}
 	node := Node("n", join).Egress
 	order := []int{
-		Subnet("s", spec(t, "10.0.0.0/16"), 0).Inside[0].Priority, node[1].Priority, node[2].Priority,
-		SubnetEgress("s", spec(t, "10.0.0.0/16").CIDRs, Gateway{})[0].Priority, node[0].Priority,
+		Subnet("s", spec(t, "10.0.0.0/16"), 0).Inside[0].Priority, node[2].Priority,
+		SubnetEgress("s", spec(t, "10.0.0.0/16").CIDRs, Gateway{})[0].Priority, node[1].Priority, node[0].Priority,
 	}
 	for i := range order[1:] {
 		if order[i] <= order[i+1] {
@@ -55,18 +56,21 @@ func TestEgressPriorities(t *testing.T) {
 }
 
 func TestSubnetEgress(t *testing.T) {
-	cidrs := spec(t, "10.0.0.0/16", "fd00::/64").CIDRs
+	both := []string{"10.0.0.0/16", "fd00::/64"}
 	match4, match6 := `inport == "gateway/subnet/s" && ip4`, `inport == "gateway/subnet/s" && ip6`
 	for name, c := range map[string]struct {
+		cidrs   []string
 		through Gateway
 		want    map[string]string
 	}{
-		"none":              {Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
-		"a gateway":         {Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "reroute fd98::2"}},
-		"one of one family": {Gateway{"n", addrs("100.64.0.2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"none":              {both, Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
+		"a gateway":         {both, Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "reroute fd98::2"}},
+		"one of one family": {both, Gateway{"n", addrs("100.64.0.2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"for one family":    {both[:1], Gateway{"n", addrs("100.64.0.2", "fd98::2")}, map[string]string{match4: "reroute 100.64.0.2", match6: "drop"}},
+		"none for one":      {both[1:], Gateway{}, map[string]string{match4: "drop", match6: "drop"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rows := SubnetEgress("s", cidrs, c.through)
+			rows := SubnetEgress("s", spec(t, c.cidrs...).CIDRs, c.through)
 			if d := cmp.Diff(c.want, told(rows)); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
@@ -81,11 +85,12 @@ func TestSubnetEgress(t *testing.T) {
 
 func TestAddressSets(t *testing.T) {
 	got := map[string][]string{}
-	for _, s := range append(AnchorSets("n.1-a", addrs("10.0.0.7", "fd00::7")), HostSets(addrs("192.0.2.1"))...) {
+	for _, s := range slices.Concat(AnchorSets("n.1-a", addrs("10.0.0.7", "fd00::7")), HostSets(addrs("192.0.2.1")), ElsewhereSets(spec(t, "10.0.0.0/16").CIDRs)) {
 		got[s.Name] = s.Addresses
 	}
 	want := map[string][]string{
 		ident.AnchorSet("n.1-a", "ip4"): {"10.0.0.7"}, ident.AnchorSet("n.1-a", "ip6"): {"fd00::7"}, "godwit_hosts_ip4": {"192.0.2.1"}, "godwit_hosts_ip6": nil,
+		"godwit_elsewhere_ip4": {"10.0.0.0/16"}, "godwit_elsewhere_ip6": nil,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)

@@ -8,14 +8,15 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
-// Priorities of the router's policies: what stays inside the network is decided before what leaves it, and what leaves by an exception before what leaves where it runs.
+// Priorities of the router's policies: what stays inside the network is decided before what leaves it, and what leaves by an exception before what leaves where it runs. A Subnet's
+// word comes before that of anchors: these know a VM by its address, from which a VM of another Subnet may have the permission to send.
 const (
 	priorityInside = 1000
 	// priorityLocalServices is for what no load balancer on the client's node took.
 	priorityLocalServices = 900
+	priorityHosts         = 700
+	prioritySubnet        = 600
 	priorityAnchor        = 500
-	priorityHosts         = 400
-	prioritySubnet        = 300
 	priorityEgress        = 100
 )
 

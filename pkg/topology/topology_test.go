@@ -62,9 +62,9 @@ func TestNodeEgress(t *testing.T) {
 	}
 	want := []string{
 		`ip4 && is_chassis_resident("node/n") → 100.64.0.2`,
-		`ip4.src == $` + ident.AnchorSet("n", "ip4") + ` → 100.64.0.2`, `ip4.dst == $godwit_hosts_ip4 && is_chassis_resident("node/n") → 100.64.0.2`,
+		`ip4.src == $` + ident.AnchorSet("n", "ip4") + ` → 100.64.0.2`, `ip4.dst == $godwit_hosts_ip4 && ip4.src == $godwit_elsewhere_ip4 && is_chassis_resident("node/n") → 100.64.0.2`,
 		`ip6 && is_chassis_resident("node/n") → fd98::2`,
-		`ip6.src == $` + ident.AnchorSet("n", "ip6") + ` → fd98::2`, `ip6.dst == $godwit_hosts_ip6 && is_chassis_resident("node/n") → fd98::2`,
+		`ip6.src == $` + ident.AnchorSet("n", "ip6") + ` → fd98::2`, `ip6.dst == $godwit_hosts_ip6 && ip6.src == $godwit_elsewhere_ip6 && is_chassis_resident("node/n") → fd98::2`,
 	}
 	var got []string
 	for _, p := range rows.Egress {

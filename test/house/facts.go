@@ -232,7 +232,7 @@ func (t *Tree) Metrics() []string {
 }
 
 // policyRow are the names of rows that pkg/policy writes (its doc.go): in a match of OVN's they need the form of a word, which metrics have too.
-var policyRow = regexp.MustCompile(`^godwit_(np_(ingress|egress|log)(_handover)?|[bdnps]_.*|anchor_.*|hosts_.*)$`)
+var policyRow = regexp.MustCompile(`^godwit_(np_(ingress|egress|log)(_handover)?|[bdnps]_.*|anchor_.*|hosts_.*|elsewhere_.*)$`)
 
 // metricsNamedIn are those that a text names, without what Prometheus adds for histograms.
 func metricsNamedIn(text string) []string {

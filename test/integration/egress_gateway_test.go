@@ -19,8 +19,10 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/agent"
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/controller"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -264,11 +266,16 @@ func TestEgressAddressRows(t *testing.T) {
 	e.egress(t, "second", gateway)
 	e.says(t, "second", "", "EgressAddressTaken")
 	e.exits(t, "second", "drop")
+	e.staysClosed(t)
 	e.egress(t, "first", nil)
 	e.exits(t, "first", "")
-	e.egress(t, "second", &v1alpha1.Egress{Mode: v1alpha1.EgressNone})
-	e.egress(t, "second", gateway)
 	e.exits(t, "second", "n1")
+	for _, c := range []struct{ address, reason string }{{"100.64.0.77", "EgressAddressTaken"}, {"169.254.7.7", "EgressAddressInvalid"}} {
+		gateway.Addresses = []string{c.address}
+		e.egress(t, "second", gateway)
+		e.says(t, "second", "", c.reason)
+		e.exits(t, "second", "drop")
+	}
 	for name, bad := range map[string]*v1alpha1.Egress{
 		"no selector":              {Mode: v1alpha1.EgressGateway},
 		"a selector without a use": {Mode: v1alpha1.EgressNone, NodeSelector: gateway.NodeSelector},
@@ -286,18 +293,41 @@ func TestEgressAddressRows(t *testing.T) {
 	}
 }
 
+// What closes a Subnet is made before its status says that it is in the network: nobody takes it for what is left of another.
+func (e *env) staysClosed(t *testing.T) {
+	t.Helper()
+	early := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "early"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.20.7.0/24"}, Egress: &v1alpha1.Egress{Mode: v1alpha1.EgressNone}}}
+	e.newSubnet(t, early, v1alpha1.ReasonOverlaps) // and so it stays
+	for _, p := range topology.SubnetEgress("early", nil, topology.Gateway{}) {
+		if err := e.nb.Apply(t.Context(), ovn.MakePolicy(ident.Router(ident.DefaultNetwork), p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.egress(t, "early", nil)
+	time.Sleep(time.Second)
+	e.exits(t, "early", "drop")
+	if err := e.api.Delete(t.Context(), early); err != nil {
+		t.Fatal(err)
+	}
+	e.exits(t, "early", "")
+}
+
 // An agent renews the Lease of its own node and no other.
 func TestEgressLeases(t *testing.T) {
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")
+	e.defaultSubnet(t)
 	for _, c := range []struct {
 		token, node string
 		denied      bool
 	}{{"n2", "n1", true}, {"", "n1", true}, {"n1", "n1", false}} {
-		_, writers, err := agent.API(e.as(c.token), c.node)
+		src, writers, err := agent.API(e.as(c.token), c.node)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if s, err := src.Subnet(t.Context(), controller.DefaultSubnet); err != nil || len(s.Spec.CIDRs) == 0 {
+			t.Errorf("an agent reads %+v, %v", s, err)
 		}
 		eventually(t, func() error { // policies take a moment to come into force
 			err := writers.Renew(t.Context(), agent.Beat{Namespace: "godwit-system", UID: "u", Patience: v1alpha1.EgressPatience})

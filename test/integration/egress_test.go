@@ -103,6 +103,10 @@ func TestEgressAnchorRows(t *testing.T) {
 	})
 	e.start(t)
 	e.leavesThrough(t, v.vm, "anchored", "n1")
+	t.Run("the database is lost", func(t *testing.T) {
+		e.central.EmptyNB(t)
+		e.leavesThrough(t, v.vm, "anchored", "n1")
+	})
 	t.Run("the anchor goes", func(t *testing.T) {
 		if err := e.api.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}); err != nil {
 			t.Fatal(err)

@@ -135,6 +135,17 @@ func (c *OVNCentral) Chassis(t testing.TB, name string) {
 	run(t, c.root.Command(t.Context(), "ovn-sbctl", "--db="+c.SB, "chassis-add", name, "geneve", fmt.Sprintf("192.0.2.%d", 1+c.number())))
 }
 
+// Trace is what the logical flows do with a packet of a datapath: actions that are left of the whole way, such as output("port"). Every port counts as resident (ovn-trace(8)).
+// It fails while northd has not made the datapath.
+func (c *OVNCentral) Trace(t testing.TB, datapath, packet string) (string, error) {
+	t.Helper()
+	out, err := c.root.Command(t.Context(), "ovn-trace", "--db="+c.SB, "--minimal", datapath, packet).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("trace %s in %s: %w: %s", packet, datapath, err, out)
+	}
+	return string(out), nil
+}
+
 // Dump reads tables of the northbound database, past every client's copy.
 func (c *OVNCentral) Dump(t testing.TB, tables ...string) map[string][]ovsdb.Row {
 	t.Helper()
