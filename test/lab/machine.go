@@ -64,14 +64,17 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	if err != nil {
 		return errors.Join(fmt.Errorf("start %s: %w", spec.Name, err), cmd.Process.Kill())
 	}
-	if err := l.record(spec.Name, func(m *machine) { m.Process, m.Started, m.Stopped = p, time.Now(), false }); err != nil {
+	if err := l.record(spec.Name, func(m *machine) { m.Process, m.Waiting, m.Started, m.Stopped = p, true, time.Now(), false }); err != nil {
 		return errors.Join(err, cmd.Process.Kill())
 	}
 	if _, err := gateWrite.Write([]byte{1}); err != nil {
 		return fmt.Errorf("start %s: %w: see %s", spec.Name, err, out.Name())
 	}
-	return nil
+	return l.record(spec.Name, func(m *machine) { m.Waiting = false })
 }
+
+// runs says whether a machine runs. One that has not been let begin is about to end: who made it has died. That is for who has locked the lab.
+func (m machine) runs() bool { return m.Process.alive() && !m.Waiting }
 
 // withLogs adds to an error the ends of the logs of those machines that have ended: it is theirs then, and the logs go with the lab.
 func (l *Lab) withLogs(err error, machines ...string) error {

@@ -48,6 +48,8 @@ type machine struct {
 	Cgroups []string `json:"cgroups"`
 	// Process is the machine's pid 1; zero until it exists.
 	Process process `json:"process"`
+	// Waiting: Process has not been told to begin. It ends when who started it does.
+	Waiting bool `json:"waiting,omitempty"`
 	// Started is when Process was started.
 	Started time.Time `json:"started,omitzero"`
 	// Stopped says that the user wants it so.

@@ -174,7 +174,7 @@ func copyProgram(from, to string) error {
 // ensureHub starts the hub unless it runs, and makes its bridges.
 func (l *Lab) ensureHub(ctx context.Context) error {
 	spec := l.spec(boot.Hub, hubName, 0)
-	if !l.machine(hubName).Process.alive() {
+	if !l.machine(hubName).runs() {
 		if err := l.startHub(ctx, spec); err != nil {
 			return err
 		}
@@ -203,7 +203,7 @@ func (l *Lab) startHub(ctx context.Context, spec *boot.Spec) error {
 
 // ensureMachine starts a machine unless it runs, and plugs it in.
 func (l *Lab) ensureMachine(ctx context.Context, spec *boot.Spec) error {
-	if !l.machine(spec.Name).Process.alive() {
+	if !l.machine(spec.Name).runs() {
 		l.log.Info("starting", "machine", spec.Name)
 		if err := l.deploySecrets(spec); err != nil {
 			return err
