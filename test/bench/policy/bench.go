@@ -30,7 +30,7 @@ type bench struct {
 	cl *central.Cluster
 	// counted is the northbound endpoint of the controllers, behind the ledger.
 	counted string
-	ledger  *ledger
+	ledger  *central.Ledger
 	w       *watcher
 	leader  *central.Replica
 
@@ -44,7 +44,7 @@ func measure(ctx context.Context, c config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{config: c, ledger: &ledger{}, counted: "unix:" + filepath.Join(dir, "counted.sock"), all: newPolicies(c.policies), spaces: namespaces(c.policies)}
+	b := &bench{config: c, ledger: &central.Ledger{About: isPolicyTable}, counted: "unix:" + filepath.Join(dir, "counted.sock"), all: newPolicies(c.policies), spaces: namespaces(c.policies)}
 	programs, err := central.Prepare(ctx, central.Config{Controller: c.controller, Logs: c.keep, Dir: dir, Log: c.log})
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func measure(ctx context.Context, c config) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return b.ledger.serve(ctx, path(b.counted), path(b.cl.NB)) })
+	g.Go(func() error { return b.ledger.Serve(ctx, b.counted, b.cl.NB) })
 	r := &report{config: c}
 	g.Go(func() error {
 		defer cancel()
@@ -136,7 +136,7 @@ func (b *bench) begin(ctx context.Context) error {
 
 // addPods makes the pods that are numbered so, and waits until northd has told the southbound database of all of them.
 func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
-	want, before := b.w.nb.countOfPods()+to-from, b.ledger.read()
+	want, before := b.w.nb.countOfPods()+to-from, b.ledger.Read()
 	start := time.Now()
 	err := central.Each(ctx, central.Range{From: from, To: to}, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.crowdPod(i)) })
 	if err != nil {
@@ -149,9 +149,9 @@ func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
 	if err := b.northd(ctx, out); err != nil {
 		return err
 	}
-	did := b.ledger.read().since(before)
-	out[podsTransactions] = 100 * float64(did.transactions) / float64(to-from)
-	out[podsOperations] = float64(did.policies) / float64(to-from)
+	did := b.ledger.Read().Since(before)
+	out[podsTransactions] = 100 * float64(did.Transactions) / float64(to-from)
+	out[podsOperations] = float64(did.About) / float64(to-from)
 	if b.w.nb.countOfACLs() > countACLs(nil, b.nodes) {
 		out[aclsMade] = float64(b.w.nb.countOfACLs())
 	}
@@ -160,7 +160,7 @@ func (b *bench) addPods(ctx context.Context, out result, from, to int) error {
 
 // addPolicies makes all policies and waits until they are in force, as far as the databases are concerned.
 func (b *bench) addPolicies(ctx context.Context, out result) error {
-	want, before := countACLs(b.all, b.nodes), b.ledger.read()
+	want, before := countACLs(b.all, b.nodes), b.ledger.Read()
 	start := time.Now()
 	err := central.Each(ctx, central.Range{To: len(b.all)}, func(ctx context.Context, i int) error { return b.cl.API.Create(ctx, b.all[i].DeepCopy()) })
 	if err != nil {
@@ -170,8 +170,8 @@ func (b *bench) addPolicies(ctx context.Context, out result) error {
 		return fmt.Errorf("%w: there are %d", err, b.w.nb.countOfACLs())
 	}
 	out[policiesWritten], out[aclsMade] = seconds(time.Since(start)), float64(want)
-	did := b.ledger.read().since(before)
-	out[policiesTransactions] = 100 * float64(did.transactions) / float64(len(b.all))
+	did := b.ledger.Read().Since(before)
+	out[policiesTransactions] = 100 * float64(did.Transactions) / float64(len(b.all))
 	return b.northd(ctx, out)
 }
 

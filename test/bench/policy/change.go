@@ -93,7 +93,7 @@ func (b *bench) change(ctx context.Context, pod *corev1.Pod, c change, s *sample
 	if err := pause(ctx); err != nil {
 		return err
 	}
-	before, start := b.ledger.read(), time.Now()
+	before, start := b.ledger.Read(), time.Now()
 	var err error
 	switch c.kind {
 	case created:
@@ -135,10 +135,10 @@ func (b *bench) change(ctx context.Context, pod *corev1.Pod, c change, s *sample
 	if err := pause(ctx); err != nil { // whatever else the controller does
 		return err
 	}
-	did := b.ledger.read().since(before)
+	did := b.ledger.Read().Since(before)
 	s.nb, s.sb = append(s.nb, millis(inNB.Sub(start))), append(s.sb, millis(inSB.Sub(inNB)))
-	s.transactions = append(s.transactions, float64(did.transactions))
-	s.operations, s.policies = append(s.operations, float64(did.operations)), append(s.policies, float64(did.policies))
+	s.transactions = append(s.transactions, float64(did.Transactions))
+	s.operations, s.policies = append(s.operations, float64(did.Operations)), append(s.policies, float64(did.About))
 	return nil
 }
 

@@ -39,7 +39,7 @@ func (b *bench) newLeaders(ctx context.Context, out result) error {
 		}
 		old.Stop()
 		out[mendedStandby] = max(out[mendedStandby], seconds(took))
-		out[mendedOperations] = max(out[mendedOperations], float64(did.policies))
+		out[mendedOperations] = max(out[mendedOperations], float64(did.About))
 	}
 	for round := range rounds {
 		b.leader.Stop()
@@ -80,29 +80,29 @@ func (b *bench) standby(ctx context.Context, round int) (*central.Replica, error
 }
 
 // mended breaks rows and changes the leader; it returns how long after that they were right again, and what was written for it.
-func (b *bench) mended(ctx context.Context, change func() (time.Time, error)) (time.Duration, totals, error) {
+func (b *bench) mended(ctx context.Context, change func() (time.Time, error)) (time.Duration, central.Totals, error) {
 	acls := b.w.nb.countOfACLs()
 	set, size, err := b.damage(ctx)
 	if err != nil {
-		return 0, totals{}, err
+		return 0, central.Totals{}, err
 	}
 	if err := pause(ctx); err != nil {
-		return 0, totals{}, err
+		return 0, central.Totals{}, err
 	}
-	before := b.ledger.read()
+	before := b.ledger.Read()
 	start, err := change()
 	if err != nil {
-		return 0, totals{}, err
+		return 0, central.Totals{}, err
 	}
 	err = b.await(ctx, "the rows of policies are right again", func() bool { return b.w.nb.countOfACLs() == acls && b.w.nb.size(set) == size })
 	if err != nil {
-		return 0, totals{}, fmt.Errorf("%w: there are %d ACLs, want %d; address set %s has %d addresses, want %d", err, b.w.nb.countOfACLs(), acls, set, b.w.nb.size(set), size)
+		return 0, central.Totals{}, fmt.Errorf("%w: there are %d ACLs, want %d; address set %s has %d addresses, want %d", err, b.w.nb.countOfACLs(), acls, set, b.w.nb.size(set), size)
 	}
 	took := time.Since(start)
 	if err := pause(ctx); err != nil {
-		return 0, totals{}, err
+		return 0, central.Totals{}, err
 	}
-	return took, b.ledger.read().since(before), nil
+	return took, b.ledger.Read().Since(before), nil
 }
 
 // damage empties an address set and a port group's list of ACLs, as somebody might by hand, or a backup that is put back.

@@ -248,3 +248,11 @@ func (w *watcher) expect(port string, ips []string, p *places) (nb, sb []expecta
 	}
 	return nb, sb
 }
+
+func isPolicyTable(table string) bool {
+	switch table {
+	case "Port_Group", "Address_Set", "ACL":
+		return true
+	}
+	return false
+}

@@ -1,4 +1,4 @@
-package main
+package central
 
 import (
 	"context"
@@ -13,32 +13,38 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ledger counts what the controllers ask of the northbound database. It stands between: what the controllers send is passed on at once, and read afterwards.
-type ledger struct {
-	mu sync.Mutex
-	totals
+// Ledger counts what the controllers ask of the northbound database. It stands between: what the controllers send is passed on at once, and read afterwards.
+type Ledger struct {
+	// About says of which tables operations are counted apart.
+	About func(table string) bool
+
+	mu     sync.Mutex
+	totals Totals
 }
 
-// totals are what was asked for so far.
-type totals struct {
-	// transactions are those that could change something; reads those that could not.
-	transactions, reads int
-	// operations that change something, and those of them that are about rows of policies.
-	operations, policies int
+// Totals are what was asked for so far.
+type Totals struct {
+	// Transactions are those that could change something, Bytes the length of what they were asked with; Reads are those that could not.
+	Transactions, Bytes, Reads int
+	// Operations that change something, and those of them that are About certain tables.
+	Operations, About int
 }
 
-func (t totals) since(before totals) totals {
-	return totals{t.transactions - before.transactions, t.reads - before.reads, t.operations - before.operations, t.policies - before.policies}
+// Since is what has been asked for since then.
+func (t Totals) Since(before Totals) Totals {
+	return Totals{t.Transactions - before.Transactions, t.Bytes - before.Bytes, t.Reads - before.Reads, t.Operations - before.Operations, t.About - before.About}
 }
 
-func (l *ledger) read() totals {
+// Read returns what was asked for so far.
+func (l *Ledger) Read() Totals {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.totals
 }
 
-// serve accepts connections on a unix socket and connects each with the one at target, until ctx ends.
-func (l *ledger) serve(ctx context.Context, path, target string) error {
+// Serve accepts connections at a unix socket and connects each with the one at target; both are endpoints as OVSDB writes them, until ctx ends.
+func (l *Ledger) Serve(ctx context.Context, at, target string) error {
+	path, target := path(at), path(target)
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
@@ -63,7 +69,7 @@ func (l *ledger) serve(ctx context.Context, path, target string) error {
 }
 
 // pass connects a controller with the database until either ends.
-func (l *ledger) pass(ctx context.Context, client net.Conn, target string) error {
+func (l *Ledger) pass(ctx context.Context, client net.Conn, target string) error {
 	var d net.Dialer
 	server, err := d.DialContext(ctx, "unix", target)
 	if err != nil {
@@ -86,7 +92,7 @@ func (l *ledger) pass(ctx context.Context, client net.Conn, target string) error
 }
 
 // follow reads requests (RFC 7047, 4.1) until there are no more.
-func (l *ledger) follow(r io.Reader) error {
+func (l *Ledger) follow(r io.Reader) error {
 	dec := json.NewDecoder(r)
 	for {
 		var request struct {
@@ -110,39 +116,33 @@ func (l *ledger) follow(r io.Reader) error {
 }
 
 // count adds a transaction. What it only reads or makes sure of is no operation here.
-func (l *ledger) count(operations []json.RawMessage) error {
-	var t totals
+func (l *Ledger) count(operations []json.RawMessage) error {
+	var t Totals
 	for _, text := range operations {
+		t.Bytes += len(text)
 		var op struct{ Op, Table string }
 		if err := json.Unmarshal(text, &op); err != nil {
 			return fmt.Errorf("read what a controller asks of the database: %w", err)
 		}
 		switch op.Op {
 		case "insert", "update", "mutate", "delete":
-			t.operations++
-			if isPolicyTable(op.Table) {
-				t.policies++
+			t.Operations++
+			if l.About(op.Table) {
+				t.About++
 			}
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t.operations > 0 {
-		l.transactions++
+	if t.Operations > 0 {
+		l.totals.Transactions++
+		l.totals.Bytes += t.Bytes
 	} else {
-		l.reads++
+		l.totals.Reads++
 	}
-	l.operations += t.operations
-	l.policies += t.policies
+	l.totals.Operations += t.Operations
+	l.totals.About += t.About
 	return nil
-}
-
-func isPolicyTable(table string) bool {
-	switch table {
-	case "Port_Group", "Address_Set", "ACL":
-		return true
-	}
-	return false
 }
 
 // path is that of a unix socket's endpoint.
