@@ -9,8 +9,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/test/lab/reach"
@@ -90,11 +92,26 @@ func TestServiceEndingPod(t *testing.T) {
 	svc.Spec.Type = corev1.ServiceTypeNodePort
 	open(t, svc, nil)
 	leaving := serviceBackend(g.ns, "leaving", "node2", "ending")
-	grace := int64(600) // it goes with the namespace
+	grace := int64(600) // or until the test has ended
 	leaving.Spec.TerminationGracePeriodSeconds = &grace
 	c := &leaving.Spec.Containers[0]
-	c.Args, c.Command = nil, []string{"sh", "-c", "trap '' TERM; echoserver -name leaving & while :; do sleep 1; done"} // whoever asks it to end is not heard
+	c.Args, c.Command = nil, []string{"sh", "-c", "trap '' TERM; echoserver -name leaving & wait"} // whoever asks it to end is not heard
 	create(t, leaving)
+	t.Cleanup(func() { // with the namespace it would go for the API at once, and for its node after its grace
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		const kill = `for p in /proc/[0-9]*; do case "$(tr '\0' ' ' <$p/cmdline)" in *echoserver\ -name\ leavin[g]*) kill -9 ${p#/proc/};; esac; done`
+		if _, err := cluster.Exec(ctx, "node2", "sh", "-c", kill); err != nil {
+			t.Errorf("end pod %s: %v", leaving.Name, err)
+		}
+		err := wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true, func(ctx context.Context) (gone bool, err error) {
+			err = cluster.api.Delete(ctx, leaving, client.GracePeriodSeconds(1))
+			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+		})
+		if err != nil {
+			t.Errorf("delete pod %s: %v", leaving.Name, err)
+		}
+	})
 	pods := ready(t, g.ns, 4)
 	b := backend(pods["leaving"])
 	g.sells(t, svc, b)
