@@ -115,7 +115,7 @@ func (w *way) begin(t *testing.T) {
 	spec.Peers, spec.Ports, spec.Silence.Duration = w.peers, w.ports, silence
 	n := wanted(t, serviceConnections, fewConnections, 3)
 	spec.Echo.Connections, spec.Upload.Connections, spec.Download.Connections = n-2, 1, 1
-	spec.Echo.Interval.Duration = max(time.Second, time.Duration(n)*100*time.Millisecond) // an emulated processor serves them all
+	spec.Echo.Interval.Duration = time.Second // an emulated processor serves them all
 	spec.Upload.Rate, spec.Download.Rate = 10_000, 10_000
 	run, err := traffic.Begin(t.Context(), w.place, spec)
 	if err != nil {
