@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +11,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/test/bench/central"
+	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
 // The labels of a pod that comes, and what it is changed to.
@@ -75,7 +75,7 @@ func (b *bench) changes(ctx context.Context, out result) error {
 	if err != nil {
 		return err
 	}
-	out[controllerCPU], out[northdCPU] = millis(controllerAfter.CPU-controller.CPU)/n, millis(northdAfter.CPU-northd.CPU)/n
+	out[controllerCPU], out[northdCPU] = table.Millis(controllerAfter.CPU-controller.CPU)/n, table.Millis(northdAfter.CPU-northd.CPU)/n
 	out[rss], out[peak] = controllerAfter.RSS, controllerAfter.Peak
 	for _, k := range kinds {
 		out.add(k, all[k])
@@ -136,7 +136,7 @@ func (b *bench) change(ctx context.Context, pod *corev1.Pod, c change, s *sample
 		return err
 	}
 	did := b.ledger.Read().Since(before)
-	s.nb, s.sb = append(s.nb, millis(inNB.Sub(start))), append(s.sb, millis(inSB.Sub(inNB)))
+	s.nb, s.sb = append(s.nb, table.Millis(inNB.Sub(start))), append(s.sb, table.Millis(inSB.Sub(inNB)))
 	s.transactions = append(s.transactions, float64(did.Transactions))
 	s.operations, s.policies = append(s.operations, float64(did.Operations)), append(s.policies, float64(did.About))
 	return nil
@@ -152,12 +152,6 @@ func (b *bench) awaitIdentity(ctx context.Context, pod *corev1.Pod) error {
 	})
 }
 
-// quantile is the smallest sample that at least the share q of all are not above.
-func quantile(samples []float64, q float64) float64 {
-	s := slices.Sorted(slices.Values(samples))
-	return s[min(len(s)-1, int(q*float64(len(s))))]
-}
-
 func mean(samples []float64) float64 {
 	sum := 0.0
 	for _, s := range samples {
@@ -167,5 +161,3 @@ func mean(samples []float64) float64 {
 }
 
 func seconds(d time.Duration) float64 { return d.Seconds() }
-
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -63,10 +63,10 @@ func order() []metric {
 
 // add sums up the changes of a kind.
 func (r result) add(k kind, s *sampled) {
-	r[toNB50(k)], r[toNB90(k)] = quantile(s.nb, 0.5), quantile(s.nb, 0.9)
-	r[toSB50(k)], r[toSB90(k)] = quantile(s.sb, 0.5), quantile(s.sb, 0.9)
+	r[toNB50(k)], r[toNB90(k)] = table.Quantile(s.nb, 0.5), table.Quantile(s.nb, 0.9)
+	r[toSB50(k)], r[toSB90(k)] = table.Quantile(s.sb, 0.5), table.Quantile(s.sb, 0.9)
 	r[transactions(k)], r[operations(k)] = mean(s.transactions), mean(s.operations)
-	r[onPolicies(k)], r[onPoliciesMax(k)] = mean(s.policies), quantile(s.policies, 1)
+	r[onPolicies(k)], r[onPoliciesMax(k)] = mean(s.policies), table.Quantile(s.policies, 1)
 }
 
 type report struct {

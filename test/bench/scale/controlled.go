@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/godwit-cni/godwit/test/bench/central"
+	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
 // controlled measures the controller: n pods at once, then single ones, then its restarts.
@@ -153,8 +154,8 @@ func singles(ctx context.Context, cl *central.Cluster, u task, r result) error {
 		if err != nil {
 			return err
 		}
-		toServed = append(toServed, millis(s.served().Sub(start)))
-		toBinding = append(toBinding, millis(s.binding.Sub(s.row)))
+		toServed = append(toServed, table.Millis(s.served().Sub(start)))
+		toBinding = append(toBinding, table.Millis(s.binding.Sub(s.row)))
 	}
 	slices.Sort(toServed)
 	slices.Sort(toBinding)

@@ -81,5 +81,3 @@ func within(ctx context.Context, p *central.Programs, f func(*central.Cluster) (
 }
 
 func seconds(d time.Duration) float64 { return d.Seconds() }
-
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/test/bench/central"
+	"github.com/godwit-cni/godwit/test/bench/table"
 )
 
 // sampled are the figures of single changes.
@@ -45,7 +45,7 @@ func (b *bench) changes(ctx context.Context, out result, services int) error {
 	if err != nil {
 		return err
 	}
-	out[controllerCPU], out[northdCPU] = millis(controllerAfter.CPU-controller.CPU)/n, millis(northdAfter.CPU-northd.CPU)/n
+	out[controllerCPU], out[northdCPU] = table.Millis(controllerAfter.CPU-controller.CPU)/n, table.Millis(northdAfter.CPU-northd.CPU)/n
 	out[rss] = controllerAfter.RSS
 	for i := range b.samples {
 		if err := b.podComes(ctx, &pods, fmt.Sprintf("p%d-%d", services, i)); err != nil {
@@ -94,12 +94,12 @@ func (b *bench) sample(ctx context.Context, s *sampled, change func() error, don
 	if err := b.await(ctx, "the northbound database has it", done); err != nil {
 		return err
 	}
-	s.nb = append(s.nb, millis(time.Since(start)))
+	s.nb = append(s.nb, table.Millis(time.Since(start)))
 	behind, err := b.northd(ctx)
 	if err != nil {
 		return err
 	}
-	s.sb = append(s.sb, millis(behind))
+	s.sb = append(s.sb, table.Millis(behind))
 	if err := pause(ctx); err != nil { // whatever else the controller does
 		return err
 	}
@@ -107,11 +107,3 @@ func (b *bench) sample(ctx context.Context, s *sampled, change func() error, don
 	s.transactions, s.operations, s.bytes = append(s.transactions, float64(did.Transactions)), append(s.operations, float64(did.Operations)), append(s.bytes, float64(did.Bytes))
 	return nil
 }
-
-// quantile is the smallest sample that at least the share q of all are not above.
-func quantile(samples []float64, q float64) float64 {
-	s := slices.Sorted(slices.Values(samples))
-	return s[min(len(s)-1, int(q*float64(len(s))))]
-}
-
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -45,13 +45,13 @@ func order() []metric {
 }
 
 func (r result) endpoints(s *sampled) {
-	r[endNB50], r[endNB90], r[endSB50], r[endSB90] = quantile(s.nb, 0.5), quantile(s.nb, 0.9), quantile(s.sb, 0.5), quantile(s.sb, 0.9)
-	r[endTransaction], r[endOperations] = quantile(s.transactions, 1), quantile(s.operations, 1)
-	r[endBytes50], r[endBytesMost] = quantile(s.bytes, 0.5), quantile(s.bytes, 1)
+	r[endNB50], r[endNB90], r[endSB50], r[endSB90] = table.Quantile(s.nb, 0.5), table.Quantile(s.nb, 0.9), table.Quantile(s.sb, 0.5), table.Quantile(s.sb, 0.9)
+	r[endTransaction], r[endOperations] = table.Quantile(s.transactions, 1), table.Quantile(s.operations, 1)
+	r[endBytes50], r[endBytesMost] = table.Quantile(s.bytes, 0.5), table.Quantile(s.bytes, 1)
 }
 
 func (r result) pods(s *sampled) {
-	r[podNB50], r[podNB90], r[podSB50], r[podSB90] = quantile(s.nb, 0.5), quantile(s.nb, 0.9), quantile(s.sb, 0.5), quantile(s.sb, 0.9)
+	r[podNB50], r[podNB90], r[podSB50], r[podSB90] = table.Quantile(s.nb, 0.5), table.Quantile(s.nb, 0.9), table.Quantile(s.sb, 0.5), table.Quantile(s.sb, 0.9)
 }
 
 type report struct {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // Row is one line: what was measured, and its figures by column.
@@ -32,10 +33,19 @@ type Report struct {
 
 // Quantiles is a row of n, p50, p90 and max of samples.
 func Quantiles(name string, samples []float64) Row {
-	s := slices.Sorted(slices.Values(samples))
-	at := func(q float64) float64 { return s[min(len(s)-1, int(q*float64(len(s))))] }
-	return Row{Name: name, Samples: samples, Values: map[string]float64{"n": float64(len(s)), "p50": at(0.5), "p90": at(0.9), "max": s[len(s)-1]}}
+	return Row{Name: name, Samples: samples, Values: map[string]float64{
+		"n": float64(len(samples)), "p50": Quantile(samples, 0.5), "p90": Quantile(samples, 0.9), "max": slices.Max(samples),
+	}}
 }
+
+// Quantile is the smallest sample that at least the share q of all are not above. There must be one.
+func Quantile(samples []float64, q float64) float64 {
+	s := slices.Sorted(slices.Values(samples))
+	return s[min(len(s)-1, int(q*float64(len(s))))]
+}
+
+// Millis is a duration in milliseconds.
+func Millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // Print writes the table.
 func (r Report) Print(w io.Writer) error {
