@@ -58,9 +58,8 @@ type anchored struct {
 
 // anchor is a node.
 type anchor struct {
-	members map[ident.PortName]anchored
-	// version counts changes of the members, written is the one that the database has.
-	version, written int
+	members  map[ident.PortName]anchored
+	revision // of the members
 	// absent: there are no sets. They are made with the node's other rows.
 	absent bool
 	// silent is since when the node is not ready, zero if it is.
@@ -78,7 +77,7 @@ func newAnchors(p parts, virt *kubevirt) *anchors {
 func (a *anchors) node(name string) *anchor {
 	n := a.nodes[name]
 	if n == nil {
-		n = &anchor{members: map[ident.PortName]anchored{}, version: 1}
+		n = &anchor{members: map[ident.PortName]anchored{}, revision: revision{version: 1}}
 		a.nodes[name] = n
 	}
 	return n
@@ -143,7 +142,7 @@ func (a *anchors) dirty() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.nodes {
-		if !n.absent && n.version != n.written {
+		if !n.absent && n.dirty() {
 			return true
 		}
 	}
@@ -153,13 +152,13 @@ func (a *anchors) dirty() bool {
 // pending writes what has been told and is not written yet.
 func (a *anchors) pending() ovn.Change { return ovn.Later(a.changes) }
 
-func (a *anchors) changes() []ovn.Change {
+func (a *anchors) changes(transaction int) []ovn.Change {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []ovn.Change
 	for _, name := range slices.Sorted(maps.Keys(a.nodes)) {
 		n := a.nodes[name]
-		if n.absent || n.version == n.written {
+		if n.absent || !n.due(transaction) {
 			continue
 		}
 		version := n.version

@@ -41,14 +41,13 @@ type hosts struct {
 	// elsewhere are the ranges of Subnets whose pods do not leave through their own nodes.
 	elsewhere map[string][]netip.Prefix
 	// servers are the API servers'.
-	servers []netip.Addr
-	// version counts changes, written is the one that the database has.
-	version, written int
+	servers  []netip.Addr
+	revision // of all of them
 }
 
 func newHosts(p parts) *hosts {
 	return &hosts{
-		api: p.mgr.GetClient(), nb: p.nb, restored: make(chan struct{}), nodes: map[string][]netip.Addr{}, elsewhere: map[string][]netip.Prefix{}, version: 1,
+		api: p.mgr.GetClient(), nb: p.nb, restored: make(chan struct{}), nodes: map[string][]netip.Addr{}, elsewhere: map[string][]netip.Prefix{}, revision: revision{version: 1},
 	}
 }
 
@@ -163,10 +162,10 @@ func (h *hosts) rewrite() {
 // pending writes what has been told and is not written yet.
 func (h *hosts) pending() ovn.Change { return ovn.Later(h.changes) }
 
-func (h *hosts) changes() []ovn.Change {
+func (h *hosts) changes(transaction int) []ovn.Change {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.version == h.written {
+	if !h.due(transaction) {
 		return nil
 	}
 	all := slices.Clone(h.servers)

@@ -18,11 +18,11 @@ var setKind = kind[nbdb.AddressSet]{
 	label: func(s *nbdb.AddressSet) string { return s.Name },
 }
 
-// Later is changes that are known only when their turn to commit has come.
-func Later(changes func() []Change) Change {
+// Later is changes that are known only when their turn to commit has come. They are asked for by each request of a transaction that has them, with its number.
+func Later(changes func(transaction int) []Change) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
 		var all []step
-		for _, c := range changes() {
+		for _, c := range changes(nb.transaction) {
 			s, err := c(ctx, nb)
 			if err != nil {
 				settle(all, nil, refused{err})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
@@ -200,6 +202,7 @@ func (nb *NB) transact(ctx context.Context, steps []step, requests int) ([]ovsdb
 	for i, s := range steps {
 		ops[i] = s.op
 	}
+	nb.log.Debug("northbound transaction", "requests", requests, "operations", operations(ops))
 	start := time.Now()
 	results, err := nb.ovsdb.Transact(ctx, ops...)
 	nb.metrics.observe(requests, time.Since(start))
@@ -219,4 +222,27 @@ func (nb *NB) transact(ctx context.Context, steps []step, requests int) ([]ovsdb
 		return nil, refused{fmt.Errorf("northbound transaction: %s: %s", r.Error, r.Details)}
 	}
 	return results, nil
+}
+
+// operations is what is logged of a transaction: what is done with which rows, without their contents.
+type operations []ovsdb.Operation
+
+// LogValue implements slog.LogValuer.
+func (ops operations) LogValue() slog.Value {
+	said := make([]string, len(ops))
+	for i, op := range ops {
+		said[i] = strings.TrimSpace(fmt.Sprintf("%s %s %s", op.Op, op.Table, which(op)))
+	}
+	return slog.AnyValue(said)
+}
+
+// which names the row of an operation as well as it can.
+func which(op ovsdb.Operation) string {
+	if name, ok := op.Row["name"].(string); ok {
+		return name
+	}
+	if len(op.Where) > 0 {
+		return fmt.Sprint(op.Where[0].Value)
+	}
+	return ""
 }

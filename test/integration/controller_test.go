@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -176,6 +175,7 @@ func burst(t *testing.T, e *env) {
 	for i := range n {
 		e.pod(t, key("burst", fmt.Sprint("p", i)), "n1")
 	}
+	before := e.journal.quiet(t)
 	e.start(t)
 	seen := map[netip.Prefix]int{}
 	for i := range n {
@@ -187,26 +187,11 @@ func burst(t *testing.T, e *env) {
 			seen[ip] = i
 		}
 	}
-	got := e.transactions(t)
+	got := len(e.journal.since(before))
 	t.Logf("%d pods in %d northbound transactions", n, got)
 	if got > n/2 {
 		t.Errorf("%d northbound transactions for %d pods", got, n)
 	}
-}
-
-func (e *env) transactions(t *testing.T) uint64 {
-	t.Helper()
-	families, err := e.metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == "godwit_nb_transaction_duration_seconds" && f.GetType() == dto.MetricType_HISTOGRAM {
-			return f.GetMetric()[0].GetHistogram().GetSampleCount()
-		}
-	}
-	t.Fatal("no metric godwit_nb_transaction_duration_seconds")
-	return 0
 }
 
 func subnet(name string, spec v1alpha1.SubnetSpec) *v1alpha1.Subnet {

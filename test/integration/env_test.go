@@ -46,8 +46,8 @@ type env struct {
 	api     client.Client // an administrator
 	rest    *rest.Config
 	central *ovntest.OVNCentral
-	nb      *ovn.NB // for looking, and for playing the vandal
-	metrics *prometheus.Registry
+	nb      *ovn.NB  // for looking, and for playing the vandal
+	journal *journal // what controllers write
 	stop    func()
 }
 
@@ -87,7 +87,7 @@ func newEnv(t *testing.T) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{api: api, rest: cfg, central: ovntest.Central(t)}
+	e := &env{api: api, rest: cfg, central: ovntest.Central(t), journal: &journal{}}
 	e.apply(t, filepath.Join(top, "yamls", "install.yaml"), "Namespace", "ServiceAccount")
 	e.apply(t, filepath.Join(top, "yamls", "rbac.yaml"))
 	e.nb, err = ovn.Connect(t.Context(), ovn.Config{Endpoints: []string{e.central.NB}, Registerer: prometheus.NewRegistry(), Logger: log})
@@ -148,9 +148,8 @@ func (e *env) start(t *testing.T, change ...func(*controller.Config)) {
 	for _, f := range change {
 		f(&c)
 	}
-	e.metrics = prometheus.NewRegistry()
-	c.Registerer = e.metrics
-	c.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	c.Registerer = prometheus.NewRegistry()
+	c.Logger = slog.New(&journalHandler{Handler: slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}), journal: e.journal})
 	cfg := rest.CopyConfig(e.rest)
 	cfg.Impersonate = rest.ImpersonationConfig{UserName: controllerUser, Groups: []string{"system:serviceaccounts", "system:authenticated"}}
 	ctx, cancel := context.WithCancel(t.Context())
