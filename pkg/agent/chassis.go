@@ -32,8 +32,8 @@ type tunnel struct {
 
 // chassis makes the node an OVN chassis.
 //
-// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, the userspace datapath's connection tracking,
-// annotation godwit.dev/mtu.
+// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, the userspace datapath's connection tracking and its
+// capability ct_zero_snat, annotation godwit.dev/mtu.
 type chassis struct {
 	cfg      Config
 	host     hostNetwork
@@ -57,16 +57,23 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	if err := db.EnsureBridge(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
 	}
+	avoided := false
 	if datapath == ovs.DatapathNetdev { // a restarted ovs-vswitchd, whose links are new, brings us here again
 		if err := db.TrackLoosely(ctx); err != nil {
+			return tunnel{}, nil, err
+		}
+		if avoided, err = db.AvoidZeroSNAT(ctx); err != nil {
 			return tunnel{}, nil, err
 		}
 	}
 	changed, err := db.EnsureChassis(ctx, ovs.Chassis{
 		Name: ident.ChassisName(c.cfg.NodeName), Remote: c.cfg.SBRemote, EncapIP: t.IP.String(), Datapath: datapath,
 	})
+	if avoided {
+		changed = append(changed, "capabilities:ct_zero_snat")
+	}
 	if err != nil {
-		return tunnel{}, nil, err
+		return tunnel{}, changed, err
 	}
 	if mtu := strconv.Itoa(t.MTU); node.Annotations[v1alpha1.MTUAnnotation] != mtu {
 		if err := c.annotate(ctx, v1alpha1.MTUAnnotation, mtu); err != nil {

@@ -144,6 +144,9 @@ func (n *fakeNode) EnsureBridge(context.Context, string) error {
 	return n.op("EnsureBridge", func() {})
 }
 func (n *fakeNode) TrackLoosely(context.Context) error { return n.op("TrackLoosely", func() {}) }
+func (n *fakeNode) AvoidZeroSNAT(context.Context) (bool, error) {
+	return false, n.op("AvoidZeroSNAT", func() {})
+}
 func (n *fakeNode) EnsureChassis(context.Context, ovs.Chassis) ([]string, error) {
 	return nil, n.op("EnsureChassis", func() {})
 }

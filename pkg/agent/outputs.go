@@ -38,6 +38,7 @@ type switchDB interface {
 	SupportsDatapath(ctx context.Context, datapath string) error
 	EnsureBridge(ctx context.Context, datapath string) error
 	TrackLoosely(ctx context.Context) error
+	AvoidZeroSNAT(ctx context.Context) (avoided bool, err error)
 	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
 
 	EnsurePort(ctx context.Context, p ovs.Port) error

@@ -1,8 +1,9 @@
-// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB; one look at the integration bridge's flows, by OpenFlow; and one setting of ovs-vswitchd, by its control socket.
+// Package ovs is the local Open vSwitch: its Open_vSwitch database, by OVSDB; one look at the integration bridge's flows, by OpenFlow; and what ovs-vswitchd is told or asked by its control socket.
 //
 // Columns and map keys that it writes; nothing else changes them:
 //
 //	Open_vSwitch  external_ids: the keys of Chassis; bridges: the integration bridge
+//	Datapath      capabilities:ct_zero_snat of the userspace datapath, where an ovs-vswitchd of known versions has said true
 //	Bridge        the integration bridge's fail_mode, datapath_type, ports
 //	Port          rows of our own ports: name, interfaces
 //	Interface     rows of our own ports: name, type, mac, mtu_request, external_ids (iface-id, iface-id-ver, attached-mac, godwit.dev/*)
@@ -116,6 +117,7 @@ func reconnectBackoff() backoff.BackOff {
 func dbModel() (model.ClientDBModel, error) {
 	db, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
 		vswitchdb.OpenvSwitchTable: &vswitchdb.OpenvSwitch{},
+		vswitchdb.DatapathTable:    &vswitchdb.Datapath{},
 		vswitchdb.BridgeTable:      &vswitchdb.Bridge{},
 		vswitchdb.PortTable:        &vswitchdb.Port{},
 		vswitchdb.InterfaceTable:   &vswitchdb.Interface{},
@@ -131,9 +133,10 @@ func dbModel() (model.ClientDBModel, error) {
 func (c *Client) monitor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
 	defer cancel()
-	root, br, port, iface := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}
+	root, br, port, iface, datapath := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}, &vswitchdb.Datapath{}
 	_, err := c.ovsdb.Monitor(ctx, c.ovsdb.NewMonitor(
-		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes),
+		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes, &root.Datapaths),
+		client.WithTable(datapath, &datapath.Capabilities),
 		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.DatapathType),
 		client.WithTable(port, &port.Name, &port.Interfaces),
 		client.WithTable(iface, &iface.Name, &iface.Type, &iface.MAC, &iface.MTURequest, &iface.ExternalIDs, &iface.Ofport, &iface.Error),

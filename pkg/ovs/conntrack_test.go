@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/vswitchdb"
 )
 
 // TestTrackLoosely tells a real ovs-vswitchd, beside the socket of one that is dead.
@@ -55,5 +58,47 @@ func TestTrackLooselySaysWhatIsMissing(t *testing.T) {
 	}
 	if err := (&Client{endpoint: "tcp:192.0.2.1:6640"}).TrackLoosely(t.Context()); err == nil {
 		t.Error("a database that is elsewhere")
+	}
+}
+
+// TestAvoidZeroSNAT: the capability goes where the daemon dies of it, and the others stay.
+func TestAvoidZeroSNAT(t *testing.T) {
+	c, host := connect(t)
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+		t.Fatal(err)
+	}
+	avoided := false
+	for deadline := time.Now().Add(10 * time.Second); !avoided; time.Sleep(20 * time.Millisecond) { // ovn-controller makes the row, ovs-vswitchd fills it
+		var err error
+		if avoided, err = c.AvoidZeroSNAT(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s was not made to do without; it says that it is %q", capabilityZeroSNAT, host.Control(t, "version"))
+		}
+	}
+	root, err := c.root(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := &vswitchdb.Datapath{UUID: root.Datapaths[DatapathNetdev]}
+	if err := c.ovsdb.Get(t.Context(), row); err != nil || row.Capabilities[capabilityZeroSNAT] != "false" || row.Capabilities["ct_state_nat"] != "true" {
+		t.Errorf("capabilities %v (%v), want the others as they were", row.Capabilities, err)
+	}
+	if again, err := c.AvoidZeroSNAT(t.Context()); again || err != nil {
+		t.Errorf("the second time: %v, %v", again, err)
+	}
+}
+
+func TestDiesOfZeroSNAT(t *testing.T) {
+	for version, want := range map[string]bool{
+		"2.16.4": true, "2.17.7": true, "2.17.8": false, "3.0.4": true, "3.0.5": false, "3.1.0": true, "3.1.3": false, "3.2.2": true, "3.2.3": false, "3.3.0": false, "3.10.0": false, "4.0.0": false,
+	} {
+		if got := diesOfZeroSNAT("ovs-vswitchd (Open vSwitch) " + version + "\n"); got != want {
+			t.Errorf("%s: %v, want %v", version, got, want)
+		}
+	}
+	if !diesOfZeroSNAT("what is this?") {
+		t.Error("a version that cannot be read is taken for a good one")
 	}
 }

@@ -68,7 +68,17 @@ func run(m *testing.M) int {
 		down()
 		return 1
 	}
+	before, err := l.Crashes()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		down()
+		return 1
+	}
 	code := m.Run()
+	if after, err := l.Crashes(); err != nil || len(after) > len(before) {
+		fmt.Fprintf(os.Stderr, "FAIL: services of the lab crashed while the tests ran (%v):\n%s\n", err, strings.Join(after[min(len(before), len(after)):], "\n"))
+		code = max(code, 1)
+	}
 	if err := chaos.close(context.WithoutCancel(ctx)); err != nil {
 		fmt.Fprintln(os.Stderr, "remove the VMs of TestChaos:", err)
 		code = max(code, 1)

@@ -23,6 +23,7 @@ import (
 type goods struct {
 	ns        string
 	pod       reach.Pod
+	near, far reach.Pod
 	customers []customer
 }
 
@@ -31,8 +32,8 @@ func newGoods(t *testing.T) *goods {
 	g := &goods{ns: namespace(t, nil)}
 	create(t, serviceBackend(g.ns, "a", "node1", podRole), server(g.ns, "near", "node1"), server(g.ns, "far", "node3"))
 	pods := ready(t, g.ns, 3)
-	g.pod = pods["a"]
-	g.customers = []customer{podCustomer(pods["near"]), podCustomer(pods["far"]), machineCustomer("node1"), machineCustomer("node3"), machineCustomer("outside")}
+	g.pod, g.near, g.far = pods["a"], pods["near"], pods["far"]
+	g.customers = []customer{podCustomer(g.near), podCustomer(g.far), machineCustomer("node1"), machineCustomer("node3"), machineCustomer("outside")}
 	return g
 }
 

@@ -82,13 +82,6 @@ func ways(t *testing.T, s *passage.Scene, svc *corev1.Service) []*way {
 	for _, p := range svc.Spec.Ports {
 		*map[string]*uint16{"echo": &nodePorts.Echo, "sink": &nodePorts.Sink, "source": &nodePorts.Source}[p.Name] = uint16(p.NodePort)
 	}
-	parsed := func(list []string) []netip.Addr {
-		var out []netip.Addr
-		for _, a := range list {
-			out = append(out, netip.MustParseAddr(a))
-		}
-		return out
-	}
 	var loadBalancer []string
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		loadBalancer = append(loadBalancer, in.IP)
@@ -104,6 +97,13 @@ func ways(t *testing.T, s *passage.Scene, svc *corev1.Service) []*way {
 	for role, node := range map[string]string{"source": s.Source, "target": s.Target, "a third node": "node3"} {
 		out = append(out, &way{name: "outside, NodePort of " + role, place: outside, peers: cluster.NodeIPs(node), ports: nodePorts},
 			&way{name: "pod on a third node, NodePort of " + role, place: third, peers: cluster.NodeIPs(node), ports: nodePorts})
+	}
+	return out
+}
+
+func parsed(list []string) (out []netip.Addr) {
+	for _, a := range list {
+		out = append(out, netip.MustParseAddr(a))
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -37,7 +38,7 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		_, _ = fmt.Fprintf(w, "%s\trunning, pid %d\t%s\n", name, m.Process.Pid, nodes[name])
-		services, err := supervise.ReadStatus(filepath.Join(l.machineDir(name), "status.json"))
+		services, err := l.Services(name)
 		if err != nil {
 			_, _ = fmt.Fprintf(w, "\t%v\n", err)
 		}
@@ -46,6 +47,31 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 		}
 	}
 	return w.Flush()
+}
+
+// Services is what a machine's supervisor knows of its services.
+func (l *Lab) Services(machine string) (map[string]supervise.Status, error) {
+	return supervise.ReadStatus(filepath.Join(l.machineDir(machine), "status.json"))
+}
+
+// crash is how a supervisor tells of a service that ended by a fault of its own; tests kill with other signals.
+var crash = regexp.MustCompile(`killed by SIG(ABRT|BUS|FPE|ILL|SEGV|TRAP)`)
+
+// Crashes are the lines in which supervisors of the lab have told of services that crashed, since the lab was made.
+func (l *Lab) Crashes() ([]string, error) {
+	var found []string
+	for _, name := range append([]string{hubName, outside}, l.NodeNames()...) {
+		b, err := os.ReadFile(l.path(logsDir, name, initLog))
+		if err != nil {
+			return nil, fmt.Errorf("look for services that crashed: %w", err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if crash.MatchString(line) {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+	}
+	return found, nil
 }
 
 func describe(s supervise.Status) string {
