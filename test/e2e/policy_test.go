@@ -39,6 +39,8 @@ type policyWorld struct {
 type worldPod struct {
 	oracle.Pod
 	ips []netip.Addr
+	// clusterIPs are of a Service that is this pod alone, if there is one.
+	clusterIPs []netip.Addr
 	// vm is nil if it is a pod.
 	vm *machine
 }
@@ -116,7 +118,7 @@ type question struct {
 // questions are those that one asker is asked: a pod, or a node.
 func (w *policyWorld) questions(from oracle.End, name string, source func(netip.Addr) netip.Addr) []question {
 	var out []question
-	ask := func(to oracle.End, ip netip.Addr) {
+	ask := func(to oracle.End, ip, at netip.Addr) {
 		for _, protocol := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
 			for _, port := range []uint16{7, 8081} {
 				if to.Pod == nil && port != 7 {
@@ -125,19 +127,25 @@ func (w *policyWorld) questions(from oracle.End, name string, source func(netip.
 				f, t := from, to
 				f.Addr, t.Addr = source(ip), ip
 				out = append(out, question{
-					flow: oracle.Flow{From: f, To: t, Protocol: protocol, Port: int32(port)}, from: name, target: target(strings.ToLower(string(protocol)), ip, port),
+					flow: oracle.Flow{From: f, To: t, Protocol: protocol, Port: int32(port)}, from: name, target: target(strings.ToLower(string(protocol)), at, port),
 				})
 			}
 		}
 	}
 	for i := range w.pods {
-		for _, ip := range w.pods[i].ips {
-			ask(oracle.End{Pod: &w.pods[i].Pod}, ip)
+		p := &w.pods[i]
+		for _, ip := range p.ips {
+			ask(oracle.End{Pod: &p.Pod}, ip, ip)
+		}
+		for _, ip := range p.clusterIPs {
+			if from.Pod != nil { // it is judged by the endpoint
+				ask(oracle.End{Pod: &p.Pod}, sameFamily(p.ips, ip), ip)
+			}
 		}
 	}
 	if from.Pod != nil {
 		for _, ip := range cluster.OutsideIPs() {
-			ask(oracle.End{}, ip)
+			ask(oracle.End{}, ip, ip)
 		}
 	}
 	return out
@@ -248,10 +256,11 @@ func (w *policyWorld) settle(t *testing.T) {
 	})
 }
 
-// Every field of NetworkPolicy, on every pair of pods, protocol, port and family, from the nodes, and to the outside: as an evaluator of the specification says it, which
+// Every field of NetworkPolicy, on every pair of pods, protocol, port and family, directly and by a ClusterIP, from the nodes, and to the outside: as an evaluator of the specification says it, which
 // knows nothing of the product.
 func TestPolicyTable(t *testing.T) {
 	w := newPolicyWorld(t, "")
+	w.addServices(t)
 	w.settle(t) // without any policy everything answers, or the table means nothing
 	casesToPlay(t, fewPolicies, func(t *testing.T, c policyCase) { w.play(t, c, func() {}) })
 	w.settle(t) // nothing is left of them
