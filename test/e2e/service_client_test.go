@@ -79,12 +79,13 @@ func (c *course) end(t *testing.T, guest passage.End) (broken int, text string) 
 	for _, conn := range result.Connections {
 		kind := fmt.Sprint(conn.Kind)
 		of[kind]++
-		if conn.Broken == "" && conn.Bytes > 0 && !(conn.Stall.Open && conn.Stall.Length() > 10*time.Second) {
-			open[kind]++
+		stuck := conn.Stall.Open && conn.Stall.Length() > 10*time.Second
+		if conn.Broken != "" || conn.Bytes == 0 || stuck {
+			broken++
+			t.Logf("%s: %s", c.name, carried{Connection: conn, who: guests})
 			continue
 		}
-		broken++
-		t.Logf("%s: %s", c.name, carried{Connection: conn, who: guests})
+		open[kind]++
 	}
 	var said []string
 	for kind := range of {
