@@ -10,7 +10,7 @@ import (
 )
 
 // frontend is an address and port that only one Service can have; of a NodePort there is no address. The API server gives out each ClusterIP and NodePort once, but
-// a Service that is gone may be heard of after the one that has its address now, and anybody may ask for somebody's ClusterIP in externalIPs.
+// the end of a Service may be heard of after the one that has its address now, and anybody may ask for somebody's ClusterIP in externalIPs.
 type frontend struct {
 	addr     netip.Addr
 	port     uint16
@@ -34,10 +34,10 @@ func (x *Index) granted(e *entry, p *Port) []VIP {
 	return out
 }
 
-// has says whether a Service has what it asks for, of which people read as what; if not, that is a problem of it.
+// has says whether a Service has what it asks for, of which people read as what; if not, that is a problem of it, unless the API gave it out again because the Service is gone.
 func (x *Index) has(e *entry, f frontend, what string) bool {
 	first := x.holder(f)
-	if first != e.service.Key {
+	if first != e.service.Key && x.claims[f][e.service.Key] != ClusterIP {
 		e.problems = append(e.problems, problem(ReasonTaken, "%s is served by the Service %s, %s: use another", what, first, x.precedence(f, first)))
 	}
 	return first == e.service.Key
@@ -51,17 +51,30 @@ func (x *Index) precedence(f frontend, key Key) string {
 	return "which is older"
 }
 
-// holder is the Service that has an address and port: the one whose ClusterIP it is, then the oldest, by its name if two are equally old. Nobody takes another's
-// ClusterIP by asking for it in externalIPs, however old.
+// holder is the Service that has an address and port. The one whose ClusterIP or NodePort it is: nobody takes that by asking for it in externalIPs, however old. Of two that were
+// given it, the youngest: the other is gone. Of those that ask for it, the oldest. By its name if two are equally old.
 func (x *Index) holder(f frontend) Key {
 	var first Key
 	found := false
-	for key, kind := range x.claims[f] {
-		if !found || cmp.Or(cmp.Compare(min(kind, ExternalIP), min(x.claims[f][first], ExternalIP)), x.entries[key].age.Compare(x.entries[first].age), key.Compare(first)) < 0 {
+	for key := range x.claims[f] {
+		if !found || x.before(f, key, first) {
 			first, found = key, true
 		}
 	}
 	return first
+}
+
+// before says whether a Service, rather than another that claims an address and port too, has it.
+func (x *Index) before(f frontend, a, b Key) bool {
+	givenA, givenB := x.claims[f][a] == ClusterIP, x.claims[f][b] == ClusterIP
+	if givenA != givenB {
+		return givenA
+	}
+	age := x.entries[a].age.Compare(x.entries[b].age)
+	if givenA {
+		age = -age
+	}
+	return cmp.Or(age, a.Compare(b)) < 0
 }
 
 // frontends are what a Service asks for.

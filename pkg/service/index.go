@@ -19,7 +19,7 @@ type Index struct {
 	vms      map[netip.Addr]VM
 	// users are the Services that have an address among their endpoints.
 	users map[netip.Addr]map[Key]struct{}
-	// claims are the Services that ask for an address and port, and how; the one whose ClusterIP it is has it, or the oldest.
+	// claims are the Services that ask for an address and port, and how; holder says which has it.
 	claims map[frontend]map[Key]Kind
 	// stale may come out differently, changed have.
 	stale, changed map[Key]struct{}

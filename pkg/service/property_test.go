@@ -157,7 +157,7 @@ func (w *world) oracle() string {
 	return b.String()
 }
 
-// first is the Service that goes first of those that ask: rank is 0 if one does not ask, and lower ranks go first.
+// first is the Service that goes first of those that ask: rank is 0 if one does not ask, 1 if the API gave it what it asks for, and lower ranks go first.
 func (w *world) first(rank func(*corev1.Service) int) Key {
 	type one struct {
 		rank int
@@ -174,7 +174,10 @@ func (w *world) first(rank func(*corev1.Service) int) Key {
 		if a.rank != b.rank {
 			return a.rank - b.rank
 		}
-		if a.age != b.age {
+		switch { // what the API gives out once belongs to whom it was given last
+		case a.age != b.age && a.rank == 1:
+			return int(b.age - a.age)
+		case a.age != b.age:
 			return int(a.age - b.age)
 		}
 		return strings.Compare(a.key.Name, b.key.Name)
