@@ -100,6 +100,25 @@ type Usage struct {
 // UserHZ is the unit of times in /proc.
 const UserHZ = time.Second / 100
 
+// CPU is what a process has used of processors, all its threads, by the text of its /proc/PID/stat.
+func CPU(stat string) (time.Duration, error) {
+	// Fields after the name, which is in parentheses: utime and stime are the 14th and 15th of proc(5).
+	_, rest, _ := strings.Cut(stat, ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("%d fields after the name, want at least 13", len(fields))
+	}
+	var sum time.Duration
+	for _, f := range fields[11:13] {
+		ticks, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(ticks) * UserHZ
+	}
+	return sum, nil
+}
+
 // Usage reads /proc.
 func (p *Process) Usage() (Usage, error) {
 	dir := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
@@ -107,19 +126,9 @@ func (p *Process) Usage() (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("read the use of %s: %w", filepath.Base(p.cmd.Path), err)
 	}
-	// Fields after the name, which is in parentheses: utime and stime are the 14th and 15th of proc(5).
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return Usage{}, fmt.Errorf("%sstat has %d fields after the name, want at least 13", dir, len(fields))
-	}
 	var u Usage
-	for _, f := range fields[11:13] {
-		ticks, err := strconv.Atoi(f)
-		if err != nil {
-			return Usage{}, fmt.Errorf("%sstat: %w", dir, err)
-		}
-		u.CPU += time.Duration(ticks) * UserHZ
+	if u.CPU, err = CPU(string(stat)); err != nil {
+		return Usage{}, fmt.Errorf("%sstat: %w", dir, err)
 	}
 	status, err := os.ReadFile(dir + "status")
 	if err != nil {
