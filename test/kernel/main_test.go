@@ -29,7 +29,9 @@ func run(m *testing.M) int {
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
-	c, err := cluster.Up(ctx, cluster.Config{Nodes: nodes, Programs: []string{"./test/lab/traffic/traffic", "./test/kernel/tool"}, Log: log})
+	c, err := cluster.Up(ctx, cluster.Config{
+		Nodes: nodes, Programs: []string{"./test/lab/traffic/traffic", "./test/kernel/tool"}, Controller: controllerFlags(), Log: log,
+	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernel datapath:", err)
 		return 1
@@ -45,3 +47,6 @@ func run(m *testing.M) int {
 	kernelCluster = c
 	return max(m.Run(), down())
 }
+
+// controllerFlags are those of the controller in most tests.
+func controllerFlags() []string { return []string{"--handover-grace=" + handoverGrace.String()} }

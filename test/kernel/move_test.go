@@ -143,10 +143,9 @@ func (s *scene) move(v *cluster.VM, to *cluster.Node) {
 	}
 	s.asked(v, from+","+to.Name, "rarp")
 	s.activated(v, "")
-	if err := v.Plug(s.t.Context(), target); err != nil {
+	if err := v.Arrive(s.t.Context(), target, "tool", "rarp", "eth0"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.run(v.Netns, "tool", "rarp", "eth0")
 	s.activated(v, to.Name)
 	s.ended(v, vmim, source)
 	s.t.Logf("from %s to %s in %s", from, to.Name, time.Since(start).Round(time.Millisecond))

@@ -71,7 +71,7 @@ func newPolicyTable(t *testing.T) *policyTable {
 			t.Fatal(err)
 		}
 		s.removed(p)
-		s.serve(p.Netns)
+		s.serve(p.Netns, p.Name)
 		w.pods = append(w.pods, tablePod{p, &oracle.Pod{
 			Namespace: name.Namespace, Name: name.Name, Labels: p.Labels, Node: p.Node.Name, Ports: p.Spec.Containers[0].Ports,
 		}})
@@ -79,10 +79,10 @@ func newPolicyTable(t *testing.T) *policyTable {
 	return w
 }
 
-// serve answers on the table's ports in a namespace.
-func (s *scene) serve(netns string) {
+// serve answers on the table's ports in a namespace, under a name.
+func (s *scene) serve(netns, name string) {
 	s.t.Helper()
-	args := []string{"tool", "serve"}
+	args := []string{"tool", "serve", name}
 	for _, port := range tablePorts {
 		args = append(args, fmt.Sprint(port))
 	}

@@ -37,6 +37,11 @@ func newScene(t *testing.T, namespace string) *scene {
 	return s
 }
 
+// in is the scene for a part of the test.
+func (s *scene) in(t *testing.T) *scene {
+	return &scene{Cluster: s.Cluster, t: t, namespace: s.namespace}
+}
+
 // pod is a new one with a server of traffic. It goes with the test.
 func (s *scene) pod(node int, name string) *cluster.Pod {
 	s.t.Helper()

@@ -21,6 +21,9 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/pki"
 )
 
+// ServiceCIDRs are the ranges of ClusterIPs, of IPv4 and of IPv6.
+const ServiceCIDRs = "10.96.0.0/16,fd00:10:96::/112"
+
 const (
 	apiPort = 6443
 	// The namespace beside the machine has a loopback of its own.
@@ -96,7 +99,7 @@ func (s *apiServer) kubeAPIServer(set *binaries.Set) []string {
 	return []string{
 		set.Path("kube-apiserver"), "--etcd-servers=" + etcdClient, fmt.Sprintf("--secure-port=%d", apiPort), "--bind-address=0.0.0.0",
 		"--advertise-address=" + vm.Outside.String(), "--tls-cert-file=" + s.file("cert"), "--tls-private-key-file=" + s.file("key"),
-		"--token-auth-file=" + s.file("tokens"), "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
+		"--token-auth-file=" + s.file("tokens"), "--authorization-mode=RBAC", "--service-cluster-ip-range=" + ServiceCIDRs,
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + s.file("account"),
 		"--service-account-signing-key-file=" + s.file("account"),
 		"--disable-admission-plugins=ServiceAccount", // nobody makes the accounts that it would give to pods

@@ -49,6 +49,21 @@ func (p *process) stop() {
 	<-p.ended
 }
 
+// end asks the process to end, and returns when it has: a controller gives its Lease up.
+func (p *process) end(ctx context.Context) error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end %s: %w", p.name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case <-p.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("end %s: %w", p.name, ctx.Err())
+	}
+}
+
 // awaitProcesses is Await for what processes do: it returns at once when one has ended, and its error has the ends of their logs.
 func awaitProcesses(ctx context.Context, what string, processes []*process, check func(ctx context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -41,7 +41,9 @@ type Config struct {
 	Nodes int
 	// Programs are packages of this checkout whose programs the machine has besides Godwit's.
 	Programs []string
-	Log      *slog.Logger
+	// Controller are flags of the controller besides its usual ones.
+	Controller []string
+	Log        *slog.Logger
 }
 
 // Cluster runs. Its methods are safe for concurrent use.
@@ -58,6 +60,8 @@ type Cluster struct {
 	rest *rest.Config
 	api  *apiServer
 	log  *slog.Logger
+	// controller is its process, as it was started last.
+	controller *process
 
 	mu        sync.Mutex
 	processes []*process
@@ -88,7 +92,7 @@ func Up(ctx context.Context, c Config) (cl *Cluster, err error) {
 	if err := g.Wait(); err != nil {
 		return cl, err
 	}
-	if err := cl.startGodwit(ctx); err != nil {
+	if err := cl.startGodwit(ctx, c.Controller); err != nil {
 		return cl, err
 	}
 	c.Log.Info("the cluster is ready", "nodes", c.Nodes, "took", time.Since(start).Round(time.Millisecond))

@@ -29,15 +29,15 @@ const (
 	healthPort  = 9478
 )
 
-// startGodwit starts the controller and an agent on every node, as their manifests do, and returns when all are ready.
-func (c *Cluster) startGodwit(ctx context.Context) error {
+// startGodwit starts the controller, with flags besides its usual ones, and an agent on every node, as their manifests do, and returns when all are ready.
+func (c *Cluster) startGodwit(ctx context.Context, flags []string) error {
 	for _, n := range c.Nodes {
 		if err := n.register(ctx); err != nil {
 			return err
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.startController(ctx) })
+	g.Go(func() error { return c.startController(ctx, flags...) })
 	for _, n := range c.Nodes {
 		g.Go(func() error { return n.startAgent(ctx) })
 	}
@@ -62,7 +62,8 @@ func (c *Cluster) credentials(account, node string) ([]byte, error) {
 	return c.api.kubeconfig(types.NamespacedName{Namespace: namespace, Name: account}, node)
 }
 
-func (c *Cluster) startController(ctx context.Context) error {
+// startController starts it with flags besides its usual ones.
+func (c *Cluster) startController(ctx context.Context, flags ...string) error {
 	config, err := c.credentials("godwit-controller", "")
 	if err != nil {
 		return err
@@ -77,12 +78,21 @@ func (c *Cluster) startController(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	p, err := c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), "--kubeconfig="+file, "--nb-remote=unix:"+c.file(nbSocket),
-		"--sb-remote=unix:"+c.file(sbSocket), "--default-cidrs="+podCIDRs, "--join-cidrs="+joinCIDRs, "--namespace="+namespace))
-	if err != nil {
+	args := append([]string{"--kubeconfig=" + file, "--nb-remote=unix:" + c.file(nbSocket), "--sb-remote=unix:" + c.file(sbSocket), "--default-cidrs=" + podCIDRs,
+		"--join-cidrs=" + joinCIDRs, "--namespace=" + namespace}, flags...)
+	if c.controller, err = c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), args...)); err != nil {
 		return err
 	}
-	return awaitProcesses(ctx, "start the controller", []*process{p}, c.ready(netip.AddrPortFrom(vm.Outside, healthPort)))
+	return awaitProcesses(ctx, "start the controller", []*process{c.controller}, c.ready(netip.AddrPortFrom(vm.Outside, healthPort)))
+}
+
+// RestartController ends the controller and starts it with flags besides its usual ones, which are not those of Config. It returns when that one is ready. It must not be called
+// twice at the same time.
+func (c *Cluster) RestartController(ctx context.Context, flags ...string) error {
+	if err := c.controller.end(ctx); err != nil {
+		return err
+	}
+	return c.startController(ctx, flags...)
 }
 
 func (n *Node) startAgent(ctx context.Context) error {

@@ -26,6 +26,8 @@ const (
 const (
 	// firstNode is the last byte of the first node's addresses.
 	firstNode = 11
+	// outside is that of who is no node.
+	outside   = 200
 	underlay  = "underlay"
 	logDir    = "/var/log"
 	schemaDir = "/usr/share"
@@ -91,6 +93,14 @@ func link(ns, name, bridge string, address netip.Prefix) string {
 		ip -n NS link set LINK up
 		ip -n NS address add ADDRESS dev LINK
 	`)
+}
+
+// Outside makes a namespace on the network of the tunnels that is no node, with an address of that network, for who is outside of the cluster. Deleting the
+// namespace removes all of it.
+func (c *Cluster) Outside(ctx context.Context, ns string) (netip.Addr, error) {
+	addr := host(underlayNet, outside)
+	script := strings.ReplaceAll("ip netns add NS\nip -n NS link set lo up", "NS", ns) + link(ns, "eth1", underlay, netip.PrefixFrom(addr, underlayNet.Bits()))
+	return addr, c.shell(ctx, script)
 }
 
 // startCentral starts the databases and northd beside the machine.

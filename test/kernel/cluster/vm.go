@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,7 +101,7 @@ func (v *VM) plumb(ctx context.Context, p *Pod, number int) error {
 		ip -n POD link set eth0 down
 		ip -n POD address flush dev eth0
 		ip -n POD link set eth0 name eth0-nic
-		ip -n POD link set eth0-nic address 02:00:00:00:00:0NUMBER
+		ip -n POD link set eth0-nic address LAUNCHER
 		ip -n POD link add k6t-eth0 type bridge mcast_snooping 0
 		ip -n POD link add tap0 mtu MTU type veth peer name tapNUMBER netns PATCH
 		ip -n POD link set eth0-nic up master k6t-eth0
@@ -109,7 +110,7 @@ func (v *VM) plumb(ctx context.Context, p *Pod, number int) error {
 		ip -n PATCH link add brNUMBER type bridge mcast_snooping 0
 		ip -n PATCH link set tapNUMBER up mtu MTU master brNUMBER
 		ip -n PATCH link set brNUMBER up`
-	return v.cluster.shell(ctx, strings.NewReplacer("PATCH", v.patch(), "POD", p.Netns, "NUMBER", fmt.Sprint(number), "MTU", fmt.Sprint(p.MTU)).Replace(script))
+	return v.cluster.shell(ctx, strings.NewReplacer("PATCH", v.patch(), "POD", p.Netns, "LAUNCHER", fmt.Sprintf("02:00:00:00:00:%02x", number), "NUMBER", fmt.Sprint(number), "MTU", fmt.Sprint(p.MTU)).Replace(script))
 }
 
 // makeGuest makes the guest's namespace with the identity that its first launcher was given.
@@ -129,15 +130,16 @@ func (v *VM) makeGuest(ctx context.Context, p *Pod) error {
 }
 
 // Plug leads the guest's cable to a launcher, within microseconds. Nobody is told.
-func (v *VM) Plug(ctx context.Context, p *Pod) error {
-	for i, l := range v.Launchers {
-		if l == p {
-			v.Live = p
-			_, err := v.cluster.In(ctx, "", "ip", "-n", v.patch(), "link", "set", "cable", "master", fmt.Sprintf("br%d", i+1))
-			return err
-		}
+func (v *VM) Plug(ctx context.Context, p *Pod) error { return v.Arrive(ctx, p, "true") }
+
+// Arrive is Plug, and a command in the guest right after it: what announces the guest where it runs now.
+func (v *VM) Arrive(ctx context.Context, p *Pod, announce ...string) error {
+	i := slices.Index(v.Launchers, p)
+	if i < 0 {
+		return fmt.Errorf("plug VM %s: pod %s is none of its launchers", v.Name, p.Name)
 	}
-	return fmt.Errorf("plug VM %s: pod %s is none of its launchers", v.Name, p.Name)
+	v.Live = p
+	return v.cluster.shell(ctx, fmt.Sprintf("ip -n %s link set cable master br%d\nip netns exec %s %s", v.patch(), i+1, v.Netns, strings.Join(announce, " ")))
 }
 
 // Migration creates one, and its target's pod on a node, which is attached when it returns.

@@ -73,7 +73,7 @@ func (c *bufferedConn) Read(b []byte) (int, error) { return c.r.Read(b) }
 func (s *Server) dial(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), dialTimeout)
 	defer cancel()
-	var d net.Dialer
+	d := net.Dialer{KeepAlive: -1} // who is silent is silent
 	var to net.Conn
 	open := func() (err error) {
 		to, err = d.DialContext(ctx, r.FormValue("network"), r.FormValue("addr"))

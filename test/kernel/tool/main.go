@@ -3,8 +3,8 @@
 //	tool rarp LINK              announces the link's MAC address, as QEMU does after a migration
 //	tool sctp serve ADDR:PORT   says what it is told, and who told it
 //	tool sctp ask ADDR:PORT N   tells N messages, each once the answer to the last has come; without end if N is 0, and slowly
-//	tool serve PORT…            answers TCP, UDP and SCTP
-//	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within a second, and prints a line for each
+//	tool serve NAME PORT…       answers TCP, UDP and SCTP, and says its name to who asks for it
+//	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within three seconds, and prints a line for each; URL/name asks for the server's name
 //	tool insist URL…            the same one after the other, without end
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
 package main
@@ -25,7 +25,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/frame"
 )
 
-var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve PORT… | probe URL… | insist URL… | conntrack ZONE")
+var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE")
 
 func main() { os.Exit(run()) } //nolint:forbidigo // main
 
@@ -54,7 +54,7 @@ func do(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return serveSCTP(at)
+		return serveSCTP(at, repeat)
 	case len(args) == 4 && slices.Equal(args[:2], []string{"sctp", "ask"}):
 		to, perr := netip.ParseAddrPort(args[2])
 		n, err := strconv.Atoi(args[3])
@@ -62,8 +62,8 @@ func do(ctx context.Context, args []string) error {
 			return err
 		}
 		return ask(to, n)
-	case len(args) > 1 && args[0] == "serve":
-		return serveAll(ctx, args[1:])
+	case len(args) > 2 && args[0] == "serve":
+		return serveAll(ctx, args[1], args[2:])
 	case len(args) > 1 && args[0] == "probe":
 		return probe(ctx, args[1:])
 	case len(args) > 1 && args[0] == "insist":

@@ -23,16 +23,22 @@ const (
 	schemeSCTP = "sctp://"
 )
 
-// serveAll answers TCP, UDP and SCTP on ports of all addresses, for ever.
-func serveAll(ctx context.Context, ports []string) error {
+// serveAll answers TCP, UDP and SCTP on ports of all addresses, as package echo has it, for ever.
+func serveAll(ctx context.Context, name string, ports []string) error {
+	with := func(text string, peer netip.Addr) string {
+		if text == echo.AskName {
+			text = name
+		}
+		return fmt.Sprintf("%s %s", peer, text)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, text := range ports {
 		port, err := strconv.ParseUint(text, 10, 16)
 		if err != nil {
 			return fmt.Errorf("port %q: %w", text, err)
 		}
-		g.Go(func() error { return echo.Serve(ctx, echo.Config{TCP: ":" + text, UDP: ":" + text}) })
-		g.Go(func() error { return serveSCTP(netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port))) })
+		g.Go(func() error { return echo.Serve(ctx, echo.Config{TCP: ":" + text, UDP: ":" + text, Name: name}) })
+		g.Go(func() error { return serveSCTP(netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port)), with) })
 	}
 	return g.Wait()
 }

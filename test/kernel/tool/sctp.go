@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,8 +37,14 @@ const (
 	answerWithin = 20 * time.Second
 )
 
-// serveSCTP answers every message with who sent it and what it says, for ever.
-func serveSCTP(at netip.AddrPort) error {
+// reply is what a server answers to a message of a peer.
+type reply func(text string, peer netip.Addr) string
+
+// repeat is the reply that repeats the message, and says whose it is.
+func repeat(text string, peer netip.Addr) string { return fmt.Sprintf("%s from %s", text, peer) }
+
+// serveSCTP answers every message, for ever.
+func serveSCTP(at netip.AddrPort, with reply) error {
 	fd, addr, err := socket(at)
 	if err != nil {
 		return err
@@ -51,15 +58,15 @@ func serveSCTP(at netip.AddrPort) error {
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
-		go answer(os.NewFile(uintptr(conn), "association"), name(peer))
+		go answer(os.NewFile(uintptr(conn), "association"), name(peer), with)
 	}
 }
 
 // answer serves one association, until the peer has gone.
-func answer(f *os.File, peer netip.Addr) {
+func answer(f *os.File, peer netip.Addr, with reply) {
 	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if _, err := fmt.Fprintf(f, "%s from %s\n", lines.Text(), peer); err != nil {
+		if _, err := fmt.Fprintln(f, with(lines.Text(), peer)); err != nil {
 			return
 		}
 	}
@@ -93,8 +100,9 @@ func associate(to netip.AddrPort, within time.Duration) (*os.File, error) {
 	return f, nil
 }
 
-// askOnce sends one line and returns the answer; it opens and ends an association.
-func askOnce(ctx context.Context, to string) (string, error) {
+// askOnce sends one line and returns the answer; it opens and ends an association. The target is ADDR:PORT or ADDR:PORT/TEXT.
+func askOnce(ctx context.Context, target string) (string, error) {
+	to, text, _ := strings.Cut(target, "/")
 	at, err := netip.ParseAddrPort(to)
 	if err != nil {
 		return "", err
@@ -108,7 +116,7 @@ func askOnce(ctx context.Context, to string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
-	if _, err := fmt.Fprintln(f, "probe"); err != nil {
+	if _, err := fmt.Fprintln(f, cmp.Or(text, "probe")); err != nil {
 		return "", fmt.Errorf("send: %w", err)
 	}
 	line, err := bufio.NewReader(f).ReadString('\n')
