@@ -29,7 +29,7 @@ const capabilityZeroSNAT = "ct_zero_snat"
 // AvoidZeroSNAT takes that capability from the userspace datapath if its ovs-vswitchd dies of it, and reports whether it had to. Its connection tracking has a second entry for a
 // translated connection, which does not expire. For one that is translated to itself, both have the same hash: a packet that comes when the first has expired and is not
 // swept yet, within 20 s, finds the second twice, and an assertion in conn_update_state ends the daemon, and every connection of the node with it. The copies that are sent to a
-// VM's target are such connections, as is a client that uses its port again. Fixed by Open vSwitch's commit 1116459b3.
+// VM's target are such connections, as is UDP that goes on after a pause. Fixed by Open vSwitch's commit 1116459b3.
 //
 // The capability is in the database, where ovs-vswitchd writes it when it starts; the caller's reconciliation, which a change of the row starts, comes after.
 func (c *Client) AvoidZeroSNAT(ctx context.Context) (avoided bool, err error) {
