@@ -69,7 +69,11 @@ lab-down: $(LAB) ## remove the cluster and all that belongs to it
 images: preflight $(LAB) ## build the container images into out/images
 	@$(LAB) images --output out/images
 
-bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-policy, bench-services, bench-paths, bench-scale, bench-ipam; a table, and out/bench/NAME.json
+.PHONY: kubectl-ovn
+kubectl-ovn: go ## kubectl's plugin, out/bin/kubectl-ovn: put it into your PATH
+	@test/tools/build.sh -o out/bin/kubectl-ovn -ldflags "-X main.version=$$(git describe --always --dirty 2>/dev/null || echo dev)" ./cmd/kubectl-ovn
+
+bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-drain, bench-policy, bench-services, bench-paths, bench-scale, bench-ipam; a table, and out/bench/NAME.json
 	@test -d test/bench/$* || { echo "no benchmark $*: there are $$(cd test/bench && ls -d */main.go | xargs -n1 dirname | tr '\n' ' ')"; exit 2; }
 	go run ./test/bench/$*
 

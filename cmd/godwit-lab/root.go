@@ -36,7 +36,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&o.name, "name", "default", "which lab, when there are several")
 	root.PersistentFlags().BoolVar(&o.debug, "debug", false, "say more")
 	root.AddCommand(o.upCommand(), o.downCommand(), o.statusCommand(), o.execCommand(), o.logsCommand(), o.kubeconfigCommand(), o.kubectlCommand(),
-		o.nodeCommand(), o.dnsCommand(), o.checkCommand(), o.demoCommand(), o.imagesCommand(), o.packagesCommand(), o.vmCommand(), machineCommand(), probeCommand(), benchCommand(),
+		o.nodeCommand(), o.dnsCommand(), o.multusCommand(), o.checkCommand(), o.demoCommand(), o.imagesCommand(), o.packagesCommand(), o.vmCommand(), machineCommand(), probeCommand(), benchCommand(),
 		kubevirtCommand())
 	sayUsage(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

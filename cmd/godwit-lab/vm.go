@@ -43,6 +43,7 @@ func (o *options) vmCommand() *cobra.Command {
 		{"stop", "Shut a VM down, and keep it so", func(ctx context.Context, m *lab.VM) error { return m.Stop(ctx) }, func(ctx context.Context, m *lab.VM) error { return m.AwaitStopped(ctx) }},
 		{"delete", "Delete a VM, when it has shut down", func(ctx context.Context, m *lab.VM) error { return m.Delete(ctx) }, nil},
 		{"cancel", "Cancel the VM's migration", cancelMigration, nil},
+		{"evacuate-cancel", "Let a VM stay that a drain wants to leave its node", func(ctx context.Context, m *lab.VM) error { return m.CancelEvacuation(ctx) }, nil},
 	} {
 		vm.AddCommand(v.simpleCommand(c.use, c.short, c.do, c.wait))
 	}
@@ -104,7 +105,7 @@ func cancelMigration(ctx context.Context, m *lab.VM) error {
 
 func (v *vmOptions) createCommand() *cobra.Command {
 	c := lab.VMOptions{MemoryMiB: guest.DefaultMemoryMiB}
-	binding, strategy := string(guest.Bridge), string(kubevirtv1.RunStrategyAlways)
+	binding, strategy, eviction := string(guest.Bridge), string(kubevirtv1.RunStrategyAlways), ""
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Create a VM", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -113,7 +114,7 @@ func (v *vmOptions) createCommand() *cobra.Command {
 				return err
 			}
 			c.Namespace, c.Name, c.Strategy = v.namespace, args[0], kubevirtv1.VirtualMachineRunStrategy(strategy)
-			c.Binding = guest.Binding(binding)
+			c.Binding, c.Eviction = guest.Binding(binding), kubevirtv1.EvictionStrategy(eviction)
 			if c.Binding != guest.Bridge && c.Binding != guest.Masquerade {
 				return fmt.Errorf("binding %q: want %s or %s", binding, guest.Bridge, guest.Masquerade)
 			}
@@ -140,6 +141,7 @@ func (v *vmOptions) createCommand() *cobra.Command {
 	f.StringToStringVar(&c.Annotations, "annotations", nil, "annotations of the VirtualMachineInstance: a=b,c=d")
 	f.BoolVar(&c.Bare, "bare", false, "a VirtualMachineInstance without a VirtualMachine")
 	f.StringVar(&strategy, "run-strategy", strategy, "Always, RerunOnFailure, Manual, Once or Halted")
+	f.StringVar(&eviction, "eviction-strategy", "", "LiveMigrate, LiveMigrateIfPossible, External or None: what becomes of it when its node is drained")
 	f.BoolVar(&v.wait, "wait", false, "wait until its echo answers")
 	return cmd
 }

@@ -104,7 +104,7 @@ func (a *attacher) prepare(ctx context.Context, at *attachment) error {
 	}
 	at.db = db
 	start = a.stage(at, stageReady, start)
-	if at.id, err = a.waitIdentity(ctx, at.req.Pod); err != nil {
+	if at.id, err = a.waitIdentity(ctx, at.req); err != nil {
 		return err
 	}
 	a.stage(at, stageIdentity, start)
@@ -123,8 +123,11 @@ func (a *attacher) plan(at *attachment) {
 	at.veth = netdev.Veth{
 		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, NoOffload: noOffload,
 	}
-	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, Gateways: id.Gateways, NoOffload: noOffload}
-	name, version := id.port(req.Pod, req.Network)
+	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, NoOffload: noOffload}
+	if id.first() {
+		at.pod.Gateways = id.Gateways
+	}
+	name, version := id.port(req.Pod)
 	at.port = ovs.Port{
 		Name: at.veth.Host, ID: name, UID: version, MAC: mac.String(),
 		Owner: ovs.Owner{Container: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Pod: req.Pod.String(), Conf: req.Conf},
@@ -256,8 +259,12 @@ func result(at *attachment, hostMAC net.HardwareAddr) *wire.Result {
 		Host: wire.Link{Name: at.veth.Host, MAC: hostMAC.String()}, Container: wire.Link{Name: at.pod.Name, MAC: at.pod.MAC.String()},
 		Netns: at.req.Netns, MTU: at.pod.MTU,
 	}
-	for i, ip := range at.pod.Addrs {
-		res.IPs = append(res.IPs, wire.IP{Address: ip, Gateway: at.pod.Gateways[i]})
+	for i, addr := range at.pod.Addrs {
+		ip := wire.IP{Address: addr}
+		if at.id.first() {
+			ip.Gateway = at.pod.Gateways[i]
+		}
+		res.IPs = append(res.IPs, ip)
 	}
 	return res
 }

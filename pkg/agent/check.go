@@ -35,7 +35,7 @@ func (a *attacher) check(ctx context.Context, req *wire.Request) error {
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
 	}
 	at := &attachment{req: req, db: db, log: a.log}
-	if at.id, _, err = lookIdentity(a.inputs.pod(req.Pod.String()), req.Pod, a.here()); err != nil {
+	if at.id, _, err = lookIdentity(a.inputs.pod(req.Pod.String()), req.Pod, a.here(req)); err != nil {
 		return err
 	}
 	a.plan(at)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -32,14 +33,17 @@ func (a *attacher) del(ctx context.Context, req *wire.Request) error {
 	return nil
 }
 
-// gc removes the attachments of the request's network configuration that are not in its list; those of other configurations are not its business.
+// gc removes the attachments of the request's network configuration that are not in its list; those of other configurations are not its business. Nor are those on second
+// networks of a container that the list has another interface of: who makes the list may know the first interface alone, and a NetworkAttachmentDefinition's
+// configuration may be named as the runtime's.
 func (a *attacher) gc(ctx context.Context, req *wire.Request) error {
-	valid := map[wire.Attachment]bool{}
+	valid, lives := map[wire.Attachment]bool{}, map[string]bool{}
 	for _, v := range req.Valid {
-		valid[v] = true
+		valid[v], lives[v.ContainerID] = true, true
 	}
 	return a.sweep(ctx, "not in the runtime's list", func(p ovs.PortStatus) (bool, error) {
-		return p.Owner.Conf == req.Conf && !valid[wire.Attachment{ContainerID: p.Owner.Container, IfName: p.Owner.IfName}], nil
+		second := p.Owner.IfName != ident.FirstInterface && lives[p.Owner.Container]
+		return p.Owner.Conf == req.Conf && !second && !valid[wire.Attachment{ContainerID: p.Owner.Container, IfName: p.Owner.IfName}], nil
 	})
 }
 

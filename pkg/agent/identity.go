@@ -10,31 +10,41 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nad"
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
-// identity is a pod as the API has it and what its annotation says.
+// identity is a pod as the API has it and what its annotation says of one of its interfaces.
 type identity struct {
 	v1alpha1.Identity
 	// UID is the API's, which a static pod's runtime does not know.
 	UID string
+	// network is the last part of the port's name: ident.DefaultNetwork for the first interface; for others the interface's name, and for those of a VM its VMI's.
+	network string
 }
 
-// port names the OVN port of the pod's interface on a network and its version. It never comes from the annotation alone.
-func (id identity) port(pod wire.Pod, network string) (name ident.PortName, version string) {
+// port names the OVN port of the interface and its version. It never comes from the annotation alone.
+func (id identity) port(pod wire.Pod) (name ident.PortName, version string) {
 	if id.VMI != nil {
-		return ident.VMPort(pod.Namespace, id.VMI.Name, network), id.VMI.UID
+		return ident.VMPort(pod.Namespace, id.VMI.Name, id.network), id.VMI.UID
 	}
-	return ident.PodPort(pod.Namespace, pod.Name, network), id.UID
+	return ident.PodPort(pod.Namespace, pod.Name, id.network), id.UID
 }
+
+// first says whether the interface is the pod's first, which has the default routes.
+func (id identity) first() bool { return id.network == ident.DefaultNetwork }
 
 // here is what an identity is judged by besides the pod.
 type here struct {
 	node   string
 	maxMTU int
+	// link is the name of the interface in the pod.
+	link string
 }
 
-func (a *attacher) here() here { return here{node: a.cfg.NodeName, maxMTU: a.node.mtu.Load()} }
+func (a *attacher) here(req *wire.Request) here {
+	return here{node: a.cfg.NodeName, maxMTU: a.node.mtu.Load(), link: req.IfName}
+}
 
 // lookIdentity judges the pod as it is now. done: no event will change the outcome; else err says what is missing.
 func lookIdentity(pod *corev1.Pod, ref wire.Pod, on here) (id identity, done bool, err error) {
@@ -66,11 +76,33 @@ func lookIdentity(pod *corev1.Pod, ref wire.Pod, on here) (id identity, done boo
 			return identity{}, done, fmt.Errorf("launcher pod %s: %w", ref, err)
 		}
 	}
-	if parsed.MTU > on.maxMTU {
+	id = identity{Identity: parsed, UID: string(pod.UID), network: ident.DefaultNetwork}
+	if on.link != ident.FirstInterface {
+		if id, err = lookNIC(id, ref, on.link); err != nil {
+			return identity{}, false, err
+		}
+	}
+	if parsed = id.Identity; parsed.MTU > on.maxMTU {
 		return identity{}, true, fmt.Errorf("pod %s: its MTU %d is over this node's %d: lower spec.mtu of Subnet %s, or raise the MTU of this node's underlay",
 			ref, parsed.MTU, on.maxMTU, parsed.Subnet)
 	}
-	return identity{Identity: parsed, UID: string(pod.UID)}, true, nil
+	return id, true, nil
+}
+
+// lookNIC finds one of the pod's interfaces on second networks. What the CNI configuration says of it besides its name counts for nothing: whoever may write a
+// NetworkAttachmentDefinition gets what the controller has allowed. A launcher's has the name that KubeVirt gives it.
+func lookNIC(id identity, ref wire.Pod, link string) (identity, error) {
+	nic, ok := id.NIC(link)
+	if !ok || id.VMI != nil && ident.LauncherInterface(nic.Network) != link {
+		return identity{}, fmt.Errorf("pod %s: annotation %s has no interface %s: is it one of annotation %s on a NetworkAttachmentDefinition of type %s, and does godwit-controller "+
+			"report an event on the pod (kubectl -n %s describe pod %s), or, of a VM, on the VMI?", ref, v1alpha1.IdentityAnnotation, link, nad.Annotation, ident.PluginName, ref.Namespace, ref.Name)
+	}
+	id.network = link
+	if id.VMI != nil {
+		id.network = nic.Network
+	}
+	id.Identity = id.Of(nic)
+	return id, nil
 }
 
 // lookLauncher judges whether a VM's launcher may attach here: its port must ask for this chassis first, or the port would be claimed from the node
@@ -98,7 +130,8 @@ func notAllowed(vmi, namespace string) error {
 }
 
 // waitIdentity returns the identity of the pod, or what was missing when ctx ended. A pod that was there and is deleted ends the wait.
-func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod) (identity, error) {
+func (a *attacher) waitIdentity(ctx context.Context, req *wire.Request) (identity, error) {
+	ref := req.Pod
 	start := time.Now()
 	var id identity
 	var missing error
@@ -109,7 +142,7 @@ func (a *attacher) waitIdentity(ctx context.Context, ref wire.Pod) (identity, er
 			return true
 		}
 		seen = seen || pod != nil
-		id, done, missing = lookIdentity(pod, ref, a.here())
+		id, done, missing = lookIdentity(pod, ref, a.here(req))
 		return done
 	})
 	if err != nil {

@@ -10,8 +10,66 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
+
+// An interface on a second network is found by its name alone, and by that which KubeVirt gives it where it is a VM's.
+func TestLookNIC(t *testing.T) {
+	ref := wire.Pod{Namespace: "ns", Name: "p"}
+	isController := true
+	owner := metav1.OwnerReference{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "vm", UID: "vmi", Controller: &isController}
+	first := v1alpha1.Identity{
+		PodUID: "pod", Subnet: "default", MTU: 1400, MAC: v1alpha1.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/16")},
+		Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+	}
+	second := v1alpha1.Identity{
+		Subnet: "blue", MTU: 1300, MAC: v1alpha1.MAC{2, 0, 0, 0, 0, 2}, IPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.2/16")},
+		Gateways: []netip.Addr{netip.MustParseAddr("10.1.0.1")},
+	}
+	blue, red := ident.LauncherInterface("blue"), ident.LauncherInterface("red")
+	for name, c := range map[string]struct {
+		nic, asked string
+		vm         bool
+		port       ident.PortName // empty: it is waited for
+		subnet     string
+	}{
+		"a pod's first":          {"net1", "eth0", false, "pod/ns/p/default", "default"},
+		"a pod's second":         {"net1", "net1", false, "pod/ns/p/net1", "blue"},
+		"none of the name":       {"net1", "net2", false, "", ""},
+		"a VM's first":           {blue, "eth0", true, "vm/ns/vm/default", "default"},
+		"a VM's second":          {blue, blue, true, "vm/ns/vm/blue", "blue"},
+		"a VM's of another name": {"net1", "net1", true, "", ""},
+		"another network's name": {red, red, true, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id, network := first, "ns/blue"
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "pod"}}
+			if c.vm {
+				network, pod.OwnerReferences = "blue", []metav1.OwnerReference{owner}
+				id.VMI, id.Attach = &v1alpha1.Instance{Name: "vm", UID: "vmi"}, &v1alpha1.Attach{Chassis: "n1", Migration: "m", Activation: v1alpha1.ActivationRARP}
+			}
+			id.NICs = []v1alpha1.NIC{v1alpha1.NICOf(c.nic, network, second)}
+			pod.Annotations = map[string]string{v1alpha1.IdentityAnnotation: id.Text()}
+			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500, link: c.asked})
+			if c.port == "" {
+				if done || err == nil || !strings.Contains(err.Error(), "has no interface "+c.asked) {
+					t.Errorf("done %v, %v, want it to wait for %s", done, err, c.asked)
+				}
+				return
+			}
+			if err != nil || !done {
+				t.Fatalf("done %v, %v", done, err)
+			}
+			if port, _ := got.port(ref); port != c.port || got.Subnet != c.subnet || got.first() != (c.asked == ident.FirstInterface) {
+				t.Errorf("port %s of %+v, want %s in Subnet %s", port, got, c.port, c.subnet)
+			}
+			if c.vm && !got.first() && got.Attach.Activation != v1alpha1.ActivationNone {
+				t.Errorf("the second NIC begins by %q, which is how the first one does", got.Attach.Activation)
+			}
+		})
+	}
+}
 
 // A launcher attaches when its VM's port asks for this chassis, and to no port but its VMI's.
 func TestLookLauncher(t *testing.T) {
@@ -48,7 +106,7 @@ func TestLookLauncher(t *testing.T) {
 			if name == "no identity yet" {
 				pod.Annotations = nil
 			}
-			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500})
+			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500, link: "eth0"})
 			if done != c.done {
 				t.Errorf("done is %v, want %v", done, c.done)
 			}
@@ -61,7 +119,7 @@ func TestLookLauncher(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if name, version := got.port(ref, "default"); name != "vm/ns/a.vm/default" || version != "vmi" {
+			if name, version := got.port(ref); name != "vm/ns/a.vm/default" || version != "vmi" {
 				t.Errorf("port %s, version %s", name, version)
 			}
 		})

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,6 +52,28 @@ func preflight(cfg Config, host hostNetwork) ([]problem, error) {
 	return problems, errors.Join(err, lerr)
 }
 
+// delegates says whether a configuration is that of Multus, which leaves a pod's first interface to another plugin: to us, if it is set up well. A file that is no
+// configuration does not.
+func delegates(path string) bool {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	var conf struct {
+		Type    string `json:"type"`
+		Plugins []struct {
+			Type string `json:"type"`
+		} `json:"plugins"`
+	}
+	if json.Unmarshal(text, &conf) != nil {
+		return false
+	}
+	if len(conf.Plugins) > 0 {
+		conf.Type = conf.Plugins[0].Type
+	}
+	return conf.Type == "multus" || conf.Type == "multus-shim"
+}
+
 // leftoverConfigurations are those that a container runtime prefers to ours: it takes the first by name.
 func leftoverConfigurations(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
@@ -63,7 +86,8 @@ func leftoverConfigurations(dir string) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		name := e.Name()
-		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(name)) && !strings.HasPrefix(name, ".") && name < confName {
+		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(name)) && !strings.HasPrefix(name, ".") && name < confName &&
+			!delegates(filepath.Join(dir, name)) {
 			names = append(names, name)
 		}
 	}

@@ -38,6 +38,9 @@ func toResult(previous *current.Result, res *wire.Result) *current.Result {
 	container := len(out.Interfaces) - 1
 	for _, ip := range res.IPs {
 		out.IPs = append(out.IPs, &current.IPConfig{Interface: current.Int(container), Address: ipNet(ip.Address), Gateway: ip.Gateway.AsSlice()})
+		if !ip.Gateway.IsValid() {
+			continue
+		}
 		any4or6 := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		if ip.Gateway.Is4() {
 			any4or6 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,9 +38,10 @@ type allocations struct {
 	joinRestored bool
 	pools        map[string]*ipam.Pool
 	held         map[holder]holding
-	waiting      map[string]map[holder]bool // those that found their Subnet full or missing
-	turns        uint64                     // how often the choice of a Subnet may have come to mean another
-	found        map[string][]claim         // by Subnet, while addresses are restored
+	waiting      map[string]map[holder]bool               // those that found their Subnet full or missing
+	turns        uint64                                   // how often the choice of a Subnet may have come to mean another
+	found        map[string][]claim                       // by Subnet, while addresses are restored
+	nics         map[types.NamespacedName]map[string]bool // links of pods on second networks
 	macs         macs
 	mtus         map[string]int // by node
 
@@ -50,13 +52,31 @@ type allocations struct {
 type holder struct {
 	kind string // ident.OwnerPod or ident.OwnerVM
 	key  types.NamespacedName
+	nic  string // the link of a pod on a second network, empty for its first
 }
 
 func podHolder(key types.NamespacedName) holder  { return holder{kind: ident.OwnerPod, key: key} }
 func portHolder(key types.NamespacedName) holder { return holder{kind: ident.OwnerVM, key: key} }
 
+// String names it for people.
+func (h holder) String() string {
+	if h.kind == ident.OwnerVM {
+		return "Port " + h.key.String()
+	}
+	if h.nic != "" {
+		return "pod " + h.key.String() + " (" + h.nic + ")"
+	}
+	return "pod " + h.key.String()
+}
+
 // owner names an object of that name and UID in a pool.
-func (h holder) owner(uid types.UID) string { return h.kind + "/" + h.key.String() + "/" + string(uid) }
+func (h holder) owner(uid types.UID) string {
+	name := h.kind + "/" + h.key.String() + "/" + string(uid)
+	if h.nic != "" {
+		name += "/" + h.nic
+	}
+	return name
+}
 
 // holding is what one holder has.
 type holding struct {
@@ -68,6 +88,7 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec, q *queues) *a
 	return &allocations{
 		api: api, nb: nb, join: ipam.New(join), queues: q,
 		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
+		nics: map[types.NamespacedName]map[string]bool{},
 		macs: newMACs(), restore: newRestoration(),
 	}
 }
@@ -135,9 +156,10 @@ func (a *allocations) drop(name string) (used int64) {
 func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) (string, []netip.Prefix, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.remember(h)
 	if has, ok := a.held[h]; ok {
-		if has.uid == uid {
-			return has.subnet, a.pools[has.subnet].Of(h.owner(uid)), nil
+		if ips := a.pools[has.subnet].Of(h.owner(has.uid)); has.uid == uid && ask.content(has.subnet, ips) {
+			return has.subnet, ips, nil
 		}
 		a.free(h, has)
 	}
@@ -163,10 +185,20 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 type request struct {
 	// had are the addresses that it had when this controller was not the leader: it gets them again unless somebody else has them now.
 	had []netip.Addr
-	// wanted are addresses that it must have.
+	// wanted are addresses that it must have, in is the Subnet; none if any will do. Who had addresses is past asking.
 	wanted []netip.Addr
+	in     string
 	// turn is what turn said before its Subnet was chosen.
 	turn uint64
+}
+
+// content says whether what a holder has is what it asks for: it may ask for something else as long as nobody has been told what it has.
+func (r request) content(subnet string, ips []netip.Prefix) bool {
+	if r.had != nil {
+		return true
+	}
+	lacks := slices.ContainsFunc(r.wanted, func(ip netip.Addr) bool { return !slices.Contains(addrsOf(ips), ip) })
+	return !lacks && (r.in == "" || r.in == subnet)
 }
 
 // turn changes when a choice of Subnet that was made before may be another now.
@@ -194,6 +226,14 @@ func (a *allocations) free(h holder, has holding) {
 	delete(a.held, h)
 	a.wake(has.subnet)
 	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
+}
+
+// await lets h be enqueued when there may be another Subnet for it than the one of that name.
+func (a *allocations) await(h holder, subnet string, turn uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.remember(h)
+	a.wait(subnet, h, turn)
 }
 
 // wait lets h be enqueued when there may be something for it: at once if that was between its choice of a Subnet and now.

@@ -3,14 +3,18 @@ package controller
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
-// macs is who has which MAC, written as v1alpha1.MAC writes it, and who waits for one. Pods are not in it: theirs follow from their addresses.
+// macs is who has which MAC, written as v1alpha1.MAC writes it, and who waits for one. Pods that ask for none are not in it: theirs follow from their addresses.
 type macs struct {
 	owner   map[string]holder
 	of      map[holder][]string
@@ -63,8 +67,25 @@ func (m *macs) release(h holder, but string, wake func(holder)) {
 	}
 }
 
-// takeMAC gives a Port a MAC unless another Port has it, which it then returns: the Port is enqueued when that one gives it back. What the Port had before it
-// keeps until keepMAC, as its row does.
+// claimMAC keeps one from answering for another: it gives a holder a MAC, or says why it cannot have it, and enqueues it when it can. MACs of the gateways, and those of pods that
+// ask for none, follow from their addresses. What a holder had before it keeps until keepMAC, as its row does.
+func (a *allocations) claimMAC(h holder, mac v1alpha1.MAC, ips []netip.Prefix) (reason, message string) {
+	if ident.Derived(net.HardwareAddr(mac)) && mac.String() != ident.MAC(ips[0].Addr()).String() {
+		return reasonMACReserved, fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5])
+	}
+	if mac[0]&1 != 0 {
+		return v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac)
+	}
+	if !slices.ContainsFunc(mac, func(b byte) bool { return b != 0 }) {
+		return v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is nobody's: choose another", mac)
+	}
+	if other, ok := a.takeMAC(h, mac); !ok {
+		return reasonMACTaken, fmt.Sprintf("MAC %s is that of %s: choose another", mac, other)
+	}
+	return "", ""
+}
+
+// takeMAC gives a holder a MAC unless another has it, which it then returns: the holder is enqueued when that one gives it back.
 func (a *allocations) takeMAC(h holder, mac v1alpha1.MAC) (other holder, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -75,14 +96,14 @@ func (a *allocations) takeMAC(h holder, mac v1alpha1.MAC) (other holder, ok bool
 	return other, ok
 }
 
-// keepMAC takes back what a Port has besides the MAC that its row now says.
+// keepMAC takes back what a holder has besides the MAC that its row now says.
 func (a *allocations) keepMAC(h holder, mac v1alpha1.MAC) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.macs.release(h, mac.String(), a.enqueue)
 }
 
-// restoreMACs takes back the MACs that Ports have by their status. Of two that have the same the older one keeps it.
+// restoreMACs takes back the MACs that Ports have by their status, and pods by their identity. Of two Ports that have the same the older one keeps it.
 func (a *allocations) restoreMACs(ctx context.Context) error {
 	var list v1alpha1.PortList
 	if err := a.api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
@@ -93,12 +114,29 @@ func (a *allocations) restoreMACs(ctx context.Context) error {
 		ports = append(ports, &list.Items[i])
 	}
 	slices.SortFunc(ports, olderPort)
+	var pods corev1.PodList
+	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list pods to restore their MACs: %w", err)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		for _, at := range attachments(p, identityOf(p)) {
+			if ownMAC(p, at.Identity) {
+				a.macs.take(at.holder, at.MAC.String())
+			}
+		}
+	}
 	for _, p := range ports {
 		if p.Status.MAC != "" {
 			a.macs.take(portHolder(client.ObjectKeyFromObject(p)), p.Status.MAC)
 		}
 	}
 	return nil
+}
+
+// ownMAC says whether a pod has a MAC that it has asked for. A VM's launcher has the VM's.
+func ownMAC(pod *corev1.Pod, id v1alpha1.Identity) bool {
+	return networked(pod) && id.PodUID == string(pod.UID) && id.VMI == nil && len(id.IPs) > 0 && id.MAC.String() != ident.MAC(id.IPs[0].Addr()).String()
 }

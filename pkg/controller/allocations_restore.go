@@ -40,6 +40,7 @@ func (a *allocations) restored(ctx context.Context, subnet string, spec ipam.Spe
 	for _, c := range claims {
 		if pool.Claim(c.holder.owner(c.uid), c.addrs) == nil {
 			a.held[c.holder] = holding{uid: c.uid, subnet: subnet}
+			a.remember(c.holder)
 		} // whoever loses is given another address when it is reconciled
 	}
 	return pool, nil
@@ -110,17 +111,21 @@ func (a *allocations) podClaims(ctx context.Context, asked func(subnet string) b
 	}
 	for i := range pods.Items {
 		pod := &pods.Items[i]
-		id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
-		if err != nil || !asked(id.Subnet) || id.PodUID != string(pod.UID) || id.VMI != nil || !networked(pod) {
+		if !networked(pod) {
 			continue
 		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, podNetwork))
-		if err != nil {
-			return err
+		for _, at := range attachments(pod, identityOf(pod)) {
+			if !asked(at.Subnet) {
+				continue
+			}
+			lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, at.network))
+			if err != nil {
+				return err
+			}
+			c := claim{holder: at.holder, uid: pod.UID, addrs: addrsOf(at.IPs), since: pod.CreationTimestamp.Time}
+			c.proven = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == at.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(at.MAC, at.IPs)})
+			found[at.Subnet] = append(found[at.Subnet], c)
 		}
-		c := claim{holder: podHolder(client.ObjectKeyFromObject(pod)), uid: pod.UID, addrs: addrsOf(id.IPs), since: pod.CreationTimestamp.Time}
-		c.proven = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == id.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(id.MAC, id.IPs)})
-		found[id.Subnet] = append(found[id.Subnet], c)
 	}
 	return nil
 }
@@ -138,8 +143,11 @@ func parseAddrs(texts []string) []netip.Addr {
 	return out
 }
 
-// enqueuePods enqueues the pods of which wrong says so, by the pod and its row, nil if it has none.
-func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, *nbdb.LogicalSwitchPort) bool) error {
+// podRows are the rows of a pod by network.
+type podRows map[string]*nbdb.LogicalSwitchPort
+
+// enqueuePods enqueues the pods of which wrong says so, by the pod and its rows.
+func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, podRows) bool) error {
 	var pods corev1.PodList
 	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list pods to compare them with their ports: %w", err)
@@ -149,11 +157,11 @@ func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, *
 		if !networked(pod) || isLauncher(pod) {
 			continue
 		}
-		lsp, err := a.nb.Port(ctx, ident.PodPort(pod.Namespace, pod.Name, podNetwork))
+		rows, err := a.rowsOf(ctx, pod)
 		if err != nil {
 			return err
 		}
-		if wrong(pod, lsp) {
+		if wrong(pod, rows) {
 			a.queues.pods.enqueue(client.ObjectKeyFromObject(pod))
 		}
 	}
@@ -162,23 +170,26 @@ func (a *allocations) enqueuePods(ctx context.Context, wrong func(*corev1.Pod, *
 
 // unserved: the pod lacks an identity or a row. To a new leader every pod is news: these come before those that most likely need nothing, so they are found
 // without much reading.
-func unserved(pod *corev1.Pod, lsp *nbdb.LogicalSwitchPort) bool {
-	return !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) || lsp == nil && pod.Spec.NodeName != ""
+func unserved(pod *corev1.Pod, rows podRows) bool {
+	return !strings.Contains(pod.Annotations[v1alpha1.IdentityAnnotation], string(pod.UID)) || rows[podNetwork] == nil && pod.Spec.NodeName != ""
 }
 
-// outdated: the pod's row, or the limits beside it, may be other than its identity and its node ask for.
-func outdated(pod *corev1.Pod, lsp *nbdb.LogicalSwitchPort) bool {
-	if unserved(pod, lsp) {
+// outdated: a row of the pod, or the limits beside it, may be other than its identity and its node ask for.
+func outdated(pod *corev1.Pod, rows podRows) bool {
+	if unserved(pod, rows) {
 		return true
 	}
 	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
 	if err != nil || pod.Spec.NodeName == "" {
 		return err != nil
 	}
-	want := topology.Pod(pod.Namespace, pod.Name, podNetwork, ident.ChassisName(pod.Spec.NodeName), id)
+	has := attachments(pod, id)
 	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, podNetwork, pod.Annotations)
-	return err == nil && len(limits) > 0 || !slices.Equal(lsp.Addresses, want.Addresses) || !slices.Equal(lsp.PortSecurity, want.PortSecurity) ||
-		!includes(lsp.Options, want.Options) || !includes(lsp.ExternalIDs, want.ExternalIDs)
+	return err == nil && len(limits) > 0 || len(rows) != len(has) || slices.ContainsFunc(has, func(at attachment) bool {
+		want, lsp := topology.Pod(pod.Namespace, pod.Name, at.network, ident.ChassisName(pod.Spec.NodeName), at.Identity), rows[at.network]
+		return lsp == nil || !slices.Equal(lsp.Addresses, want.Addresses) || !slices.Equal(lsp.PortSecurity, want.PortSecurity) ||
+			!includes(lsp.Options, want.Options) || !includes(lsp.ExternalIDs, want.ExternalIDs)
+	})
 }
 
 // includes says whether a map has all of some keys, with their values.

@@ -270,6 +270,9 @@ func (a *anchors) alive(ctx context.Context, name string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read node %s: %w", name, err)
 	}
+	if outOfService(&node) {
+		return false, nil
+	}
 	if isReady(&node) {
 		return true, nil
 	}
@@ -293,7 +296,7 @@ func isReady(node *corev1.Node) bool {
 func (o observed) anchorOf(p migration.PortDecision) string {
 	row := o.rows[p.Network]
 	main, _, _ := strings.Cut(p.Want.Requested, ",")
-	if main == string(ident.NoChassis) || !o.anchors {
+	if p.Network != podNetwork || main == string(ident.NoChassis) || !o.anchors {
 		return ""
 	}
 	version := row.Options[ident.OptionIfaceIDVer]
@@ -318,7 +321,7 @@ func (o observed) anchor(network string) string {
 // observeAnchors finds out whether the VM has one, and whether it lives.
 func (r *vmReconciler) observeAnchors(ctx context.Context, o *observed) error {
 	o.alive = map[string]bool{}
-	for network, row := range o.rows {
+	if row := o.rows[podNetwork]; row != nil {
 		var subnet v1alpha1.Subnet
 		name := row.ExternalIDs[ident.KeySubnet]
 		err := r.api.Get(ctx, types.NamespacedName{Name: name}, &subnet, client.UnsafeDisableDeepCopy)
@@ -326,7 +329,7 @@ func (r *vmReconciler) observeAnchors(ctx context.Context, o *observed) error {
 			return fmt.Errorf("read Subnet %s: %w", name, err)
 		}
 		o.anchors = subnet.Spec.EgressMode() == v1alpha1.EgressNode
-		if have := o.anchor(network); have != "" {
+		if have := o.anchor(podNetwork); have != "" {
 			if o.alive[have], err = r.anchors.alive(ctx, have); err != nil {
 				return err
 			}

@@ -49,16 +49,6 @@ func (h handover) journey(s migration.PortState, moved string, now time.Time) jo
 	return journey{}
 }
 
-// of is the journey of a VM's port on the pod network, as it is when what is decided is written; none without a row.
-func (h handover) of(d migration.Decision, o observed) journey {
-	for _, p := range d.Ports {
-		if p.Network == podNetwork {
-			return h.journey(p.Want, o.moved(p), o.env.Now)
-		}
-	}
-	return journey{}
-}
-
 // moved is what KeyMoved must be. A VM that stops, or another of its name, has no connections to take along.
 func (o observed) moved(p migration.PortDecision) string {
 	row := o.rows[p.Network]

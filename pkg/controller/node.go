@@ -3,7 +3,7 @@ package controller
 // Node reconciler.
 // In:   Nodes (existence, annotation godwit.dev/mtu, status.addresses, whether they are ready).
 // Out:  annotation godwit.dev/join of the Node; LogicalSwitchPort node/NAME on the join switch: addresses, options:requested-chassis, external_ids godwit.dev/{owner,name};
-//       LogicalRouterPolicies through the node, three per family (topology.Node). In the same transactions what it tells egress_anchor.go, egress_hosts.go and policies.go.
+//       LogicalRouterPolicies through the node, three per family (topology.Node). SB Chassis and Chassis_Private of a node that was deleted: the rows themselves. In the same transactions what it tells egress_anchor.go, egress_hosts.go and policies.go.
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,6 +29,7 @@ import (
 type nodeReconciler struct {
 	api      client.Client
 	nb       *ovn.NB
+	sb       *ovn.SB
 	alloc    *allocations
 	policies *policies
 	anchors  *anchors
@@ -47,7 +49,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	var node corev1.Node
 	err := r.api.Get(ctx, req.NamespacedName, &node)
 	if apierrors.IsNotFound(err) {
-		return reconcile.Result{}, r.forget(ctx, req.Name)
+		return r.forget(ctx, req.Name)
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read node %s: %w", req.Name, err)
@@ -125,15 +127,28 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 	return nil
 }
 
-func (r *nodeReconciler) forget(ctx context.Context, node string) error {
+// chassisReturn is when to look again for the chassis of a node that was deleted: an ovn-controller that runs there still makes its rows anew.
+const chassisReturn = time.Minute
+
+// forget takes a node out of the network that was deleted. Its port goes last: by it a node is found whose end nobody saw.
+func (r *nodeReconciler) forget(ctx context.Context, node string) (reconcile.Result, error) {
+	var result reconcile.Result
+	found, err := r.sb.DeleteChassis(ctx, ident.ChassisName(node))
+	if err != nil {
+		return result, fmt.Errorf("node %s: %w", node, err)
+	}
+	if found {
+		r.log.Info("deleted the chassis of a node that is gone", "node", node)
+		result.RequeueAfter = chassisReturn
+	}
 	r.policies.tell(func(x *policy.Index) { x.DeleteHost(node) })
 	r.hosts.forgetNode(node)
 	changes := append(r.anchors.gone(node), r.hosts.pending(), ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending())
 	if err := r.nb.Apply(ctx, changes...); err != nil {
-		return fmt.Errorf("node %s: %w", node, err)
+		return result, fmt.Errorf("node %s: %w", node, err)
 	}
 	if r.alloc.releaseNode(node) {
 		r.alloc.wakeAll()
 	}
-	return nil
+	return result, nil
 }

@@ -1,12 +1,14 @@
 package controller
 
 // Pod reconciler.
-// In:   Pods that are no VM's launchers, Namespaces (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
-// Out:  annotation godwit.dev/identity of the Pod; LogicalSwitchPort pod/NAMESPACE/NAME/default: addresses, port_security, options:requested-chassis,
+// In:   Pods that are no VM's launchers (annotations godwit.dev/{subnet,ips,mac}, k8s.v1.cni.cncf.io/networks), NetworkAttachmentDefinitions of our type, Namespaces
+//       (labels), Subnets (selectors, MTU, gateways), the smallest MTU of all nodes.
+// Out:  annotation godwit.dev/identity of the Pod; LogicalSwitchPorts pod/NAMESPACE/NAME/default and pod/NAMESPACE/NAME/LINK, of second networks: addresses, port_security, options:requested-chassis,
 //       options:iface-id-ver, external_ids godwit.dev/{owner,namespace,name,uid,subnet}; QoS rows of the pod's bandwidth annotations.
 // The identity is written when the pod is created, the row when its node is known.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +38,7 @@ type podReconciler struct {
 	policies *policies
 	place    subnetChoice
 	virt     *kubevirt
+	nads     *nads
 	events   events.EventRecorder
 	log      *slog.Logger
 }
@@ -72,7 +75,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req reconcile.Request) (r
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return writeIdentity(gctx, r.api, &pod, id) })
-	g.Go(func() error { return r.ensureRow(gctx, &pod, id) })
+	g.Go(func() error { return r.ensureRows(gctx, &pod, id) })
 	return reconcile.Result{}, g.Wait()
 }
 
@@ -84,35 +87,56 @@ func networked(pod *corev1.Pod) bool {
 // errWaiting: the pod cannot be served now; an event on it says why, and what it waits for enqueues it again.
 var errWaiting = errors.New("waiting")
 
+// nicRequest is an interface of a pod: who has its addresses, what is asked for, and what it is by the pod's identity, the zero value if that says nothing of it.
+type nicRequest struct {
+	holder  holder
+	wishes  wishes
+	current v1alpha1.Identity
+}
+
 // decide finds out what the pod's identity is, allocating its addresses when it has none.
 func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.Identity, error) {
-	key := client.ObjectKeyFromObject(pod)
-	var has []netip.Addr
-	current, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
-	if err == nil && current.PodUID == string(pod.UID) {
-		has = addrsOf(current.IPs)
-	}
-	ask := request{had: has, turn: r.alloc.turn()}
-	subnets, err := r.place.subnets(ctx)
+	current := identityOf(pod)
+	id, err := r.decideOne(ctx, pod, nicRequest{holder: podHolder(client.ObjectKeyFromObject(pod)), wishes: wishesOf(pod.Annotations), current: current})
 	if err != nil {
 		return v1alpha1.Identity{}, err
 	}
-	name := current.Subnet
+	id.NICs, err = r.decideNICs(ctx, pod, current)
+	return id, err
+}
+
+// decideOne finds out what one interface of a pod is.
+func (r *podReconciler) decideOne(ctx context.Context, pod *corev1.Pod, n nicRequest) (v1alpha1.Identity, error) {
+	key, w := client.ObjectKeyFromObject(pod), n.wishes
+	has := addrsOf(n.current.IPs)
+	ask := request{had: has, in: w.subnet, turn: r.alloc.turn()}
+	var err error
+	if ask.wanted, err = w.addresses(); err != nil && has == nil {
+		return v1alpha1.Identity{}, r.refuse(pod, n, v1alpha1.ReasonInvalid, err.Error())
+	}
+	name := n.current.Subnet
 	if has == nil {
-		if name, err = r.place.choose(ctx, pod.Namespace, subnets); err != nil {
+		if name, err = r.place.on(cmp.Or(n.holder.nic, podNetwork)).allowed(ctx, pod.Namespace, w.subnet); errors.Is(err, errNotOpen) {
+			r.alloc.await(n.holder, name, ask.turn)
+			return v1alpha1.Identity{}, r.refuse(pod, n, reasonNotOpen, w.where(v1alpha1.SubnetAnnotation)+": "+err.Error())
+		}
+		if err != nil {
 			return v1alpha1.Identity{}, err
 		}
 	}
-	subnet, ips, err := r.alloc.take(podHolder(key), pod.UID, name, ask)
-	if errors.Is(err, ipam.ErrFull) {
-		r.events.Eventf(pod, nil, corev1.EventTypeWarning, reasonSubnetFull, "AllocateAddress",
-			"%v: the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods", err)
-		return v1alpha1.Identity{}, errWaiting
-	}
-	if errors.Is(err, errNoSubnet) {
-		r.events.Eventf(pod, nil, corev1.EventTypeWarning, reasonNoSubnet, "AllocateAddress",
-			"%v: see the conditions of `kubectl get subnet %s -o yaml`", err, name)
-		return v1alpha1.Identity{}, errWaiting
+	subnet, ips, err := r.alloc.take(n.holder, pod.UID, name, ask)
+	for _, refusal := range []struct {
+		sentinel     error
+		reason, hint string
+	}{
+		{ipam.ErrFull, reasonSubnetFull, "the pod gets its address when one is freed; enlarge the range with another Subnet or delete pods"},
+		{errNoSubnet, reasonNoSubnet, "see the conditions of `kubectl get subnet " + name + " -o yaml`"},
+		{ipam.ErrTaken, reasonIPTaken, "the pod gets it when it is freed; or make the pod with another " + w.where(v1alpha1.IPsAnnotation)},
+		{ipam.ErrOutOfRange, reasonIPRange, "make the pod with another " + w.where(v1alpha1.IPsAnnotation) + " or " + w.where(v1alpha1.SubnetAnnotation)},
+	} {
+		if errors.Is(err, refusal.sentinel) {
+			return v1alpha1.Identity{}, r.refuse(pod, n, refusal.reason, err.Error()+": "+refusal.hint)
+		}
 	}
 	if err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("pod %s: %w", key, err)
@@ -122,20 +146,63 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "AddressChanged", "AllocateAddress",
 			"another has %v, the pod gets %v: its interface still has the old address; delete the pod", has, ips)
 	}
-	return r.identity(pod, current, subnets[subnet], ips)
+	mac, err := r.decideMAC(pod, n, ips)
+	if err != nil {
+		return v1alpha1.Identity{}, err
+	}
+	id, err := r.identity(ctx, pod, n.current, subnet, ips)
+	id.MAC = mac
+	return id, err
 }
 
-func (r *podReconciler) identity(pod *corev1.Pod, current v1alpha1.Identity, subnet *v1alpha1.Subnet, ips []netip.Prefix) (v1alpha1.Identity, error) {
-	if subnet == nil { // deleted between the allocation and now; its reconciler waits for this pod
+// refuse says on a pod why it, or one of its interfaces, cannot be served. What it waits for enqueues it, its own correction too.
+func (r *podReconciler) refuse(pod *corev1.Pod, n nicRequest, reason, message string) error {
+	if n.holder.nic != "" {
+		message = "interface " + n.holder.nic + ": " + message
+	}
+	r.events.Eventf(pod, nil, corev1.EventTypeWarning, reason, "AllocateAddress", "%s", message)
+	return errWaiting
+}
+
+// decideMAC: what the pod has, else what it asks for, else one that follows from its first address.
+func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, ips []netip.Prefix) (v1alpha1.MAC, error) {
+	mac := v1alpha1.MAC(ident.MAC(ips[0].Addr()))
+	if ownMAC(pod, n.current) {
+		mac = n.current.MAC
+	} else if n.current.PodUID == "" { // it has none yet; one that has keeps it, whatever is asked for later
+		asked, err := n.wishes.hardware()
+		if err != nil {
+			return nil, r.refuse(pod, n, v1alpha1.ReasonInvalid, err.Error())
+		}
+		if asked != nil {
+			mac = asked
+		}
+	}
+	holder := n.holder
+	if mac.String() != ident.MAC(ips[0].Addr()).String() {
+		if reason, message := r.alloc.claimMAC(holder, mac, ips); reason != "" {
+			return nil, r.refuse(pod, n, reason, message)
+		}
+	}
+	r.alloc.keepMAC(holder, mac)
+	return mac, nil
+}
+
+func (r *podReconciler) identity(ctx context.Context, pod *corev1.Pod, current v1alpha1.Identity, name string, ips []netip.Prefix) (v1alpha1.Identity, error) {
+	var subnet v1alpha1.Subnet
+	err := r.api.Get(ctx, types.NamespacedName{Name: name}, &subnet, client.UnsafeDisableDeepCopy)
+	if apierrors.IsNotFound(err) { // deleted between the allocation and now; its reconciler waits for this pod
 		return v1alpha1.Identity{}, errWaiting
+	}
+	if err != nil {
+		return v1alpha1.Identity{}, fmt.Errorf("read Subnet %s: %w", name, err)
 	}
 	spec, err := ipam.ParseSpec(subnet.Spec.CIDRs, subnet.Spec.Gateways, nil) // what is excluded is no part of an identity
 	if err != nil {
 		return v1alpha1.Identity{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)
 	}
 	id := v1alpha1.Identity{
-		PodUID: string(pod.UID), Subnet: subnet.Name, IPs: ips, Gateways: spec.Gateways,
-		MAC: v1alpha1.MAC(ident.MAC(ips[0].Addr())), MTU: subnet.Spec.MTU,
+		PodUID: string(pod.UID), Subnet: subnet.Name, IPs: ips, Gateways: spec.Gateways, MTU: subnet.Spec.MTU,
 	}
 	if id.MTU == 0 {
 		id.MTU = r.alloc.mtu()
@@ -163,19 +230,23 @@ func (r *podReconciler) removePredecessor(ctx context.Context, pod *corev1.Pod) 
 	return nil
 }
 
-// ensureRow writes the pod's row once its node is known.
-func (r *podReconciler) ensureRow(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
+// ensureRows writes the pod's rows once its node is known.
+func (r *podReconciler) ensureRows(ctx context.Context, pod *corev1.Pod, id v1alpha1.Identity) error {
 	if pod.Spec.NodeName == "" {
 		return nil
 	}
-	ls := ident.SubnetSwitch(id.Subnet)
-	lsp := topology.Pod(pod.Namespace, pod.Name, podNetwork, ident.ChassisName(pod.Spec.NodeName), id)
+	var changes []ovn.Change
+	for _, at := range attachments(pod, id) {
+		lsp := topology.Pod(pod.Namespace, pod.Name, at.network, ident.ChassisName(pod.Spec.NodeName), at.Identity)
+		changes = append(changes, ovn.EnsurePort(ident.SubnetSwitch(at.Subnet), lsp))
+	}
 	limits, err := topology.PodBandwidth(pod.Namespace, pod.Name, podNetwork, pod.Annotations)
 	if err != nil { // the pod runs without limits rather than not at all
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "BadBandwidth", "LimitBandwidth", "%v: the pod has no bandwidth limit", err)
 	}
 	r.policies.setPod(pod, id)
-	if err := r.nb.Apply(ctx, ovn.EnsurePort(ls, lsp), ovn.SetPodQoS(ls, pod.Namespace, pod.Name, limits), r.policies.pending()); err != nil {
+	changes = append(changes, ovn.SetPodQoS(ident.SubnetSwitch(id.Subnet), pod.Namespace, pod.Name, limits), r.policies.pending())
+	if err := r.nb.Apply(ctx, changes...); err != nil {
 		return fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
@@ -186,12 +257,30 @@ func (r *podReconciler) forget(ctx context.Context, key types.NamespacedName) er
 	if err := r.remove(ctx, key); err != nil {
 		return fmt.Errorf("pod %s: %w", key, err)
 	}
-	r.alloc.release(podHolder(key)) // after the rows are gone: nobody else gets an address that a port or a policy still has
+	r.nads.await(podHolder(key), nil)
+	r.alloc.releasePod(key) // after the rows are gone: nobody else gets an address that a port or a policy still has
 	return nil
 }
 
 // remove takes a pod's rows away, and its addresses out of those of policies.
 func (r *podReconciler) remove(ctx context.Context, key types.NamespacedName) error {
-	r.policies.deletePod(key)
-	return r.nb.Apply(ctx, ovn.DeletePort(ident.PodPort(key.Namespace, key.Name, podNetwork)), ovn.SetPodQoS("", key.Namespace, key.Name, nil), r.policies.pending())
+	rows, err := r.nb.PodPorts(ctx, key.Namespace, key.Name)
+	if err != nil {
+		return err
+	}
+	ports := []ident.PortName{ident.PodPort(key.Namespace, key.Name, podNetwork)}
+	for _, link := range r.alloc.nicsOf(key) {
+		ports = append(ports, ident.PodPort(key.Namespace, key.Name, link))
+	}
+	for _, row := range rows {
+		if name := ident.PortName(row.Name); !slices.Contains(ports, name) {
+			ports = append(ports, name)
+		}
+	}
+	changes := []ovn.Change{ovn.SetPodQoS("", key.Namespace, key.Name, nil)}
+	for _, port := range ports {
+		r.policies.deletePort(port)
+		changes = append(changes, ovn.DeletePort(port))
+	}
+	return r.nb.Apply(ctx, append(changes, r.policies.pending())...)
 }

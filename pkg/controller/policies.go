@@ -174,20 +174,22 @@ func (p *policies) restoreVMs(ctx context.Context, api client.Reader) error {
 	return nil
 }
 
-// setPod tells of a pod whose node is known.
+// setPod tells of a pod whose node is known, by each of its interfaces.
 func (p *policies) setPod(pod *corev1.Pod, id v1alpha1.Identity) {
 	if pod.Spec.NodeName == "" {
 		return
 	}
 	p.tell(func(x *policy.Index) {
-		x.SetPod(policy.Pod{
-			Port: ident.PodPort(pod.Namespace, pod.Name, podNetwork), Namespace: pod.Namespace, Labels: pod.Labels, IPs: addrsOf(id.IPs), Ports: podPorts(pod),
-		})
+		for _, at := range attachments(pod, id) {
+			x.SetPod(policy.Pod{
+				Port: ident.PodPort(pod.Namespace, pod.Name, at.network), Namespace: pod.Namespace, Labels: pod.Labels, IPs: addrsOf(at.IPs), Ports: podPorts(pod),
+			})
+		}
 	})
 }
 
-func (p *policies) deletePod(key client.ObjectKey) {
-	p.tell(func(x *policy.Index) { x.DeletePod(ident.PodPort(key.Namespace, key.Name, podNetwork)) })
+func (p *policies) deletePort(port ident.PortName) {
+	p.tell(func(x *policy.Index) { x.DeletePod(port) })
 }
 
 // setVM tells of a VM's interface. Its labels are its VMI's, whatever its launchers say; without a VMI it is nobody.

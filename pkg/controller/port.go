@@ -1,8 +1,8 @@
 package controller
 
 // Port reconciler.
-// In:   Ports, Subnets, Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
-// Out:  the Port's finalizer and status; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv6_options, external_ids godwit.dev/{owner,
+// In:   Ports, Subnets (their ranges are nobody's allowedAddresses), Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
+// Out:  the Port's finalizer, owners and status, an event of the VMI that says what is in the way; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv6_options, external_ids godwit.dev/{owner,
 //       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are vm.go's.
 
 import (
@@ -14,11 +14,13 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -40,6 +42,7 @@ const (
 	reasonMACTaken    = "MACTaken"
 	reasonMACReserved = "MACReserved"
 	reasonTargetTaken = "TargetTaken"
+	reasonNotOpen     = "SubnetNotAllowed"
 )
 
 type portReconciler struct {
@@ -52,6 +55,7 @@ type portReconciler struct {
 	queues   *queues
 	virt     *kubevirt
 	place    subnetChoice
+	events   events.EventRecorder
 	log      *slog.Logger
 }
 
@@ -77,10 +81,16 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if port.DeletionTimestamp != nil && !uses(vmi, &port) {
 		return reconcile.Result{}, r.finalize(ctx, &port)
 	}
-	if port.DeletionTimestamp == nil && controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer) {
-		if err := r.api.Update(ctx, &port); err != nil {
-			return reconcile.Result{}, fmt.Errorf("add the finalizer to Port %s: %w", req.NamespacedName, err)
+	if port.DeletionTimestamp == nil {
+		kept, owned := controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer), own(&port, vmi)
+		if kept || owned {
+			if err := r.api.Update(ctx, &port); err != nil {
+				return reconcile.Result{}, fmt.Errorf("write the finalizer and the owners of Port %s: %w", req.NamespacedName, err)
+			}
 		}
+	}
+	if err := r.leave(ctx, &port); err != nil {
+		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
 	}
 	next := port.Status
 	cond, err := r.ensure(ctx, &port, vmi, &next)
@@ -88,6 +98,9 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
 	}
 	r.virt.enqueue(vm) // its launchers may wait for the addresses or for the row
+	if uses(vmi, &port) && cond.Status == metav1.ConditionFalse {
+		r.events.Eventf(vmi, &port, corev1.EventTypeWarning, cond.Reason, "AttachPort", "Port %s: %s", port.Name, cond.Message)
+	}
 	return reconcile.Result{}, r.writeStatus(ctx, &port, next, cond)
 }
 
@@ -121,9 +134,13 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if err != nil {
 		return metav1.Condition{}, err
 	}
+	allowed, err := r.allowed(ctx, port, next)
+	if err != nil {
+		return metav1.Condition{}, err
+	}
 	want := topology.VMPort{
 		Namespace: port.Namespace, Name: port.Spec.Target.Name, Network: port.Spec.Target.Network, UID: string(port.UID), Subnet: subnet,
-		MAC: mac, IPs: ips, Allowed: port.Spec.AllowedAddresses, Security: port.Spec.PortSecurity,
+		MAC: mac, IPs: ips, Allowed: allowed, Security: port.Spec.PortSecurity,
 	}
 	if dhcp != nil {
 		want.DHCPv6 = dhcp.UUID
@@ -147,23 +164,6 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	return condition(metav1.ConditionTrue, reasonReady, "the port has its addresses and is in the network"), nil
 }
 
-// first checks that no older Port is for the same interface.
-func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1.Condition, error) {
-	others, err := portsOf(ctx, r.api, vmKey(port))
-	if err != nil {
-		return metav1.Condition{}, err
-	}
-	for _, o := range others {
-		if o.UID == port.UID {
-			break // they are in order of age
-		}
-		if o.Spec.Target.Network == port.Spec.Target.Network {
-			return condition(metav1.ConditionFalse, reasonTargetTaken, fmt.Sprintf("Port %s is for the same interface: delete one of the two", o.Name)), nil
-		}
-	}
-	return metav1.Condition{}, nil
-}
-
 // allocate gives a Port its addresses. A condition says what is in the way; what it waits for enqueues the Port again.
 func (r *portReconciler) allocate(ctx context.Context, port *v1alpha1.Port) (string, []netip.Prefix, metav1.Condition, error) {
 	var none metav1.Condition
@@ -172,12 +172,13 @@ func (r *portReconciler) allocate(ctx context.Context, port *v1alpha1.Port) (str
 	if subnet == "" {
 		subnet = port.Spec.Subnet
 	}
-	if subnet == "" {
-		subnets, err := r.place.subnets(ctx)
-		if err != nil {
-			return "", nil, none, err
+	if asked := port.Spec.Subnet; port.Status.Subnet == "" && (asked == "" || port.Annotations[v1alpha1.SubnetAnnotation] == asked) {
+		var err error
+		if subnet, err = r.place.on(port.Spec.Target.Network).wished(ctx, port.Namespace, asked); errors.Is(err, errNotOpen) {
+			r.alloc.await(portHolder(client.ObjectKeyFromObject(port)), subnet, ask.turn)
+			return "", nil, condition(metav1.ConditionFalse, reasonNotOpen, err.Error()), nil
 		}
-		if subnet, err = r.place.choose(ctx, port.Namespace, subnets); err != nil {
+		if err != nil {
 			return "", nil, none, err
 		}
 	}

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 
@@ -18,7 +17,7 @@ import (
 func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Prefix) v1alpha1.MAC {
 	asked := ""
 	if uses(vmi, port) {
-		asked = macOf(vmi)
+		asked = macOf(vmi, port.Spec.Target.Network)
 	}
 	for _, text := range []string{asked, port.Spec.MAC, port.Status.MAC} {
 		if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 {
@@ -28,17 +27,10 @@ func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips 
 	return v1alpha1.MAC(ident.MAC(ips[0].Addr()))
 }
 
-// claimMAC keeps one VM from answering for another, or for a pod or the gateway: these have MACs that follow from their addresses.
+// claimMAC gives a Port's MAC to it, or says why it cannot have it.
 func (r *portReconciler) claimMAC(port *v1alpha1.Port, mac v1alpha1.MAC, ips []netip.Prefix) metav1.Condition {
-	if ident.Derived(net.HardwareAddr(mac)) && mac.String() != ident.MAC(ips[0].Addr()).String() {
-		return condition(metav1.ConditionFalse, reasonMACReserved,
-			fmt.Sprintf("MAC %s is in the range from which Godwit makes those of pods and gateways: choose one that begins otherwise than %s", mac, mac.String()[:5]))
-	}
-	if mac[0]&1 != 0 {
-		return condition(metav1.ConditionFalse, v1alpha1.ReasonInvalid, fmt.Sprintf("MAC %s is a multicast address: choose one whose second digit is even", mac))
-	}
-	if other, ok := r.alloc.takeMAC(portHolder(client.ObjectKeyFromObject(port)), mac); !ok {
-		return condition(metav1.ConditionFalse, reasonMACTaken, fmt.Sprintf("MAC %s is that of Port %s: choose another", mac, other.key))
+	if reason, message := r.alloc.claimMAC(portHolder(client.ObjectKeyFromObject(port)), mac, ips); reason != "" {
+		return condition(metav1.ConditionFalse, reason, message)
 	}
 	return metav1.Condition{}
 }

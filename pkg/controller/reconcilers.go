@@ -26,7 +26,6 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
-	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
 
@@ -82,13 +81,17 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	api, events, place := mgr.GetClient(), mgr.GetEventRecorder("godwit-controller"), subnetChoice{api: mgr.GetClient()}
 	m := newMetrics(p.Registerer)
-	virt := &kubevirt{mgr: mgr, log: p.Logger, vms: &p.vms}
+	virt := newKubevirt(mgr, p.Logger, &p.vms)
+	second := newNADs(mgr, p.Logger, p.queues, virt)
+	if err := second.add(ctx); err != nil {
+		return err
+	}
 	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
 	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
-		now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
+		nads: second, now: time.Now, last: map[types.NamespacedName]said{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {
@@ -96,10 +99,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
-	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, events: events, log: p.Logger}
-	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, log: p.Logger}
+	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, events: events, log: p.Logger}
+	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, events: events, log: p.Logger}
 	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, log: p.Logger}
-	node := &nodeReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
+	node := &nodeReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),
 		ctrl.NewControllerManagedBy(mgr).Named("pod").For(&corev1.Pod{}).
@@ -107,6 +110,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 			WatchesRawSource(&p.pods).WithOptions(options(p.PodWorkers)).Complete(pods),
 		ctrl.NewControllerManagedBy(mgr).Named("port").For(&v1alpha1.Port{}).
 			Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(alloc.waitingIn(ident.OwnerVM)), relabelled()).
+			Watches(&v1alpha1.Subnet{}, handler.EnqueueRequestsFromMapFunc(ports.allowing), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 			WatchesRawSource(&p.ports).WithOptions(options(vmWorkers)).Complete(ports),
 		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
 			Complete(&portMigrationReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
@@ -198,24 +202,6 @@ func addIndexes(ctx context.Context, mgr manager.Manager) error {
 	)
 }
 
-// vmOf names the VM that an object belongs to, zero if none.
-func vmOf(o client.Object) types.NamespacedName {
-	name := ""
-	switch obj := o.(type) {
-	case *kubevirtv1.VirtualMachineInstance:
-		name = obj.Name
-	case *kubevirtv1.VirtualMachineInstanceMigration:
-		name = obj.Spec.VMIName
-	case *v1alpha1.Port:
-		name = obj.Spec.Target.Name
-	case *v1alpha1.PortMigration:
-		name = obj.Spec.VMI.Name
-	case *corev1.Pod:
-		name, _, _ = migration.LauncherOf(obj)
-	}
-	return types.NamespacedName{Namespace: o.GetNamespace(), Name: name}
-}
-
 // addVMs reads KubeVirt's objects and lets VMs be reconciled: by what happens to them, to their pods and migrations, to their Ports, and to their rows.
 func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) error {
 	if !virt.indexed {
@@ -227,8 +213,10 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 		}
 		virt.indexed = true
 	}
-	if _, err := p.mgr.GetCache().GetInformer(ctx, &kubevirtv1.VirtualMachineInstance{}); err != nil {
-		return fmt.Errorf("watch VirtualMachineInstances: %w", err)
+	for _, kind := range []client.Object{&kubevirtv1.VirtualMachine{}, &kubevirtv1.VirtualMachineInstance{}} {
+		if _, err := p.mgr.GetCache().GetInformer(ctx, kind); err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
 	}
 	virt.ready.Store(true)
 	toVM := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
@@ -239,10 +227,12 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 	})
 	// A VMI that comes, goes or changes may change what its Ports are.
 	ofVMI := whenever(func(ctx context.Context, o client.Object) { p.enqueuePorts(ctx, vmOf(o)) })
-	return ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).Watches(&kubevirtv1.VirtualMachineInstance{}, ofVMI).
+	err := ctrl.NewControllerManagedBy(p.mgr).Named("vm").For(&kubevirtv1.VirtualMachineInstance{}).Watches(&kubevirtv1.VirtualMachineInstance{}, ofVMI).
 		Watches(&kubevirtv1.VirtualMachineInstanceMigration{}, toVM).Watches(&corev1.Pod{}, toVM).
 		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(vms.launchersOn), fenced()).
 		WatchesRawSource(&p.vms).WithOptions(options(vmWorkers)).Complete(vms)
+	return errors.Join(err, addDeclared(p, vms))
 }
 
 // whenever handles every event of an object by telling somebody else: the reconciler that watches is asked for nothing.

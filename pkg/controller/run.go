@@ -31,6 +31,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/nad"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/service"
 	"github.com/godwit-cni/godwit/pkg/topology"
@@ -127,7 +128,8 @@ func egressLeases() labels.Selector {
 // podAnnotations are those of pods that the reconcilers read. Anybody who may write a pod may give it 256 KiB of others.
 func podAnnotations() []string {
 	return []string{
-		v1alpha1.IdentityAnnotation, topology.IngressBandwidth, topology.EgressBandwidth, migration.NetworksAnnotation, kubevirtv1.MigrationTargetReadyTimestamp,
+		v1alpha1.IdentityAnnotation, v1alpha1.SubnetAnnotation, v1alpha1.IPsAnnotation, v1alpha1.MACAnnotation, topology.IngressBandwidth, topology.EgressBandwidth,
+		nad.Annotation, kubevirtv1.MigrationTargetReadyTimestamp,
 	}
 }
 

@@ -73,7 +73,11 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
-		changes := append(switchChanges(topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))), ovn.EnsureServed(ident.SubnetSwitch(subnet.Name), ident.ServiceGroup(podNetwork)))
+		rows := topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))
+		if subnet.Spec.SecondNetworksOnly {
+			rows = rows.ForSecondNetworks()
+		}
+		changes := append(switchChanges(rows), ovn.EnsureServed(ident.SubnetSwitch(subnet.Name), ident.ServiceGroup(podNetwork)))
 		changes = append(changes, r.closed(&subnet, spec.CIDRs)...)
 		if err := r.nb.Apply(ctx, changes...); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Subnet %s: %w", subnet.Name, err)

@@ -2,7 +2,10 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,8 +16,17 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
 
-// subnetChoice finds the Subnet for what has none yet.
-type subnetChoice struct{ api client.Reader }
+// subnetChoice finds the Subnet for what has none yet: for interfaces on the pod network, or on second networks.
+type subnetChoice struct {
+	api    client.Reader
+	second bool
+}
+
+// on is the choice for interfaces on a network.
+func (c subnetChoice) on(network string) subnetChoice {
+	c.second = network != podNetwork
+	return c
+}
 
 // subnets are all Subnets by name.
 func (c subnetChoice) subnets(ctx context.Context) (map[string]*v1alpha1.Subnet, error) {
@@ -29,15 +41,16 @@ func (c subnetChoice) subnets(ctx context.Context) (map[string]*v1alpha1.Subnet,
 	return byName, nil
 }
 
-// choose is the Subnet for a namespace's new pods and VMs: of those that select it, the one whose name sorts first; else the default one.
-func (c subnetChoice) choose(ctx context.Context, namespace string, subnets map[string]*v1alpha1.Subnet) (string, error) {
+// openTo are the Subnets that pods and VMs of a namespace may be in without more rights than to make them: those that select it, by their names; the default one if none does. The
+// first is for those that ask for none.
+func (c subnetChoice) openTo(ctx context.Context, namespace string, subnets map[string]*v1alpha1.Subnet) ([]string, error) {
 	var ns corev1.Namespace
 	if err := c.api.Get(ctx, types.NamespacedName{Name: namespace}, &ns, client.UnsafeDisableDeepCopy); err != nil {
-		return "", fmt.Errorf("read namespace %s: %w", namespace, err)
+		return nil, fmt.Errorf("read namespace %s: %w", namespace, err)
 	}
-	chosen := ""
+	var open []string
 	for name, s := range subnets {
-		if s.Spec.NamespaceSelector == nil || s.DeletionTimestamp != nil || chosen != "" && chosen < name {
+		if s.Spec.NamespaceSelector == nil || s.DeletionTimestamp != nil || s.Spec.SecondNetworksOnly && !c.second {
 			continue
 		}
 		sel, err := metav1.LabelSelectorAsSelector(s.Spec.NamespaceSelector)
@@ -45,11 +58,42 @@ func (c subnetChoice) choose(ctx context.Context, namespace string, subnets map[
 			continue // the Subnet's own condition says so
 		}
 		if sel.Matches(labels.Set(ns.Labels)) {
-			chosen = name
+			open = append(open, name)
 		}
 	}
-	if chosen == "" {
-		chosen = DefaultSubnet
+	if len(open) == 0 {
+		return []string{DefaultSubnet}, nil
 	}
-	return chosen, nil
+	slices.Sort(open)
+	return open, nil
 }
+
+// wished is the Subnet that an annotation asks for, or the namespace's if it asks for none. The error wraps errNotOpen if it is not for the namespace.
+func (c subnetChoice) wished(ctx context.Context, namespace, asked string) (string, error) {
+	name, err := c.allowed(ctx, namespace, asked)
+	if errors.Is(err, errNotOpen) {
+		err = fmt.Errorf("annotation %s: %w", v1alpha1.SubnetAnnotation, err)
+	}
+	return name, err
+}
+
+// allowed is wished for whoever asks.
+func (c subnetChoice) allowed(ctx context.Context, namespace, asked string) (string, error) {
+	subnets, err := c.subnets(ctx)
+	if err != nil {
+		return "", err
+	}
+	open, err := c.openTo(ctx, namespace, subnets)
+	switch {
+	case err != nil:
+		return "", err
+	case asked == "":
+		return open[0], nil
+	case slices.Contains(open, asked):
+		return asked, nil
+	}
+	return asked, fmt.Errorf("Subnet %s is %w %s, for which there are: %s", asked, errNotOpen, namespace, strings.Join(open, " "))
+}
+
+// errNotOpen: a Subnet does not select a namespace, or there is no such Subnet.
+var errNotOpen = errors.New("not for namespace")

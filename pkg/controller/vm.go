@@ -1,7 +1,7 @@
 package controller
 
 // VM reconciler.
-// In:   a VMI, its launcher pods and migrations, its Ports; the northbound rows of its NICs, their southbound Port_Bindings, the names of all chassis.
+// In:   a VMI, its launcher pods and migrations, its Ports; the northbound rows of its NICs, their southbound Port_Bindings, the names of all chassis, the Nodes of its launchers.
 // Out:  LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: options:requested-chassis, options:activation-strategy, options:iface-id-ver, external_ids
 //       godwit.dev/{migration,migration-source,migration-target,moved,egress-node}; Ports for NICs that have none; the launchers' annotation godwit.dev/identity; PortMigrations and their status
 //       but for source, target and interruption; events on the VMI.
@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
-	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
@@ -38,6 +37,7 @@ type vmReconciler struct {
 	policies *policies
 	anchors  *anchors
 	virt     *kubevirt
+	nads     *nads
 	events   events.EventRecorder
 	metrics  *metrics
 	log      *slog.Logger
@@ -68,17 +68,19 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
 	}
 	if o.vmi != nil && !hasPodNetwork(o.vmi) {
+		if err := r.sayWithoutPodNetwork(ctx, o.vmi); err != nil {
+			return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
+		}
 		for _, pod := range o.pods { // to the pod network these are pods like others
 			r.queues.pods.enqueue(client.ObjectKeyFromObject(pod))
 		}
 		o.vmi, o.pods = nil, nil
 	}
-	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings)
+	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings).Fenced(o.gone)
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
 	anchors := r.tellAnchors(vm, o, decision)
-	journey := r.policies.handover.of(decision, o)
-	news := r.policies.setJourney(ident.VMPort(vm.Namespace, vm.Name, podNetwork), journey)
+	news, journey := r.journeys(vm, o, decision)
 	if len(changes) > 0 {
 		for _, port := range o.ports { // a launcher attaches after what follows; its VM may be new to policies, or have other labels than before
 			if ips := parseAddrs(port.Status.IPs); ips != nil {

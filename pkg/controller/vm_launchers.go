@@ -39,9 +39,17 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 				id.Attach = &v1alpha1.Attach{Chassis: string(a.Chassis), Migration: a.Migration, Activation: a.Activation}
 			}
 		}
-		if id.Attach != nil {
-			errs = append(errs, writeIdentity(ctx, r.api, pod, id))
+		if id.Attach == nil {
+			continue
 		}
+		var may map[string]v1alpha1.Activation
+		if o.versioned() {
+			may = d.NICs(l)
+		}
+		if id.NICs, err = r.launcherNICs(ctx, o, pod, may); err != nil {
+			return err
+		}
+		errs = append(errs, writeIdentity(ctx, r.api, pod, id))
 	}
 	return errors.Join(errs...)
 }

@@ -28,6 +28,8 @@ type observed struct {
 	rows     map[string]*nbdb.LogicalSwitchPort
 	bindings []*sbdb.PortBinding
 	env      migration.Env
+	// gone are nodes of launchers that are no part of the cluster any more.
+	gone map[ident.ChassisName]bool
 	// anchors: the VM leaves the cluster through the node on which it started. alive are nodes that can still be that.
 	anchors bool
 	alive   map[string]bool
@@ -54,7 +56,10 @@ func (r *vmReconciler) observe(ctx context.Context, vm types.NamespacedName) (ob
 	for i := range vmims.Items {
 		o.vmims = append(o.vmims, &vmims.Items[i])
 	}
-	if err := errors.Join(r.observePorts(ctx, vm, &o), r.observeAnchors(ctx, &o)); err != nil {
+	if err := errors.Join(r.observePorts(ctx, vm, &o), r.observeSecond(ctx, vm, &o), r.observeAnchors(ctx, &o)); err != nil {
+		return o, err
+	}
+	if o.gone, err = r.goneNodes(ctx, o.pods); err != nil {
 		return o, err
 	}
 	o.env, err = r.environment(ctx)
@@ -71,6 +76,7 @@ func (r *vmReconciler) observePorts(ctx context.Context, vm types.NamespacedName
 			return err
 		}
 		if port != nil {
+			r.sayUnmet(o.vmi, port)
 			o.ports[podNetwork] = port
 		}
 	}

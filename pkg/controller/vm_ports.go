@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // maxName is how long the name of an API object may be.
@@ -55,6 +56,26 @@ func ownerOf(vmi *kubevirtv1.VirtualMachineInstance) metav1.OwnerReference {
 	}
 }
 
+// own makes the VM of a VMI, nil if there is none, an owner of its Port, with whom the Port goes, or nobody, as the Port's reclaimPolicy says. It reports whether that was otherwise.
+func own(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance) (changed bool) {
+	before := slices.Clone(port.OwnerReferences)
+	port.OwnerReferences = slices.DeleteFunc(port.OwnerReferences, func(o metav1.OwnerReference) bool { return ofVM(o) && o.Name != port.Spec.Target.Name }) // of the VM that it was moved from
+	switch port.Spec.ReclaimPolicy {
+	case v1alpha1.ReclaimRetain:
+		port.OwnerReferences = slices.DeleteFunc(port.OwnerReferences, ofVM)
+	case v1alpha1.ReclaimDelete:
+		if uses(vmi, port) && !slices.ContainsFunc(port.OwnerReferences, ofVM) {
+			port.OwnerReferences = append(port.OwnerReferences, ownerOf(vmi))
+		}
+	}
+	return !slices.EqualFunc(before, port.OwnerReferences, func(a, b metav1.OwnerReference) bool { return a.UID == b.UID })
+}
+
+// ofVM says whether an owner is a VM or a VMI.
+func ofVM(o metav1.OwnerReference) bool {
+	return o.Kind == v1alpha1.KindVirtualMachine || o.Kind == v1alpha1.KindVirtualMachineInstance
+}
+
 // uses says whether a VMI, nil if there is none, uses a Port. A Port that was made for another VM of the name, which has been deleted, is not its own; one
 // that somebody made beforehand is.
 func uses(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
@@ -66,7 +87,7 @@ func uses(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
 		if o.UID == owner.UID {
 			return true
 		}
-		owned = owned || o.Kind == v1alpha1.KindVirtualMachine || o.Kind == v1alpha1.KindVirtualMachineInstance
+		owned = owned || ofVM(o)
 	}
 	return !owned
 }
@@ -83,11 +104,18 @@ func portFor(vmi *kubevirtv1.VirtualMachineInstance, network string, ports []*v1
 
 // newPort is the Port that is made for a NIC for which nobody has made one. It has the VM's name where that is free.
 func newPort(vmi *kubevirtv1.VirtualMachineInstance, network string) *v1alpha1.Port {
-	owner := ownerOf(vmi)
-	return &v1alpha1.Port{
+	owner, w := ownerOf(vmi), wishesFor(vmi, network)
+	port := &v1alpha1.Port{
 		ObjectMeta: metav1.ObjectMeta{Namespace: vmi.Namespace, Name: vmi.Name, OwnerReferences: []metav1.OwnerReference{owner}},
-		Spec:       v1alpha1.PortSpec{Target: v1alpha1.PortTarget{Kind: owner.Kind, Name: vmi.Name, Network: network}},
+		Spec: v1alpha1.PortSpec{
+			Target: v1alpha1.PortTarget{Kind: owner.Kind, Name: vmi.Name, Network: network}, Subnet: w.subnet, IPs: w.ips, MAC: w.mac, ReclaimPolicy: v1alpha1.ReclaimPolicy(w.reclaim),
+		},
 	}
+	own(port, vmi)
+	if w.subnet != "" { // by it the Port is held to the Subnets that are for its namespace: whoever may make a VM need not be allowed to make Ports
+		port.Annotations = map[string]string{v1alpha1.SubnetAnnotation: w.subnet}
+	}
+	return port
 }
 
 // longName is a name for an object that belongs to another whose name is taken: name and digits that follow from what makes it unique.
@@ -103,6 +131,11 @@ func (r *vmReconciler) ensurePort(ctx context.Context, vmi *kubevirtv1.VirtualMa
 	if err != nil {
 		return nil, err
 	}
+	row, err := r.nb.Port(ctx, ident.VMPort(vmi.Namespace, vmi.Name, network))
+	if err != nil {
+		return nil, err
+	}
+	holderFirst(ports, row)
 	if port := portFor(vmi, network, ports); port != nil || vmi.DeletionTimestamp != nil || vmi.IsFinal() {
 		return port, nil
 	}
@@ -125,7 +158,19 @@ func (r *vmReconciler) makePort(ctx context.Context, vmi *kubevirtv1.VirtualMach
 		err := r.api.Create(ctx, port)
 		if err == nil {
 			r.log.Info("Port made", "port", port.Namespace+"/"+port.Name, "vm", vmi.Name, "network", network)
+			if name != vmi.Name {
+				r.events.Eventf(concerned(vmi), port, corev1.EventTypeWarning, "PortIsAnothers", "MakePort",
+					"Port %s is for another VM: this one has got Port %s, with addresses and a MAC of its own", vmi.Name, name)
+			}
 			return port, nil
+		}
+		if apierrors.IsInvalid(err) {
+			r.events.Eventf(concerned(vmi), nil, corev1.EventTypeWarning, "PortRefused", "MakePort",
+				"%v: the VM has no network; correct the annotations godwit.dev/… of its template, and start it again", err)
+			return nil, nil
+		}
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return nil, nil // the VM goes too
 		}
 		if !apierrors.IsAlreadyExists(err) {
 			return nil, fmt.Errorf("create the Port of VM %s on network %s: %w", vm, network, err)
@@ -135,7 +180,7 @@ func (r *vmReconciler) makePort(ctx context.Context, vmi *kubevirtv1.VirtualMach
 			return nil, client.IgnoreNotFound(err)
 		}
 	}
-	r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
+	r.events.Eventf(concerned(vmi), nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
 		"Ports %s are other VMs': the VM has no network; make a Port for it under another name, or delete one of them", strings.Join(names, " and "))
 	return nil, nil
 }

@@ -51,7 +51,7 @@ func TestMakePort(t *testing.T) {
 		"the VM's name is free":     {map[string]string{}, nil, "vm", false},
 		"the cache is behind":       {map[string]string{"vm": "vm"}, nil, "", false},
 		"it is there already":       {map[string]string{"vm": "vm"}, map[string]string{"vm": "vm"}, "", false},
-		"another VM's has the name": {map[string]string{"vm": "other"}, map[string]string{"vm": "other"}, second, false},
+		"another VM's has the name": {map[string]string{"vm": "other"}, map[string]string{"vm": "other"}, second, true},
 		"the second is behind":      {map[string]string{"vm": "other", second: "vm"}, map[string]string{"vm": "other"}, "", false},
 		"both are others'":          {map[string]string{"vm": "other", second: "other"}, map[string]string{"vm": "other", second: "other"}, "", true},
 	} {

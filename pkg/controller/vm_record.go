@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
 )
 
@@ -83,14 +84,17 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 		},
 	}
 	for _, p := range d.Ports {
+		if p.Want.Requested == string(ident.NoChassis) {
+			continue // of a network that neither launcher is on
+		}
 		port := o.ports[p.Network]
 		if port == nil {
 			return nil, fmt.Errorf("migration %s: network %s has a row and no Port yet", name, p.Network)
 		}
 		pm.Spec.Ports = append(pm.Spec.Ports, v1alpha1.MigratedPort{Network: p.Network, Name: string(p.Name), MAC: port.Status.MAC})
-		pm.OwnerReferences = []metav1.OwnerReference{{
+		pm.OwnerReferences = append(pm.OwnerReferences, metav1.OwnerReference{
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Port", Name: port.Name, UID: port.UID, // its history goes with the VM's identity
-		}}
+		})
 	}
 	err := r.api.Create(ctx, pm)
 	if apierrors.IsAlreadyExists(err) {
@@ -207,7 +211,7 @@ func concluded(st v1alpha1.PortMigrationStatus, s migration.Snapshot, uid string
 		phase = ""
 	}
 	switch {
-	case phase == migration.Committed, known.Succeeded:
+	case known.Succeeded, phase == migration.Committed && !known.Failed: // the rows of one that failed name the target where the source's node is gone
 		st.Result = v1alpha1.MigrationSucceeded
 		if st.Phase != string(migration.Committed) {
 			st.Phase, st.Reason, st.Message = string(migration.Committed), string(migration.ReasonMigrationSucceeded), "the VM runs on the target"

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -147,4 +148,19 @@ func Overlap(a, b []netip.Prefix) (x, y netip.Prefix, ok bool) {
 		}
 	}
 	return netip.Prefix{}, netip.Prefix{}, false
+}
+
+// Holds says whether a prefix has an address that somebody of the range has or may be given: one within it that is not excluded, or a gateway.
+func (s Spec) Holds(p netip.Prefix) bool {
+	p = p.Masked()
+	for _, c := range s.CIDRs {
+		if !c.Overlaps(p) {
+			continue
+		}
+		excluded := slices.ContainsFunc(s.Exclude, func(r Range) bool { return !p.Addr().Less(r.First) && !r.Last.Less(Last(p)) })
+		if !excluded || slices.ContainsFunc(s.Gateways, p.Contains) {
+			return true
+		}
+	}
+	return false
 }

@@ -79,7 +79,7 @@ func judge(s Snapshot, env Env) verdict {
 	if s.VMI.Finished {
 		return verdict{phase: Stopped, reason: ReasonVMIFinished, message: fmt.Sprintf("VMI %s/%s has finished", s.VMI.Namespace, s.VMI.Name), aim: none}
 	}
-	var placed []Launcher
+	var placed, gone []Launcher
 	for _, l := range s.Launchers {
 		if l.Chassis != "" {
 			placed = append(placed, l)
@@ -89,6 +89,9 @@ func judge(s Snapshot, env Env) verdict {
 		if !usable(l.Chassis) {
 			return unclear(ReasonUnknownChassis, fmt.Sprintf("pod %s is on a node named %q, which cannot be a chassis: rename the node", l.Name, l.Chassis))
 		}
+	}
+	if placed, gone = standing(placed); len(placed) == 1 && len(gone) > 0 {
+		return s.survivor(placed[0], gone, env)
 	}
 	switch len(placed) {
 	case 0:

@@ -1,8 +1,6 @@
 package migration
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"slices"
 
@@ -10,17 +8,15 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nad"
 )
 
-// NetworksAnnotation names a pod's interfaces besides the first. KubeVirt writes it on launchers, and changes it when a NIC is hotplugged.
-const NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
-
 // networks are the names of the networks that a launcher has an interface on, sorted: ident.DefaultNetwork, which every pod has, and the names in
-// the VMI's spec.networks of those that the annotation lists. Source and target may differ: KubeVirt migrates a VM to plug a NIC in. Nil means
-// that the annotation could not be understood.
+// the VMI's spec.networks of those that the annotation lists, which KubeVirt writes. Source and target may differ: KubeVirt migrates a VM to plug a NIC in. Nil
+// means that the annotation could not be understood.
 func networks(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) []string {
 	out := []string{ident.DefaultNetwork}
-	text := pod.Annotations[NetworksAnnotation]
+	text := pod.Annotations[nad.Annotation]
 	if text == "" {
 		return out
 	}
@@ -33,7 +29,7 @@ func networks(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) []string 
 	names := map[string]string{}
 	for i := range vmi.Spec.Networks {
 		if n := &vmi.Spec.Networks[i]; n.Multus != nil && !n.Multus.Default {
-			names[podInterface(n.Name)] = n.Name
+			names[ident.LauncherInterface(n.Name)] = n.Name
 		}
 	}
 	for _, i := range interfaces {
@@ -45,13 +41,6 @@ func networks(pod *corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) []string 
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
-}
-
-// podInterface is the name of a pod's interface on a secondary network: "pod" and the first 11 digits of the name's SHA-256 (KubeVirt
-// pkg/network/namescheme, GenerateHashedInterfaceName).
-func podInterface(network string) string {
-	sum := sha256.Sum256([]byte(network))
-	return "pod" + hex.EncodeToString(sum[:])[:11]
 }
 
 // carries says whether a launcher has an interface on a network.

@@ -44,6 +44,8 @@ type Launcher struct {
 	// Job is the UID of the migration that made the pod, empty for a VM's first launcher. It stays when the migration is over.
 	Job     string
 	Created time.Time // in whole seconds
+	// NodeGone: see Snapshot.Fenced.
+	NodeGone bool
 	// Ready: KubeVirt marked the pod as the place where the VM runs after its migration; ReadyAt is when, zero if that could not be read.
 	Ready   bool
 	ReadyAt time.Time

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nad"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 )
@@ -140,7 +141,7 @@ func TestNetworks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pod := newLauncher("p", "p", "V1", epoch)
-			pod.Annotations[NetworksAnnotation] = c.annotation
+			pod.Annotations[nad.Annotation] = c.annotation
 			if got := networks(pod, vmi); !slices.Equal(got, c.want) || (got == nil) != (c.want == nil) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}

@@ -48,6 +48,7 @@ const (
 	ReasonMigrationUnseen   Reason = "MigrationUnseen"   // there is a target pod, its migration was not seen yet, or is gone
 	ReasonMigrationEnded    Reason = "MigrationEnded"    // the migration failed before its ports were prepared
 	ReasonPostCopyLost      Reason = "PostCopyLost"      // the target ended in post-copy: the VM is lost, its VMI will say so
+	ReasonNodeGone          Reason = "NodeGone"          // there is another launcher, whose node is gone: see Snapshot.Fenced
 	// Prepared
 	ReasonTargetScheduled Reason = "TargetScheduled"
 	ReasonNotActivated    Reason = "NotActivated" // the VM runs on the target, which has not been activated

@@ -232,6 +232,29 @@ func activationFor(l Launcher, ports []PortDecision) v1alpha1.Activation {
 	return v1alpha1.ActivationNone
 }
 
+// NICs are the networks by which a launcher may attach, and how each begins there; nil if it may not.
+func (d Decision) NICs(l Launcher) map[string]v1alpha1.Activation {
+	i := slices.IndexFunc(d.Attach, func(a Attach) bool { return a.PodUID == l.UID })
+	if i < 0 {
+		return nil
+	}
+	out := map[string]v1alpha1.Activation{}
+	for _, p := range d.Ports {
+		main, _, _ := strings.Cut(p.Want.Requested, ",")
+		switch {
+		case !l.carries(p.Network):
+		case d.Attach[i].Activation == v1alpha1.ActivationLater:
+			out[p.Network] = v1alpha1.ActivationLater
+		case !asks(p.Observed, l) || !asks(p.Want, l):
+		case main == string(l.Chassis):
+			out[p.Network] = v1alpha1.ActivationNone
+		default:
+			out[p.Network] = p.Want.Strategy
+		}
+	}
+	return out
+}
+
 func mayAttach(l Launcher, ports []PortDecision) bool {
 	found := false
 	for _, p := range ports {

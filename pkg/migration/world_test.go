@@ -15,6 +15,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nad"
 )
 
 // epoch is second 0 of the tests.
@@ -34,10 +35,12 @@ type world struct {
 	env    Env
 	northd bool
 	made   int
+	// gone are nodes that were deleted or are out of service.
+	gone map[ident.ChassisName]bool
 }
 
 func newWorld() *world {
-	w := &world{pods: map[string]*corev1.Pod{}, vmims: map[string]*kubevirtv1.VirtualMachineInstanceMigration{}, ovn: newFakeOVN("n1", "n2", "n3"), northd: true}
+	w := &world{pods: map[string]*corev1.Pod{}, vmims: map[string]*kubevirtv1.VirtualMachineInstanceMigration{}, ovn: newFakeOVN("n1", "n2", "n3"), northd: true, gone: map[ident.ChassisName]bool{}}
 	w.env = Env{Now: epoch, Chassis: w.ovn.chassis}
 	w.ovn.port(ident.DefaultNetwork)
 	return w
@@ -46,7 +49,7 @@ func newWorld() *world {
 func (w *world) decide() Decision {
 	pods := slices.SortedFunc(maps.Values(w.pods), func(a, b *corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	vmims := slices.SortedFunc(maps.Values(w.vmims), func(a, b *kubevirtv1.VirtualMachineInstanceMigration) int { return cmp.Compare(a.Name, b.Name) })
-	return Decide(Observe(pods, w.vmi, vmims, w.ovn.rows, w.ovn.bindings()), w.env)
+	return Decide(Observe(pods, w.vmi, vmims, w.ovn.rows, w.ovn.bindings()).Fenced(w.gone), w.env)
 }
 
 // settle decides, writes and lets northd run until nothing changes any more, and tells every decision that differs from the one before.
@@ -244,9 +247,9 @@ func newLauncher(name, uid, vmiUID string, created time.Time) *corev1.Pod {
 func setNetworks(pod *corev1.Pod, names []string) {
 	var entries []string
 	for _, n := range names {
-		entries = append(entries, fmt.Sprintf(`{"name":"nad-%s","namespace":"ns","interface":"%s"}`, n, podInterface(n)))
+		entries = append(entries, fmt.Sprintf(`{"name":"nad-%s","namespace":"ns","interface":"%s"}`, n, ident.LauncherInterface(n)))
 	}
-	pod.Annotations[NetworksAnnotation] = "[" + strings.Join(entries, ",") + "]"
+	pod.Annotations[nad.Annotation] = "[" + strings.Join(entries, ",") + "]"
 }
 
 func (w *world) doVMIM(name string, args map[string]string) error {
@@ -311,6 +314,8 @@ func (w *world) doOVN(verb, name string, args map[string]string, words []string)
 		for _, c := range words {
 			w.ovn.chassis[ident.ChassisName(c)] = true
 		}
+	case "node": // node n1 gone, node n1 back
+		w.gone[ident.ChassisName(words[0])] = words[1] == "gone"
 	case "now":
 		at, err := second(words[0])
 		w.env.Now = at.Time

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -38,19 +39,24 @@ func (Host) CheckContainer(nsPath string, want Interface) error {
 	})
 }
 
-// boundSuffix is what KubeVirt's bridge binding adds to the name of the pod's interface (KubeVirt pkg/network/link, GenerateNewBridgedVmiInterfaceName).
-const boundSuffix = "-nic"
+// boundSuffix is what KubeVirt's bridge binding adds to the name of the pod's interface, and hashedPrefix what it takes from that of a second network's (KubeVirt
+// pkg/network/link, GenerateNewBridgedVmiInterfaceName).
+const (
+	boundSuffix  = "-nic"
+	hashedPrefix = "pod"
+)
 
 // CheckLauncher is CheckContainer for the pod of a VM, whose interface KubeVirt may have given to the VM: it has another name then, no addresses, and any MAC.
 func (h Host) CheckLauncher(nsPath string, want Interface) error {
 	bound := false
 	err := InNetns(nsPath, func() error {
-		link, err := netlink.LinkByName(want.Name + boundSuffix)
+		name := strings.TrimPrefix(want.Name, hashedPrefix) + boundSuffix
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			if isNoLink(err) {
 				return nil
 			}
-			return fmt.Errorf("find %s%s in %s: %w", want.Name, boundSuffix, nsPath, err)
+			return fmt.Errorf("find %s in %s: %w", name, nsPath, err)
 		}
 		bound = true
 		if attrs := link.Attrs(); attrs.Flags&net.FlagUp == 0 || attrs.MTU != want.MTU {

@@ -216,7 +216,7 @@ func nbModel() (model.ClientDBModel, error) {
 		{Column: "external_ids", Key: ident.OwnerKey}, {Column: "external_ids", Key: ident.KeyName},
 	}}}
 	m.SetIndexes(map[string][]model.ClientIndex{
-		nbdb.LogicalSwitchTable: byName, nbdb.LoadBalancerGroupTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod, nbdb.LogicalRouterPolicyTable: byOwner,
+		nbdb.LogicalSwitchTable: byName, nbdb.LoadBalancerGroupTable: byName, nbdb.LogicalRouterTable: byName, nbdb.QoSTable: byPod, nbdb.LogicalSwitchPortTable: byPod, nbdb.LogicalRouterPolicyTable: byOwner,
 	})
 	return m, nil
 }

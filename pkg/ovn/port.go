@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
@@ -125,7 +126,21 @@ func leaveGroups(uuid string) []step {
 
 // Port is the live copy's LogicalSwitchPort of that name, nil if there is none. It must not be changed.
 func (nb *NB) Port(ctx context.Context, name ident.PortName) (*nbdb.LogicalSwitchPort, error) {
-	return get(ctx, nb, &nbdb.LogicalSwitchPort{Name: string(name)})
+	row, err := get(ctx, nb, &nbdb.LogicalSwitchPort{Name: string(name)})
+	if err != nil || row == nil || row.Name != string(name) { // where no row has the name, those are found that lack the keys of the other index, that of PodPorts
+		return nil, err
+	}
+	return row, nil
+}
+
+// PodPorts are the live copy's LogicalSwitchPorts of a pod's interfaces. They must not be changed.
+func (nb *NB) PodPorts(ctx context.Context, namespace, pod string) ([]*nbdb.LogicalSwitchPort, error) {
+	var rows []*nbdb.LogicalSwitchPort
+	index := &nbdb.LogicalSwitchPort{ExternalIDs: map[string]string{ident.KeyNamespace: namespace, ident.KeyName: pod}}
+	if err := nb.ovsdb.Where(index).List(ctx, &rows); err != nil {
+		return nil, fmt.Errorf("read the LogicalSwitchPorts of pod %s/%s: %w", namespace, pod, err)
+	}
+	return slices.DeleteFunc(rows, func(row *nbdb.LogicalSwitchPort) bool { return row.ExternalIDs[ident.OwnerKey] != ident.OwnerPod }), nil
 }
 
 // Ports are all LogicalSwitchPorts of ours.

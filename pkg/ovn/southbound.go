@@ -13,8 +13,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/sbdb"
 )
 
-// SB is a client of the southbound database with a live copy of the VMs' Port_Bindings and of the chassis' names. It writes nothing. It is safe for concurrent
-// use.
+// SB is a client of the southbound database with a live copy of the VMs' Port_Bindings and of the chassis' names. All that it writes is that the chassis of
+// nodes that are gone go too. It is safe for concurrent use.
 type SB struct{ connection }
 
 // ConnectSB reaches the database and fills the live copy. The client reconnects by itself from then on; Run lets it notice a server that has gone without a word.
@@ -72,6 +72,27 @@ func (sb *SB) Chassis(ctx context.Context) (map[string]ident.ChassisName, error)
 		names[c.UUID] = ident.ChassisName(c.Name)
 	}
 	return names, nil
+}
+
+// DeleteChassis deletes what the database has of a chassis: its Chassis, with which its tunnels go and all that it has claimed, and its Chassis_Private. found says whether there was any.
+func (sb *SB) DeleteChassis(ctx context.Context, name ident.ChassisName) (found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, transactTimeout)
+	defer cancel()
+	var ops []ovsdb.Operation
+	for _, table := range []string{sbdb.ChassisTable, sbdb.ChassisPrivateTable} {
+		ops = append(ops, ovsdb.Operation{Op: ovsdb.OperationDelete, Table: table, Where: []ovsdb.Condition{{Column: "name", Function: ovsdb.ConditionEqual, Value: string(name)}}})
+	}
+	results, err := sb.ovsdb.Transact(ctx, ops...)
+	if err != nil {
+		return false, fmt.Errorf("delete chassis %s: %w", name, err)
+	}
+	for _, r := range results {
+		if r.Error != "" {
+			return false, fmt.Errorf("delete chassis %s: %s: %s", name, r.Error, r.Details)
+		}
+		found = found || r.Count > 0
+	}
+	return found, nil
 }
 
 // Watch calls bound, with the VM's namespace and name, when the Port_Binding of one of its ports is added, changed or deleted, and chassis when a chassis comes

@@ -35,10 +35,19 @@ func Subnet(name string, spec ipam.Spec, mtu int) SwitchRows {
 	return rows
 }
 
+// ForSecondNetworks are the rows of a Subnet in which guests have their second NICs alone: its router is the one that they take last. Their default route is that of the pod
+// network, and what they answer there by another router is dropped by port security.
+func (r SwitchRows) ForSecondNetworks() SwitchRows {
+	if r.RouterPort.Ipv6RaConfigs != nil {
+		r.RouterPort.Ipv6RaConfigs["router_preference"] = "LOW"
+	}
+	return r
+}
+
 // advertisement is what the router advertises to guests, which have their addresses by DHCPv6: pods are configured by the agent and listen to none. It is
 // repeated, for a guest does not ask again when its default route expires.
 func advertisement(mtu int) map[string]string {
-	ra := map[string]string{"address_mode": "dhcpv6_stateful", "send_periodic": "true", "max_interval": "900", "min_interval": "300"}
+	ra := map[string]string{"address_mode": "dhcpv6_stateful", "send_periodic": "true", "max_interval": "900", "min_interval": "300", "router_preference": "MEDIUM"}
 	if mtu != 0 {
 		ra["mtu"] = strconv.Itoa(mtu)
 	}

@@ -35,6 +35,9 @@ func TestSubnet(t *testing.T) {
 	if rows.DHCPv6 == nil || rows.DHCPv6.Cidr != "fd00::/64" || rows.DHCPv6.Options["server_id"] != rows.RouterPort.MAC {
 		t.Errorf("DHCPv6 options %+v", rows.DHCPv6)
 	}
+	if medium, low := rows.RouterPort.Ipv6RaConfigs["router_preference"], Subnet("s", spec(t, "fd00::/64"), 1400).ForSecondNetworks().RouterPort.Ipv6RaConfigs["router_preference"]; medium != "MEDIUM" || low != "LOW" {
+		t.Errorf("guests take the router by preference %s, and in a Subnet for second networks by %s", medium, low)
+	}
 	if only4 := Subnet("s", spec(t, "10.0.0.0/16"), 1400); only4.DHCPv6 != nil || only4.RouterPort.Ipv6RaConfigs != nil {
 		t.Errorf("without IPv6: %+v, %v", only4.DHCPv6, only4.RouterPort.Ipv6RaConfigs)
 	}

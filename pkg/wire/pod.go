@@ -40,8 +40,8 @@ func ParseArgs(args string) (Pod, error) {
 		if field == nil {
 			continue
 		}
-		if *field != "" {
-			return Pod{}, fmt.Errorf("CNI_ARGS: %s is there twice", key)
+		if *field != "" && *field != value { // Multus says the same twice
+			return Pod{}, fmt.Errorf("CNI_ARGS: %s is there twice, as %q and %q", key, *field, value)
 		}
 		*field = value
 	}

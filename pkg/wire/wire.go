@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
@@ -18,7 +17,7 @@ import (
 )
 
 // PluginName is the plugin's name in a CNI configuration ("type"), and so its file's name in the runtime's directory.
-const PluginName = "godwit"
+const PluginName = ident.PluginName
 
 // SupportedVersions of the CNI specification: those that the plugin answers to and that its configuration names.
 func SupportedVersions() version.PluginInfo { return version.VersionsStartingFrom("0.3.1") }
@@ -99,10 +98,10 @@ type Link struct {
 	MAC  string `json:"mac"`
 }
 
-// IP is one address and its default router.
+// IP is one address and its default router, which only a pod's first interface has.
 type IP struct {
 	Address netip.Prefix `json:"address"`
-	Gateway netip.Addr   `json:"gateway"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
 }
 
 // Validate reports everything that is wrong with the request. What it accepts is safe to use in row names and as an argument of netlink.
@@ -130,7 +129,7 @@ func (r *Request) validateAttachment() []error {
 	if r.ContainerID == "" {
 		errs = append(errs, errors.New("containerID is empty"))
 	}
-	if r.IfName == "" || len(r.IfName) > 15 || strings.ContainsAny(r.IfName, "/: \t\n") || r.IfName == "." || r.IfName == ".." {
+	if !ident.ValidInterface(r.IfName) {
 		errs = append(errs, fmt.Errorf("ifName %q is not an interface name of 1 to 15 characters", r.IfName))
 	}
 	if r.Command == Del {

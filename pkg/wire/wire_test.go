@@ -280,6 +280,7 @@ func TestParseArgs(t *testing.T) {
 		{"K8S_POD_NAMESPACE=ns", Pod{}, "K8S_POD_NAME \"\" is not"},
 		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME", Pod{}, "is not KEY=VALUE"},
 		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a;K8S_POD_NAME=b", Pod{}, "is there twice"},
+		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a;K8S_POD_NAME=a;K8S_POD_NAMESPACE=ns", Pod{Namespace: "ns", Name: "a"}, ""},
 		{"K8S_POD_NAMESPACE=n/s;K8S_POD_NAME=a", Pod{}, "K8S_POD_NAMESPACE"},
 		{"K8S_POD_NAMESPACE=n.s;K8S_POD_NAME=a", Pod{}, "K8S_POD_NAMESPACE"},
 		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=A", Pod{}, "K8S_POD_NAME"},

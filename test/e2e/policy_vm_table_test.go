@@ -64,35 +64,43 @@ func (p *worldPod) askInGuest(ctx context.Context, targets []string) (string, er
 	if err != nil {
 		return "", err
 	}
+	tallies, err := askedOnce(ctx, desk, targets, forbiddenWithin)
+	if err != nil {
+		return "", fmt.Errorf("VM %s: %w", p.vm, err)
+	}
+	lines := make([]string, 0, len(tallies))
+	for _, t := range tallies {
+		line := fmt.Sprintf("ok %s %s", t.Target, t.Slowest)
+		if t.Answered == 0 {
+			line = fmt.Sprintf("failed %s %s", t.Target, strings.ReplaceAll(t.Failure, "\n", "; "))
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n"), nil
+}
+
+// askedOnce has a guest ask every target once, and returns what became of it.
+func askedOnce(ctx context.Context, desk *echo.Desk, targets []string, within time.Duration) ([]echo.Tally, error) {
 	order := echo.Order{Every: time.Hour}
 	for _, target := range targets {
-		order.Questions = append(order.Questions, echo.Question{Target: target, Within: forbiddenWithin})
+		order.Questions = append(order.Questions, echo.Question{Target: target, Within: within})
 	}
 	if err := desk.Begin(ctx, order); err != nil {
-		return "", err
+		return nil, err
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("wait for VM %s to ask: %w", p.vm, ctx.Err())
+			return nil, fmt.Errorf("wait for the guest to ask: %w", ctx.Err())
 		case <-time.After(300 * time.Millisecond):
 		}
 		tallies, err := desk.Tallies(ctx)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		if slices.ContainsFunc(tallies, func(t echo.Tally) bool { return t.Asked == 0 }) {
-			continue
+		if !slices.ContainsFunc(tallies, func(t echo.Tally) bool { return t.Asked == 0 }) {
+			return tallies, nil
 		}
-		lines := make([]string, 0, len(tallies))
-		for _, t := range tallies {
-			line := fmt.Sprintf("ok %s %s", t.Target, t.Slowest)
-			if t.Answered == 0 {
-				line = fmt.Sprintf("failed %s %s", t.Target, strings.ReplaceAll(t.Failure, "\n", "; "))
-			}
-			lines = append(lines, line)
-		}
-		return strings.Join(lines, "\n"), nil
 	}
 }
 

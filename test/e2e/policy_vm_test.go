@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -53,30 +52,18 @@ type policyVM struct {
 
 func newPolicyVM(t *testing.T) *policyVM {
 	t.Helper()
-	scene, err := passage.New(t.Context(), passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "policy-vm"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := scene.Remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
+	scene := newScene(t, "policy-vm", 0)
 	ns := namespace(t, nil)
 	create(t, server(ns, "stranger", "node2"))
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if err := scene.Set(ctx); err != nil {
-		t.Fatal(err)
-	}
+	setScene(t, scene)
 	stranger := ready(t, ns, 1)["stranger"]
 	s := &policyVM{Scene: scene, stranger: podPlace(t, stranger), strangerIP: stranger.IPs[0]}
 	var pod corev1.Pod
-	if err := cluster.api.Get(ctx, client.ObjectKey{Namespace: scene.Namespace, Name: "peer"}, &pod); err != nil {
+	if err := cluster.api.Get(t.Context(), client.ObjectKey{Namespace: scene.Namespace, Name: "peer"}, &pod); err != nil {
 		t.Fatal(err)
 	}
 	s.peer = podPlace(t, end(&pod))
-	if err := s.dial(ctx, s.stranger); err != nil {
+	if err := s.dial(t.Context(), s.stranger); err != nil {
 		t.Fatalf("without a policy a stranger cannot connect to the VM, so that it cannot with one says nothing: %v", err)
 	}
 	s.isolate(t)

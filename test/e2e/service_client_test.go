@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,7 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/echo"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
@@ -94,27 +93,34 @@ func (c *course) end(t *testing.T, guest passage.End) (broken int, text string) 
 	return broken, strings.Join(said, ", ")
 }
 
-// A VM that is a client of pods, directly and through ClusterIPs, moves: what goes directly lives; through a ClusterIP the translation stays behind, and what becomes of connections
-// that were open is told and not judged (docs/migration.md). It opens new ones anywhere.
-func TestServiceVMClient(t *testing.T) {
-	s, err := passage.New(t.Context(), passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "service-client"})
+// resolves has the guest connect to Services by name: its lease has told it where the cluster's DNS is.
+func resolves(t *testing.T, s *passage.Scene, services ...*corev1.Service) {
+	t.Helper()
+	var targets []string
+	for _, svc := range services {
+		targets = append(targets, fmt.Sprintf("tcp://%s.%s.svc.cluster.local:%d", svc.Name, svc.Namespace, permittedEcho))
+	}
+	tallies, err := askedOnce(t.Context(), echo.NewDesk(machinePlace(t, "node3").Dial, netip.AddrPortFrom(s.Guest.IPs[0], echo.DeskPort)), targets, patience(settleTimeout))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := s.Remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+	for _, tally := range tallies {
+		t.Logf("by name, %s", tally)
+		if tally.Answered == 0 {
+			t.Errorf("the guest asks by name, %s", tally)
 		}
-	})
+	}
+}
+
+// A VM that is a client of pods, directly and through ClusterIPs, moves: what goes directly lives; through a ClusterIP the translation stays behind, and what becomes of connections
+// that were open is told and not judged (docs/migration.md). It opens new ones anywhere, and finds Services by their names.
+func TestServiceVMClient(t *testing.T) {
+	s := newScene(t, "service-client", 0)
 	ns := namespace(t, nil)
 	for _, node := range []string{s.Source, s.Target, "node3"} {
 		create(t, trafficServer(ns, "on-"+node, node))
 	}
-	setting, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if err := s.Set(setting); err != nil {
-		t.Fatal(err)
-	}
+	setScene(t, s)
 	pods := ready(t, ns, 3)
 	serving, stop := context.WithCancel(t.Context())
 	var servers errgroup.Group
@@ -135,6 +141,10 @@ func TestServiceVMClient(t *testing.T) {
 	several := trafficService(ns, serviceOfSeveral, map[string]string{serviceOfSeveral: "yes"})
 	open(t, one, nil)
 	open(t, several, nil)
+	if err := cluster.StartDNS(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	resolves(t, s, one, several)
 	courses := []*course{
 		{name: "a pod", peers: pods["on-node3"].IPs},
 		{name: "a ClusterIP of one pod", peers: parsed(one.Spec.ClusterIPs)},
@@ -145,17 +155,7 @@ func TestServiceVMClient(t *testing.T) {
 			c.begin(t, s.Guest)
 		}
 		time.Sleep(2 * time.Second)
-		to := s.Target
-		if i%2 == 1 {
-			to = s.Source
-		}
-		g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: to})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := g.AwaitSuccess(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		to, _ := shuttle(t, s, i)
 		time.Sleep(watched()) // what dies of a move may die a while after it
 		for _, c := range courses {
 			broken, text := c.end(t, s.Guest)
@@ -165,6 +165,7 @@ func TestServiceVMClient(t *testing.T) {
 			}
 		}
 	}
+	resolves(t, s, one, several)
 	for _, c := range courses {
 		c.begin(t, s.Guest) // or the test ends here
 		time.Sleep(2 * time.Second)

@@ -1,9 +1,9 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"strconv"
@@ -30,6 +30,8 @@ const (
 	fewMigrations, serviceMigrations   = 2, "MIGRATIONS"
 	// manyMemory is what a guest has that holds more than fewConnections of each way, in MiB.
 	manyMemory = 256
+	// usualRate is that of a bulk stream, in bytes a second, closeRate that of one that is looked at closely: at every interval there is something to see.
+	usualRate, closeRate = 10_000, 100_000
 	// vmServiceNumber keeps its addresses apart from those of the table's Services.
 	vmServiceNumber = 60
 )
@@ -40,6 +42,8 @@ type way struct {
 	place traffic.Place
 	peers []netip.Addr
 	ports traffic.Ports
+	// rate is that of its bulk streams in bytes a second, usualRate if zero.
+	rate int64
 
 	run    *traffic.Run
 	resets int
@@ -88,7 +92,7 @@ func ways(t *testing.T, s *passage.Scene, svc *corev1.Service) []*way {
 	}
 	out := []*way{
 		{name: "pod on a third node, directly", place: third, peers: s.Guest.IPs},
-		{name: "pod on a third node, ClusterIP", place: third, peers: parsed(svc.Spec.ClusterIPs)},
+		{name: "pod on a third node, ClusterIP", place: third, peers: parsed(svc.Spec.ClusterIPs), rate: closeRate},
 		{name: "pod on the source, ClusterIP", place: near, peers: parsed(svc.Spec.ClusterIPs)},
 		{name: "pod on a third node, load balancer", place: third, peers: parsed(loadBalancer)},
 		{name: "host of a third node, ClusterIP", place: machinePlace(t, "node3"), peers: parsed(svc.Spec.ClusterIPs)},
@@ -116,7 +120,8 @@ func (w *way) begin(t *testing.T) {
 	n := wanted(t, serviceConnections, fewConnections, 3)
 	spec.Echo.Connections, spec.Upload.Connections, spec.Download.Connections = n-2, 1, 1
 	spec.Echo.Interval.Duration = time.Second // an emulated processor serves them all
-	spec.Upload.Rate, spec.Download.Rate = 10_000, 10_000
+	rate := cmp.Or(w.rate, usualRate)
+	spec.Upload.Rate, spec.Download.Rate = rate, rate
 	run, err := traffic.Begin(t.Context(), w.place, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -189,8 +194,8 @@ func resetsIn(t *testing.T, place traffic.Place) (n int) {
 	return n
 }
 
-// judge ends the way's traffic, and fails the test for what was broken.
-func (w *way) judge(t *testing.T) {
+// judge ends the way's traffic, and fails the test for what was broken. stops are those of the VM meanwhile.
+func (w *way) judge(t *testing.T, stops []lab.Stop) {
 	t.Helper()
 	resets := resetsIn(t, w.place) // before the run ends its own
 	result, err := w.run.Stop(t.Context())
@@ -203,6 +208,10 @@ func (w *way) judge(t *testing.T) {
 		worst = max(worst, c.Stall.Length())
 		if c.Broken != "" || c.Bytes == 0 {
 			t.Errorf("%s: %s", w.name, carried{Connection: c, who: "the client's"})
+		}
+		if w.rate == closeRate && (c.Kind == traffic.Upload || c.Kind == traffic.Download) {
+			moving, resting := intervals{result.Start, result.Bucket, c.Buckets}.empty(stops)
+			t.Logf("%s: %s, intervals of %s without a byte: as the VM moved %s; else %s", w.name, c.Kind, result.Bucket, moving, resting)
 		}
 	}
 	if resets > w.resets {
@@ -233,24 +242,12 @@ func wanted(t *testing.T, variable string, usual, least int) int {
 
 // A VM behind a Service moves, again and again, and is reached all the time: no connection breaks, on whatever way it came, none is reset, and new ones are opened.
 func TestServiceVMMigration(t *testing.T) {
-	c := passage.Config{Lab: cluster.Lab, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Name: "service-vm"}
+	memory := 0
 	if wanted(t, serviceConnections, fewConnections, 3) > fewConnections {
-		c.MemoryMiB = manyMemory
+		memory = manyMemory
 	}
-	s, err := passage.New(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if err := s.Set(ctx); err != nil {
-		t.Fatal(err)
-	}
+	s := newScene(t, "service-vm", memory)
+	setScene(t, s)
 	svc, _ := vmService(t, s)
 	all := ways(t, s, svc)
 	for _, w := range all {
@@ -263,27 +260,16 @@ func TestServiceVMMigration(t *testing.T) {
 	for _, w := range all {
 		openers.Go(func() { w.keepOpening(opening, patience(5*time.Second)) })
 	}
+	var stops []lab.Stop
 	for i := range wanted(t, serviceMigrations, fewMigrations, 1) {
-		to := s.Target
-		if i%2 == 1 {
-			to = s.Source
-		}
-		g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: to})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := g.AwaitSuccess(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if q, err := g.QEMU(t.Context()); err == nil {
-			t.Logf("moved to %s; QEMU had stopped it for %s", to, q.Duration())
-		}
+		_, stop := shuttle(t, s, i)
+		stops = append(stops, stop)
 	}
 	time.Sleep(watched()) // what dies of a move may die a while after it
 	stop()
 	openers.Wait()
 	for _, w := range all {
-		w.judge(t)
+		w.judge(t, stops)
 	}
 	consistent(t)
 }

@@ -319,10 +319,9 @@ func refusedPorts(t *testing.T, e *env) {
 func unchangeable(t *testing.T, e *env, port types.NamespacedName) {
 	t.Helper()
 	for name, change := range map[string]func(*v1alpha1.PortSpec){
-		"other ips":    func(s *v1alpha1.PortSpec) { s.IPs = []string{"10.244.78.2"} },
-		"no ips":       func(s *v1alpha1.PortSpec) { s.IPs = nil },
-		"a subnet":     func(s *v1alpha1.PortSpec) { s.Subnet = "default" },
-		"other target": func(s *v1alpha1.PortSpec) { s.Target.Name = "other" },
+		"other ips": func(s *v1alpha1.PortSpec) { s.IPs = []string{"10.244.78.2"} },
+		"no ips":    func(s *v1alpha1.PortSpec) { s.IPs = nil },
+		"a subnet":  func(s *v1alpha1.PortSpec) { s.Subnet = "default" },
 	} {
 		eventually(t, func() error { // the controller writes it too
 			var p v1alpha1.Port
@@ -384,6 +383,7 @@ func portSecurity(t *testing.T, e *env) {
 		}
 		return err
 	})
+	othersAddresses(t, e, port)
 	before = port.DeepCopy()
 	port.Spec.PortSecurity = v1alpha1.PortSecurityOff
 	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
@@ -396,6 +396,54 @@ func portSecurity(t *testing.T, e *env) {
 		}
 		return err
 	})
+}
+
+// othersAddresses: a VM may not send from what a Subnet gives to others, until that is excluded there; nor from what a Subnet gives that came later.
+func othersAddresses(t *testing.T, e *env, port *v1alpha1.Port) {
+	t.Helper()
+	vm := client.ObjectKeyFromObject(port)
+	allows := func(suffix, refused string) {
+		t.Helper()
+		eventually(t, func() error {
+			if err := e.api.Get(t.Context(), vm, port); err != nil {
+				return err
+			}
+			row, err := e.row(t, vm)
+			if err != nil || len(row.PortSecurity) != 1 || !strings.HasSuffix(row.PortSecurity[0], "fe80::/64"+suffix) {
+				return fmt.Errorf("row %+v (%w), want port_security to end with fe80::/64%s", row, err, suffix)
+			}
+			c := meta.FindStatusCondition(port.Status.Conditions, v1alpha1.ConditionAllowed)
+			if (c != nil) != (refused != "") || c != nil && !strings.Contains(c.Message, "from "+refused+":") || !meta.IsStatusConditionTrue(port.Status.Conditions, v1alpha1.ConditionReady) {
+				return fmt.Errorf("conditions %+v, want Ready, and %q refused", port.Status.Conditions, refused)
+			}
+			return nil
+		})
+	}
+	shared := subnet("shared", v1alpha1.SubnetSpec{CIDRs: []string{"10.66.0.0/24"}, NamespaceSelector: selectsAny("nobody")})
+	e.create(t, shared)
+	before := port.DeepCopy()
+	port.Spec.AllowedAddresses = []string{"10.9.0.0/24", "10.66.0.77", "100.64.0.0/30"}
+	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	allows(" 10.9.0.0/24", "10.66.0.77, 100.64.0.0/30")
+	e.exclude(t, "shared", "10.66.0.77")
+	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30")
+	later := subnet("later", v1alpha1.SubnetSpec{CIDRs: []string{"10.9.0.128/25"}, NamespaceSelector: selectsAny("nobody")})
+	e.create(t, later)
+	allows(" 10.66.0.77", "10.9.0.0/24, 100.64.0.0/30")
+	for _, s := range []client.Object{shared, later} {
+		if err := e.api.Delete(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30")
+	before = port.DeepCopy()
+	port.Spec.AllowedAddresses = []string{"10.9.0.0/24"}
+	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	allows(" 10.9.0.0/24", "")
 }
 
 // restartInMigration: a controller that was away goes on where the other left.

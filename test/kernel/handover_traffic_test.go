@@ -82,6 +82,13 @@ type carried struct {
 // beyond is how much longer it stood still than the probes got no answer.
 func (c carried) beyond() time.Duration { return c.Stall.Length() - c.lost }
 
+// died: it is broken, or does not go on, or has done so only when a keepalive came. One that is merely late, on a machine that sends again after seconds, goes on by itself. How late connections
+// may be the end-to-end tests tell.
+func (c carried) died() bool {
+	revived := c.who == guests && c.Kind == traffic.Download && c.Stall.Length() >= keepalive
+	return c.Broken != "" || c.Bytes == 0 || c.Stall.Open && c.beyond() > stallLimit || revived
+}
+
 func (c carried) String() string {
 	text := fmt.Sprintf("%s, %s to %s: %d bytes, stood still for %s at %s, %s of it beyond the interruption", c.who, c.Kind, c.Peer, c.Bytes,
 		c.Stall.Length().Round(time.Millisecond), c.stalled.Format("15:04:05.000"), c.beyond().Round(time.Millisecond))

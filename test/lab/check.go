@@ -81,6 +81,15 @@ func podFact(p *corev1.Pod) check.Pod {
 	if id.VMI != nil {
 		f.Identity.Row, f.Identity.Version = ident.VMPort(p.Namespace, id.VMI.Name, ident.DefaultNetwork), id.VMI.UID
 	}
+	for _, nic := range id.NICs {
+		other := check.Identity{
+			PodUID: id.PodUID, IPs: addrs(nic.IPs), Addresses: topology.Addresses(nic.MAC, nic.IPs), Version: f.Identity.Version, Row: ident.PodPort(p.Namespace, p.Name, nic.Interface),
+		}
+		if id.VMI != nil {
+			other.Row = ident.VMPort(p.Namespace, id.VMI.Name, nic.Network)
+		}
+		f.Others = append(f.Others, other)
+	}
 	return f
 }
 

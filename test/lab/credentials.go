@@ -101,9 +101,23 @@ func (l *Lab) writeKubeconfig(path, user, server string) error {
 	if err != nil {
 		return err
 	}
+	b, err := l.kubeconfig(user, token, server)
+	if err != nil {
+		return err
+	}
+	return pki.WriteSecret(path, b)
+}
+
+// apiOf is where a node reaches the API server.
+func (l *Lab) apiOf(spec *boot.Spec) string {
+	return "https://" + netip.AddrPortFrom(spec.HubIPs[0], boot.APIPort).String()
+}
+
+// kubeconfig is a kubeconfig's content.
+func (l *Lab) kubeconfig(user, token, server string) ([]byte, error) {
 	ca, err := os.ReadFile(l.path(secretsDir, boot.CACert))
 	if err != nil {
-		return fmt.Errorf("read the authority's certificate: %w", err)
+		return nil, fmt.Errorf("read the authority's certificate: %w", err)
 	}
 	name := "godwit-lab-" + l.name()
 	type object = map[string]any
@@ -114,9 +128,9 @@ func (l *Lab) writeKubeconfig(path, user, server string) error {
 		"contexts": []object{{"name": name, "context": object{"cluster": name, "user": user}}},
 	})
 	if err != nil {
-		return fmt.Errorf("write a kubeconfig: %w", err)
+		return nil, fmt.Errorf("write a kubeconfig: %w", err)
 	}
-	return pki.WriteSecret(path, b)
+	return b, nil
 }
 
 // deploySecrets gives a machine those that it needs, and no others.
@@ -138,7 +152,7 @@ func (l *Lab) deploySecrets(spec *boot.Spec) error {
 			return err
 		}
 	case boot.Node:
-		if err := l.writeKubeconfig(to(boot.NodeConfig), "system:node:"+spec.Name, "https://"+netip.AddrPortFrom(spec.HubIPs[0], boot.APIPort).String()); err != nil {
+		if err := l.writeKubeconfig(to(boot.NodeConfig), "system:node:"+spec.Name, l.apiOf(spec)); err != nil {
 			return err
 		}
 	case boot.Outside:

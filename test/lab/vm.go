@@ -61,6 +61,8 @@ type VMOptions struct {
 	MAC string
 	// Ports are the named ports of its interface.
 	Ports []kubevirtv1.Port
+	// Networks are the NetworkAttachmentDefinitions of its namespace on which it has further interfaces, with the bridge binding: see Lab.StartMultus.
+	Networks []string
 	// Node is where it is to start, and run again after it has stopped; it can be migrated from there to other nodes. Empty for anywhere.
 	Node string
 	// Hostname is the guest's; empty is the VM's name.
@@ -71,6 +73,8 @@ type VMOptions struct {
 	Bare bool
 	// Strategy is Always when empty.
 	Strategy kubevirtv1.VirtualMachineRunStrategy
+	// Eviction says what becomes of the VM when its pod is to be evicted; empty for what becomes of any pod, as in KubeVirt.
+	Eviction kubevirtv1.EvictionStrategy
 }
 
 // VM is one VM, by its name.
@@ -108,6 +112,9 @@ func (o VMOptions) instance() *kubevirtv1.VirtualMachineInstance {
 		Namespace: o.Namespace, Name: o.Name, Labels: maps.Clone(o.Labels), Annotations: maps.Clone(o.Annotations),
 	}}
 	vmi.Spec.Hostname = o.Hostname
+	if o.Eviction != "" {
+		vmi.Spec.EvictionStrategy = &o.Eviction
+	}
 	nic := kubevirtv1.DefaultBridgeNetworkInterface()
 	if o.Binding == guest.Masquerade {
 		nic = kubevirtv1.DefaultMasqueradeNetworkInterface()
@@ -119,6 +126,12 @@ func (o VMOptions) instance() *kubevirtv1.VirtualMachineInstance {
 	vmi.Spec.Domain.Memory = &kubevirtv1.Memory{Guest: memory}
 	vmi.Spec.Domain.Devices.Interfaces = []kubevirtv1.Interface{*nic}
 	vmi.Spec.Networks = []kubevirtv1.Network{*kubevirtv1.DefaultPodNetwork()}
+	for _, name := range o.Networks {
+		second := *kubevirtv1.DefaultBridgeNetworkInterface()
+		second.Name = name
+		vmi.Spec.Domain.Devices.Interfaces = append(vmi.Spec.Domain.Devices.Interfaces, second)
+		vmi.Spec.Networks = append(vmi.Spec.Networks, kubevirtv1.Network{Name: name, NetworkSource: kubevirtv1.NetworkSource{Multus: &kubevirtv1.MultusNetwork{NetworkName: name}}})
+	}
 	if o.Node != "" {
 		// A preference: a requirement would keep it there for ever.
 		vmi.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{
@@ -187,14 +200,21 @@ func (m *VM) AwaitRunning(ctx context.Context) (*kubevirtv1.VirtualMachineInstan
 	})
 }
 
-// Addresses are the VM's, as its VMI tells them.
+// Addresses are the VM's on the pod network, as its VMI tells them.
 func (m *VM) Addresses(ctx context.Context) ([]netip.Addr, error) {
 	vmi, err := m.VMI(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var all []netip.Addr
+	second := map[string]bool{}
+	for _, n := range vmi.Spec.Networks {
+		second[n.Name] = n.Multus != nil
+	}
 	for _, i := range vmi.Status.Interfaces {
+		if second[i.Name] {
+			continue
+		}
 		for _, s := range i.IPs {
 			a, err := netip.ParseAddr(s)
 			if err != nil {
@@ -206,7 +226,7 @@ func (m *VM) Addresses(ctx context.Context) ([]netip.Addr, error) {
 	return all, nil
 }
 
-// AwaitAnswer returns when the guest's echo answers on all of its addresses, asked from the node that it runs on.
+// AwaitAnswer returns when the guest's echo answers on all of its addresses on the pod network, asked from the node that it runs on.
 func (m *VM) AwaitAnswer(ctx context.Context) error {
 	vmi, err := m.AwaitRunning(ctx)
 	if err != nil {

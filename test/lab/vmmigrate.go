@@ -222,6 +222,20 @@ func (g *Migration) AwaitGone(ctx context.Context) error {
 	}
 }
 
+// CancelEvacuation takes back that the VM is to leave its node, as virtctl evacuate-cancel does. A migration that runs goes on until it is cancelled too.
+func (m *VM) CancelEvacuation(ctx context.Context) error {
+	vmi, err := m.VMI(ctx)
+	if err != nil {
+		return err
+	}
+	from := client.MergeFrom(vmi.DeepCopy())
+	vmi.Status.EvacuationNodeName = ""
+	if err := m.vms.api.Patch(ctx, vmi, from); err != nil {
+		return fmt.Errorf("cancel the evacuation of VM %s: %w", m, err)
+	}
+	return nil
+}
+
 // Journal is what QEMU and its launchers did for the VM, in the order in which it was noted.
 func (m *VM) Journal() ([]kubevirt.Entry, error) {
 	all, err := kubevirt.ReadJournal(m.vms.lab.journal())

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Annotation keys and finalizers. The ValidatingAdmissionPolicy in yamls/ names the same keys; TestAdmissionPolicyCoversAnnotations holds them
+// Annotation keys and finalizers. The ValidatingAdmissionPolicy in yamls/ names those that users may not write; TestAdmissionPolicyCoversAnnotations holds them
 // together.
 const (
 	// IdentityAnnotation, on a Pod, is an Identity as JSON. Only godwit-controller writes it.
@@ -16,6 +16,13 @@ const (
 	JoinAnnotation = "godwit.dev/join"
 	// MTUAnnotation, on a Node, is the largest MTU in bytes that a pod on the node can use. Its own godwit-agent writes it.
 	MTUAnnotation = "godwit.dev/mtu"
+	// SubnetAnnotation, IPsAnnotation and MACAnnotation are what a pod asks for, or, on a VM's template, what the Port of its NIC on the pod network does when Godwit makes
+	// it: fields of PortSpec, the addresses separated by commas. Users write them.
+	SubnetAnnotation = "godwit.dev/subnet"
+	IPsAnnotation    = "godwit.dev/ips"
+	MACAnnotation    = "godwit.dev/mac"
+	// ReclaimAnnotation, on a VM's template, is the ReclaimPolicy of the Port that Godwit makes.
+	ReclaimAnnotation = "godwit.dev/reclaim-policy"
 	// SubnetFinalizer keeps a Subnet until no pod has an address in it.
 	SubnetFinalizer = "godwit.dev/subnet"
 	// PortFinalizer keeps a Port until no VM uses it and its northbound row is gone.
@@ -54,6 +61,8 @@ type Identity struct {
 	// Attach says that the launcher may attach now, and where. Without it a launcher waits: its VM runs elsewhere, or its chassis was not asked for yet.
 	// Nil for any other pod, which needs no permission.
 	Attach *Attach `json:"attach,omitempty"`
+	// NICs are the pod's interfaces on second networks, in the order in which the pod lists them.
+	NICs []NIC `json:"nics,omitempty"`
 }
 
 // Instance names a VirtualMachineInstance.
@@ -150,6 +159,9 @@ func ParseIdentity(s string) (Identity, error) {
 	}
 	if id.Attach != nil && (id.VMI == nil || id.Attach.Chassis == "") {
 		return Identity{}, fmt.Errorf("annotation %s: attach %+v: want a chassis, and a vmi beside it", IdentityAnnotation, *id.Attach)
+	}
+	if err := checkNICs(id.NICs); err != nil {
+		return Identity{}, fmt.Errorf("annotation %s: %w", IdentityAnnotation, err)
 	}
 	return id, nil
 }

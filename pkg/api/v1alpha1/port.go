@@ -10,9 +10,9 @@ const (
 	KindVirtualMachineInstance = "VirtualMachineInstance"
 )
 
-// PortTarget says whose interface a Port is.
+// PortTarget says whose interface a Port is. While no VM uses the Port, the Port may be given to another.
 //
-// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="target cannot be changed: create another Port"
+// +kubebuilder:validation:XValidation:rule="has(self.network) == has(oldSelf.network) && (!has(self.network) || self.network == oldSelf.network)",message="target.network cannot be changed: create another Port"
 type PortTarget struct {
 	// Kind is VirtualMachine, or VirtualMachineInstance for one that belongs to no VM.
 	// +kubebuilder:validation:Enum=VirtualMachine;VirtualMachineInstance
@@ -22,9 +22,9 @@ type PortTarget struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
 	Name string `json:"name"`
-	// Network that the interface is on; "default" is the pod network.
+	// Network that the interface is on: "default" is the pod network, another the name of one of the VM's networks.
 	// +default="default"
-	// +kubebuilder:validation:Enum=default
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9_-]{1,63}$`
 	// +optional
 	Network string `json:"network,omitempty"`
 }
@@ -36,6 +36,15 @@ type PortSecurity string
 const (
 	PortSecurityOn  PortSecurity = "On"
 	PortSecurityOff PortSecurity = "Off"
+)
+
+// ReclaimPolicy says what becomes of a Port whose VM is deleted.
+type ReclaimPolicy string
+
+// Values of ReclaimPolicy.
+const (
+	ReclaimDelete ReclaimPolicy = "Delete"
+	ReclaimRetain ReclaimPolicy = "Retain"
 )
 
 // PortSpec is what a VM's interface shall be. Godwit makes a Port for a VM that has none. What cannot be changed can be neither added nor removed: rules of the
@@ -67,7 +76,8 @@ type PortSpec struct {
 	// +kubebuilder:validation:Pattern=`^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$`
 	MAC string `json:"mac,omitempty"`
 
-	// AllowedAddresses are further addresses and ranges that the VM may send from, besides its own: those of a floating address or of the containers in it.
+	// AllowedAddresses are further addresses and ranges that the VM may send from, besides its own: those of a floating address or of the containers in it. What a Subnet may give to
+	// somebody is not allowed; the condition AllowedAddresses says so.
 	// +optional
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MaxLength=43
@@ -80,6 +90,12 @@ type PortSpec struct {
 	// +default="On"
 	// +kubebuilder:validation:Enum=On;Off
 	PortSecurity PortSecurity `json:"portSecurity,omitempty"`
+
+	// ReclaimPolicy Retain keeps the Port, with its addresses, when its VM is deleted: for the next VM of that name. Delete lets it go with the VM. If left out, a Port that Godwit
+	// has made goes, and one that somebody made stays.
+	// +optional
+	// +kubebuilder:validation:Enum=Delete;Retain
+	ReclaimPolicy ReclaimPolicy `json:"reclaimPolicy,omitempty"`
 }
 
 // PortPhase tells what becomes of a Port, for people to read.
@@ -96,6 +112,9 @@ const (
 	// PortMigrating: its VM moves away from status.node.
 	PortMigrating PortPhase = "Migrating"
 )
+
+// ConditionAllowed is the type of the condition that a Port has, with status False, of whose allowedAddresses some are not allowed.
+const ConditionAllowed = "AllowedAddresses"
 
 // PortStatus is what a VM's interface is.
 type PortStatus struct {
@@ -119,7 +138,7 @@ type PortStatus struct {
 	// since. Empty if the VM does not run, or if its Subnet has another egress than mode Node.
 	// +optional
 	EgressNode string `json:"egressNode,omitempty"`
-	// Conditions: Ready says whether the port has its addresses and its row in the network.
+	// Conditions: Ready says whether the port has its addresses and its row in the network, AllowedAddresses, where it is there, which of them are not allowed.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -130,12 +149,14 @@ type PortStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
+// +kubebuilder:validation:XValidation:rule="self.spec.target == oldSelf.spec.target || !has(oldSelf.status) || !has(oldSelf.status.phase) || oldSelf.status.phase == 'Reserved'",message="target cannot be changed while a VM uses the Port: stop the VM, and wait for phase Reserved"
 // +kubebuilder:printcolumn:name="VM",type=string,JSONPath=`.spec.target.name`
-// +kubebuilder:printcolumn:name="IPs",type=string,JSONPath=`.status.ips`
-// +kubebuilder:printcolumn:name="MAC",type=string,JSONPath=`.status.mac`,priority=1
-// +kubebuilder:printcolumn:name="Subnet",type=string,JSONPath=`.status.subnet`,priority=1
+// +kubebuilder:printcolumn:name="IP",type=string,JSONPath=`.status.ips[0]`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="IPs",type=string,JSONPath=`.status.ips`,priority=1
+// +kubebuilder:printcolumn:name="MAC",type=string,JSONPath=`.status.mac`,priority=1
+// +kubebuilder:printcolumn:name="Subnet",type=string,JSONPath=`.status.subnet`,priority=1
 // +kubebuilder:printcolumn:name="Egress Node",type=string,JSONPath=`.status.egressNode`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`,priority=1
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1

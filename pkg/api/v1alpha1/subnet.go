@@ -83,6 +83,10 @@ type SubnetSpec struct {
 	// +optional
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 
+	// SecondNetworksOnly: pods and VMs of these namespaces are in the Subnet by second networks alone, and their interfaces on the pod network in another.
+	// +optional
+	SecondNetworksOnly bool `json:"secondNetworksOnly,omitempty"`
+
 	// MTU in bytes of the pods' interfaces. The smallest that all nodes can carry if left out.
 	// +optional
 	// +kubebuilder:validation:Minimum=1280

@@ -99,19 +99,38 @@ func (c *comparison) pod(p Pod) {
 	if !slices.Equal(p.IPs, p.Identity.IPs) {
 		c.differ("API: pod %s has addresses %v in its status, its identity says %v", name, p.IPs, p.Identity.IPs)
 	}
-	id := p.Identity.Row
-	port, ok := c.ports[id]
+	for _, id := range p.identities() {
+		c.row(p, id)
+	}
+}
+
+// row compares a pod's interface with its row, and that with what is plugged in.
+func (c *comparison) row(p Pod, id Identity) {
+	port, ok := c.ports[id.Row]
 	if !ok {
-		c.differ("NB: pod %s has no Logical_Switch_Port %s", name, id)
+		c.differ("NB: pod %s/%s has no Logical_Switch_Port %s", p.Namespace, p.Name, id.Row)
 		return
 	}
-	if len(port.Addresses) == 0 || port.Addresses[0] != p.Identity.Addresses {
-		c.differ("NB: Logical_Switch_Port %s has addresses %q, the identity says %q", id, port.Addresses, p.Identity.Addresses)
+	if len(port.Addresses) == 0 || port.Addresses[0] != id.Addresses {
+		c.differ("NB: Logical_Switch_Port %s has addresses %q, the identity says %q", id.Row, port.Addresses, id.Addresses)
 	}
 	if port.RequestedChassis != p.Node {
-		c.differ("NB: Logical_Switch_Port %s requests chassis %q, the pod is on %s", id, port.RequestedChassis, p.Node)
+		c.differ("NB: Logical_Switch_Port %s requests chassis %q, the pod is on %s", id.Row, port.RequestedChassis, p.Node)
 	}
-	c.attached(id, p.Node, p.Identity.Version)
+	c.attached(id.Row, p.Node, id.Version)
+}
+
+// identities are those of all interfaces of a pod.
+func (p Pod) identities() []Identity {
+	if p.Identity == nil {
+		return nil
+	}
+	return append([]Identity{*p.Identity}, p.Others...)
+}
+
+// has says whether one of a pod's interfaces has the row.
+func (p Pod) has(row ident.PortName) bool {
+	return slices.ContainsFunc(p.identities(), func(id Identity) bool { return id.Row == row })
 }
 
 // left says that a pod's VM is elsewhere, or nowhere, and that the pod's node is down: nobody is there to say that the pod has ended.
@@ -141,7 +160,7 @@ func (c *comparison) vm(v VM) {
 		c.differ("NB: Logical_Switch_Port %s has activation-strategy %q: a migration is under way, or left it behind", v.Row, row.ActivationStrategy)
 	}
 	for _, p := range c.pods {
-		if p.Identity != nil && p.Identity.Row == v.Row && !p.Finished && !c.left(p) {
+		if p.has(v.Row) && !p.Finished && !c.left(p) {
 			return // its launcher is compared as a pod is
 		}
 	}
@@ -183,17 +202,23 @@ func (c *comparison) attached(id ident.PortName, node, version string) {
 
 // addresses finds pods that share an address.
 func (c *comparison) addresses(pods []Pod) {
-	owner := map[string]string{}
+	type has struct {
+		pod string
+		row ident.PortName
+	}
+	owner := map[string]has{}
 	for _, p := range pods {
-		if p.Finished || p.Identity == nil {
+		if p.Finished {
 			continue
 		}
 		name := p.Namespace + "/" + p.Name
-		for _, ip := range p.Identity.IPs {
-			if other, taken := owner[ip.String()]; taken && c.pods[other].Identity.Row != p.Identity.Row {
-				c.differ("API: pods %s and %s both have address %s", other, name, ip)
+		for _, id := range p.identities() {
+			for _, ip := range id.IPs {
+				if other, taken := owner[ip.String()]; taken && other.row != id.Row {
+					c.differ("API: pods %s and %s both have address %s", other.pod, name, ip)
+				}
+				owner[ip.String()] = has{name, id.Row}
 			}
-			owner[ip.String()] = name
 		}
 	}
 }
@@ -213,6 +238,8 @@ func (c *comparison) port(p Port) {
 		c.differ("NB: Logical_Switch_Port %s is for a pod that does not exist", p.Name)
 	case p.UID != pod.UID:
 		c.differ("NB: Logical_Switch_Port %s is for UID %q, the pod's is %s", p.Name, p.UID, pod.UID)
+	case pod.Running && pod.Identity != nil && !pod.has(p.Name):
+		c.differ("NB: Logical_Switch_Port %s is for an interface that the pod's identity does not have", p.Name)
 	}
 }
 
@@ -272,7 +299,7 @@ func (c *comparison) plugged(n Node, i Interface) {
 // launched compares a VM's interface with the launchers that there are.
 func (c *comparison) launched(n Node, i Interface) {
 	for _, p := range c.pods {
-		if p.Node == n.Name && p.Identity != nil && p.Identity.Row == i.IfaceID {
+		if p.Node == n.Name && p.has(i.IfaceID) {
 			return
 		}
 	}

@@ -161,7 +161,11 @@ func TestEachDifferenceIsFound(t *testing.T) {
 		}, []string{
 			"OVS: 0 interfaces on node1 have iface-id vm/ns/vm/default", "OVS: interface gw2 on node2 is vm/ns/vm/default, of which no launcher",
 		}},
-		"shared address": {func(f *Facts) { same := *f.Pods[0].Identity; same.Row, f.Pods[2].Identity = "", &same }, []string{"both have address 10.244.0.2", "both have address fd00::2"}},
+		"shared address":                {func(f *Facts) { same := *f.Pods[0].Identity; same.Row, f.Pods[2].Identity = "", &same }, []string{"both have address 10.244.0.2", "both have address fd00::2"}},
+		"second network without a port": {func(f *Facts) { f.Pods[0].Others = []Identity{{Row: "pod/ns/a/net1"}} }, []string{"NB: pod ns/a has no Logical_Switch_Port pod/ns/a/net1"}},
+		"second network left behind": {func(f *Facts) { f.Ports = append(f.Ports, Port{Name: "pod/ns/a/net1", UID: "1"}) }, []string{
+			"NB: Logical_Switch_Port pod/ns/a/net1 is for an interface that the pod's identity does not have",
+		}},
 		"pod is gone": {func(f *Facts) { f.Pods = f.Pods[1:] }, []string{
 			"NB: Logical_Switch_Port pod/ns/a/default is for a pod that does not exist", "OVS: interface gw1 on node1 is for pod ns/a, which does not exist",
 		}},

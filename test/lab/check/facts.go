@@ -28,9 +28,10 @@ type Pod struct {
 	// Running: it has an address and runs, and has not been asked to end. Finished: its containers have ended for good. A pod that is neither is starting or
 	// ending, and may be anywhere in between.
 	Running, Finished bool
-	// IPs are those of its status; Identity is nil without the annotation.
+	// IPs are those of its status; Identity is nil without the annotation. Others are those of its interfaces on second networks.
 	IPs      []netip.Addr
 	Identity *Identity
+	Others   []Identity
 	// IdentityError says what is wrong with the annotation.
 	IdentityError string
 }

@@ -18,7 +18,7 @@ const resend = 500 * time.Millisecond
 
 // Question is a target that is asked over and over.
 type Question struct {
-	// Target is the URL: tcp://HOST:PORT or udp://HOST:PORT, HOST an address.
+	// Target is the URL: tcp://HOST:PORT or udp://HOST:PORT, HOST an address, or a name that the asker can resolve.
 	Target string `json:"target"`
 	// Within is how long an answer may take. What is lost meanwhile is sent again, by TCP or by Repeat.
 	Within time.Duration `json:"within"`

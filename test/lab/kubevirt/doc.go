@@ -6,5 +6,8 @@
 // single write or a single request to a launcher, so that what others see has the order of the rules. Nothing is remembered between steps but the
 // moments from which delays count: the process may be killed at any moment.
 //
+// Beside it the API server is answered that asks about evictions of launchers (eviction.go, webhook.go): a VMI is marked then, and the reconciler makes
+// migrations of it until it has left its node (evacuate.go).
+//
 // Annotations let a test hold a VM or a migration before any step, delay steps, and make things fail: see knobs.go.
 package kubevirt

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -98,7 +99,7 @@ func Run(ctx context.Context, c Config) error {
 		}
 	})
 	defer e.domains.close()
-	if err := e.watch(mgr, news); err != nil {
+	if err := errors.Join(e.watch(mgr, news), mgr.Add(manager.RunnableFunc(e.serveEvictions))); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
@@ -184,7 +185,7 @@ func (e *engine) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.
 			return reconcile.Result{}, err
 		}
 		e.connect(w)
-		s := first(w, vmRules, vmiRules, closingRules, leftoverRules, migrationRules, silentNode)
+		s := first(w, vmRules, vmiRules, closingRules, leftoverRules, migrationRules, evacuate, silentNode)
 		if s == nil {
 			return reconcile.Result{}, nil
 		}

@@ -1,6 +1,7 @@
 package kubevirt
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 const (
 	maxOutbound = 2 // migrations that leave a node at a time
 	maxCluster  = 5 // migrations in the cluster at a time
-	// limitPoll is how often a migration that waits for others looks whether it may go on.
+	// crowdPoll is how often a migration that waits for others looks whether it may go on, limitPoll how often one that waits for its own QEMU does.
+	crowdPoll = time.Second
 	limitPoll = 200 * time.Millisecond
 	// unschedulableTimeout and pendingTimeout are how long a target pod that cannot be scheduled, or does not start, is kept.
 	unschedulableTimeout = 5 * time.Minute
@@ -160,9 +162,13 @@ func (m *vmim) accept() *step {
 // prepare makes the target pod, when not too many migrations go on, and the attachment pod of hotplugged volumes.
 func (m *vmim) prepare() *step {
 	if m.target == nil {
+		wait := m.backoff()
 		switch {
+		case wait > 0:
+			m.w.engine.warn(m.w.vmi, "MigrationBackoff", fmt.Sprintf("backoff migrating vmi %s/%s", m.Namespace, m.Spec.VMIName))
+			return waits("evacuations before have failed", wait)
 		case m.crowded():
-			return waits("too many migrations go on", limitPoll)
+			return waits("too many migrations go on", crowdPoll)
 		case slices.ContainsFunc(m.w.launchers, func(p *corev1.Pod) bool { return p != m.w.current() && !down(p) }):
 			// A VMI never has more than two.
 			return waits("a launcher of the migration before has not ended", 0)

@@ -51,6 +51,10 @@ func TestStandIn(t *testing.T) {
 		{"not migratable", notMigratable},
 		{"misspelt knob", misspelt},
 		{"limits", limits},
+		{"evicted", evicted},
+		{"evicted without a strategy", evictedForGood},
+		{"evacuation cancelled", evacuationCancelled},
+		{"evacuations of a node", evacuations},
 		{"paused", paused},
 		{"forgotten", forgotten},
 		{"virtual machine", virtualMachine},
@@ -351,7 +355,7 @@ func limits(t *testing.T, e *env) {
 	e.awaitPhase(t, "mb", kubevirtv1.MigrationTargetReady)
 	e.migrate(t, "c", "mc", quick)
 	e.awaitPhase(t, "mc", kubevirtv1.MigrationPending)
-	time.Sleep(3 * limitPoll)
+	time.Sleep(3 * crowdPoll / 2)
 	e.awaitPhase(t, "mc", kubevirtv1.MigrationPending)
 	e.release(t, "ma")
 	e.awaitPhase(t, "mc", kubevirtv1.MigrationSucceeded)

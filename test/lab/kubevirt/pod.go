@@ -1,14 +1,17 @@
 package kubevirt
 
 import (
-	"fmt"
+	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nad"
 	"github.com/godwit-cni/godwit/test/lab/guest"
 )
 
@@ -64,6 +67,9 @@ func (w *world) launcherPod() *corev1.Pod {
 		kubevirtv1.DomainAnnotation: vmi.Name, kubevirtv1.MigrationTransportUnixAnnotation: "true", "kubectl.kubernetes.io/default-container": computeContainer,
 		"descheduler.alpha.kubernetes.io/request-evict-only": "", kubevirtv1.MemoryOverheadAnnotationBytes: "281018368",
 	})
+	if networks := networksAnnotation(vmi); networks != "" {
+		pod.Annotations[nad.Annotation] = networks
+	}
 	w.engine.domains.launchers.Decorate(pod, w.domain().MemoryMiB)
 	if knobsOf(vmi).has(SidecarAnnotation) {
 		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "sidecar", Image: idleImage, ImagePullPolicy: corev1.PullNever, Command: idleCommand})
@@ -147,17 +153,56 @@ func cut(name, uid string) string {
 	return strings.TrimRight(name[:maxLabel-len(id)-1], "-.") + "-" + id
 }
 
-// nicsOf are the guest's interfaces. The lab's pods have one network; others are attached by nobody.
+// nicsOf are the guest's interfaces. Those on second networks have links with hashed names.
 func nicsOf(vmi *kubevirtv1.VirtualMachineInstance) []guest.NIC {
 	var nics []guest.NIC
-	for i, f := range vmi.Spec.Domain.Devices.Interfaces {
-		n := guest.NIC{Name: f.Name, Link: fmt.Sprintf("eth%d", i), Binding: guest.Bridge, MAC: f.MacAddress}
+	for _, f := range vmi.Spec.Domain.Devices.Interfaces {
+		n := guest.NIC{Name: f.Name, Link: ident.FirstInterface, Binding: guest.Bridge, MAC: f.MacAddress}
+		if slices.ContainsFunc(secondNetworks(vmi), func(s kubevirtv1.Network) bool { return s.Name == f.Name }) {
+			n.Link = ident.LauncherInterface(f.Name)
+		}
 		if f.Masquerade != nil {
 			n.Binding = guest.Masquerade
 		}
 		nics = append(nics, n)
 	}
 	return nics
+}
+
+// secondNetworks are the networks that Multus attaches the launcher to besides the first.
+func secondNetworks(vmi *kubevirtv1.VirtualMachineInstance) []kubevirtv1.Network {
+	return slices.DeleteFunc(slices.Clone(vmi.Spec.Networks), func(n kubevirtv1.Network) bool { return n.Multus == nil || n.Multus.Default })
+}
+
+// networksAnnotation is what Multus is told of a launcher: for each second network the definition, and the name of the link, which follows from the network's.
+func networksAnnotation(vmi *kubevirtv1.VirtualMachineInstance) string {
+	type selection struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
+		Interface string `json:"interface"`
+		MAC       string `json:"mac,omitempty"`
+	}
+	var all []selection
+	for _, n := range secondNetworks(vmi) {
+		s := selection{Name: n.Multus.NetworkName, Namespace: vmi.Namespace, Interface: ident.LauncherInterface(n.Name)}
+		if namespace, name, ok := strings.Cut(s.Name, "/"); ok {
+			s.Namespace, s.Name = namespace, name
+		}
+		for _, f := range vmi.Spec.Domain.Devices.Interfaces {
+			if f.Name == n.Name {
+				s.MAC = f.MacAddress
+			}
+		}
+		all = append(all, s)
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		return "" // cannot happen: all are strings
+	}
+	return string(text)
 }
 
 // domain describes the VM's guest.

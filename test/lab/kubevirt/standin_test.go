@@ -182,15 +182,17 @@ func (e *env) background(t *testing.T, run func(context.Context) error) (stop fu
 // vmi creates a bare VMI on node1 and returns it when it is ready.
 func (e *env) vmi(t *testing.T, name string, annotations map[string]string) *kubevirtv1.VirtualMachineInstance {
 	t.Helper()
-	vmi := &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.namespace, Annotations: map[string]string{
-		kubevirtv1.AllowPodBridgeNetworkLiveMigrationAnnotation: "",
-	}}}
-	for k, v := range annotations {
-		vmi.Annotations[k] = v
-	}
+	vmi := &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: e.namespace, Annotations: annotations}}
+	return e.create(t, vmi)
+}
+
+// create creates a VMI that may migrate and returns it when it is ready.
+func (e *env) create(t *testing.T, vmi *kubevirtv1.VirtualMachineInstance) *kubevirtv1.VirtualMachineInstance {
+	t.Helper()
+	vmi.Annotations = with(vmi.Annotations, kubevirtv1.AllowPodBridgeNetworkLiveMigrationAnnotation, "")
 	// A kind that has just been defined is not served at once.
-	eventually(t, "VMI "+name+" created", func() bool { return e.api.Create(t.Context(), vmi) == nil })
-	return e.awaitVMI(t, name, "ready", func(v *kubevirtv1.VirtualMachineInstance) bool {
+	eventually(t, "VMI "+vmi.Name+" created", func() bool { return e.api.Create(t.Context(), vmi) == nil })
+	return e.awaitVMI(t, vmi.Name, "ready", func(v *kubevirtv1.VirtualMachineInstance) bool {
 		return conditionTrue(v, kubevirtv1.VirtualMachineInstanceReady)
 	})
 }

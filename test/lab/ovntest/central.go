@@ -135,6 +135,16 @@ func (c *OVNCentral) Chassis(t testing.TB, name string) {
 	run(t, c.root.Command(t.Context(), "ovn-sbctl", "--db="+c.SB, "chassis-add", name, "geneve", fmt.Sprintf("192.0.2.%d", 1+c.number())))
 }
 
+// Southbound is what ovn-sbctl(8) says to a command.
+func (c *OVNCentral) Southbound(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := c.root.Command(t.Context(), "ovn-sbctl", append([]string{"--db=" + c.SB}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ovn-sbctl %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
 // Trace is what the logical flows do with a packet of a datapath: actions that are left of the whole way, such as output("port"). Every port counts as resident (ovn-trace(8)).
 // It fails while northd has not made the datapath.
 func (c *OVNCentral) Trace(t testing.TB, datapath, packet string) (string, error) {

@@ -83,9 +83,7 @@ func (o Objects) Snapshot() policy.Snapshot {
 		}
 	}
 	for i := range o.Pods {
-		if p, ok := pod(&o.Pods[i]); ok {
-			s.Pods = append(s.Pods, p)
-		}
+		s.Pods = append(s.Pods, pod(&o.Pods[i])...)
 	}
 	for i := range o.Ports {
 		port := &o.Ports[i]
@@ -111,22 +109,28 @@ func host(node *corev1.Node) (policy.Host, bool) {
 	return h, true
 }
 
-// pod is one that has its addresses, a node, and an interface of its own: a VM's launcher has none.
-func pod(p *corev1.Pod) (policy.Pod, bool) {
+// pod are the interfaces of one that has its addresses, a node, and interfaces of its own: a VM's launcher has none.
+func pod(p *corev1.Pod) []policy.Pod {
 	id, err := v1alpha1.ParseIdentity(p.Annotations[v1alpha1.IdentityAnnotation])
 	ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	if err != nil || id.PodUID != string(p.UID) || id.VMI != nil || p.Spec.HostNetwork || p.Spec.NodeName == "" || ended {
-		return policy.Pod{}, false
+		return nil
 	}
-	out := policy.Pod{Port: ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: p.Labels, IPs: addresses(id.IPs)}
+	first := policy.Pod{Port: ident.PodPort(p.Namespace, p.Name, ident.DefaultNetwork), Namespace: p.Namespace, Labels: p.Labels, IPs: addresses(id.IPs)}
 	for _, containers := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range containers {
 			for _, port := range containers[i].Ports {
-				out.Ports = append(out.Ports, policy.PodPort{Name: port.Name, Protocol: port.Protocol, Number: port.ContainerPort})
+				first.Ports = append(first.Ports, policy.PodPort{Name: port.Name, Protocol: port.Protocol, Number: port.ContainerPort})
 			}
 		}
 	}
-	return out, true
+	out := []policy.Pod{first}
+	for _, nic := range id.NICs {
+		second := first
+		second.Port, second.IPs = ident.PodPort(p.Namespace, p.Name, nic.Interface), addresses(nic.IPs)
+		out = append(out, second)
+	}
+	return out
 }
 
 // vm is a VM's interface, with its VMI's labels.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -90,7 +91,7 @@ func enslave(link, br netlink.Link, name string, mac net.HardwareAddr) error {
 // addDummy makes the link that keeps the pod's MAC address and addresses. It is down, as KubeVirt's is; a pair of virtual Ethernet links stands in for
 // a dummy link, which not every kernel has.
 func addDummy(name string, pod podLink) error {
-	dummy := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: pod.mac, MTU: pod.mtu}, PeerName: name + "-unused"}
+	dummy := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: pod.mac, MTU: pod.mtu}, PeerName: strings.TrimPrefix(name, "pod") + "-old"}
 	if err := netlink.LinkAdd(dummy); err != nil {
 		return fmt.Errorf("make the link that keeps the addresses of %s: %w", name, err)
 	}

@@ -1,0 +1,82 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+)
+
+// A Port whose target is changed takes its addresses and its MAC to another VM. The API lets that be done while no VM uses it (its definition's rule on status.phase). Should a VM of the old
+// name have started in that very moment, the move counts: that VM gets another Port.
+
+// leave deletes the row that a Port had for the VM that it was for before, so that its addresses are never in two rows.
+func (r *portReconciler) leave(ctx context.Context, port *v1alpha1.Port) error {
+	name := rowName(port)
+	have, err := r.nb.Port(ctx, name)
+	if err != nil || holds(port, have) {
+		return err
+	}
+	rows, err := r.nb.Ports(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if row.ExternalIDs[ident.OwnerKey] != ident.OwnerVM || !holds(port, row) {
+			continue
+		}
+		was := port.DeepCopy()
+		was.Spec.Target.Name = row.ExternalIDs[ident.KeyName]
+		r.policies.setVM(was, nil, nil)
+		r.anchors.forget(ident.PortName(row.Name))
+		if err := r.nb.Apply(ctx, ovn.DeletePort(ident.PortName(row.Name)), r.policies.pending(), r.anchors.pending()); err != nil {
+			return fmt.Errorf("delete row %s, which the Port had for another VM: %w", row.Name, err)
+		}
+		r.log.Info("Port moved", "port", port.Namespace+"/"+port.Name, "vm", port.Spec.Target.Name, "was", was.Spec.Target.Name)
+		r.virt.enqueue(types.NamespacedName{Namespace: port.Namespace, Name: was.Spec.Target.Name})
+	}
+	return nil
+}
+
+// holds says whether a row, nil if there is none, is a Port's.
+func holds(port *v1alpha1.Port, row *nbdb.LogicalSwitchPort) bool {
+	return row != nil && row.ExternalIDs[ident.KeyUID] == string(port.UID)
+}
+
+// holderFirst puts the Port that has the row before those that merely are older: one that is moved to a VM does not take the place of the one that the VM has.
+func holderFirst(ports []*v1alpha1.Port, row *nbdb.LogicalSwitchPort) {
+	if i := slices.IndexFunc(ports, func(p *v1alpha1.Port) bool { return holds(p, row) }); i > 0 {
+		holder := ports[i]
+		copy(ports[1:i+1], ports[:i])
+		ports[0] = holder
+	}
+}
+
+// first checks that no other Port has the same interface, or is older and for it.
+func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1.Condition, error) {
+	others, err := portsOf(ctx, r.api, vmKey(port))
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	row, err := r.nb.Port(ctx, rowName(port))
+	if err != nil {
+		return metav1.Condition{}, err
+	}
+	holderFirst(others, row)
+	for _, o := range others {
+		if o.UID == port.UID {
+			break
+		}
+		if o.Spec.Target.Network == port.Spec.Target.Network {
+			return condition(metav1.ConditionFalse, reasonTargetTaken, fmt.Sprintf("Port %s is for the same interface: delete one of the two", o.Name)), nil
+		}
+	}
+	return metav1.Condition{}, nil
+}

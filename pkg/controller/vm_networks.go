@@ -1,0 +1,225 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/nad"
+)
+
+// observeSecond adds the Ports of a VM on second networks: it makes those that its VMI has none of. What is of a network that the VMI has no more stays with the VM, and
+// is carried by no launcher.
+func (r *vmReconciler) observeSecond(ctx context.Context, vm types.NamespacedName, o *observed) error {
+	ports, err := portsOf(ctx, r.api, vm)
+	if err != nil {
+		return err
+	}
+	var waits []types.NamespacedName
+	for network, key := range secondNetworks(o.vmi) {
+		port := portFor(o.vmi, network, ports)
+		if port == nil {
+			waits = append(waits, key)
+		}
+	}
+	r.nads.await(holder{kind: ident.OwnerVM, key: vm}, waits)
+	for network, key := range secondNetworks(o.vmi) {
+		port, err := r.ensureSecond(ctx, o.vmi, network, key, ports)
+		if err != nil {
+			return err
+		}
+		if port != nil {
+			o.ports[network] = port
+		}
+	}
+	for _, port := range ports {
+		network := port.Spec.Target.Network
+		if network == podNetwork {
+			continue
+		}
+		if o.ports[network] == nil && (o.vmi == nil || uses(o.vmi, port)) {
+			o.ports[network] = port
+		}
+		if err := r.observeRow(ctx, vm, network, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// observeRow reads the row of a VM's NIC, if it is that of the NIC's Port.
+func (r *vmReconciler) observeRow(ctx context.Context, vm types.NamespacedName, network string, o *observed) error {
+	name := ident.VMPort(vm.Namespace, vm.Name, network)
+	row, err := r.nb.Port(ctx, name)
+	if port := o.ports[network]; err != nil || row == nil || port == nil || row.ExternalIDs[ident.KeyUID] != string(port.UID) {
+		return err
+	}
+	o.rows[network] = row
+	binding, err := r.sb.Binding(ctx, name)
+	if binding != nil && !slices.Contains(o.bindings, binding) {
+		o.bindings = append(o.bindings, binding)
+	}
+	return err
+}
+
+// secondNetworks are the NetworkAttachmentDefinitions of a VMI's networks besides the pod network, by the network's name. They are the VM's beside a NIC on the pod network:
+// without one a launcher is a pod like others, whose identity is its own.
+func secondNetworks(vmi *kubevirtv1.VirtualMachineInstance) map[string]types.NamespacedName {
+	out := map[string]types.NamespacedName{}
+	if vmi == nil || !hasPodNetwork(vmi) {
+		return out
+	}
+	for i := range vmi.Spec.Networks {
+		n := &vmi.Spec.Networks[i]
+		if n.Multus == nil || n.Multus.Default || n.Name == podNetwork {
+			continue
+		}
+		out[n.Name] = definitionOf(vmi, n.Multus)
+	}
+	return out
+}
+
+// definitionOf names the NetworkAttachmentDefinition of a VMI's network: "NAMESPACE/NAME", or the name of one in the VMI's namespace.
+func definitionOf(vmi *kubevirtv1.VirtualMachineInstance, n *kubevirtv1.MultusNetwork) types.NamespacedName {
+	if namespace, name, ok := strings.Cut(n.NetworkName, "/"); ok {
+		return types.NamespacedName{Namespace: namespace, Name: name}
+	}
+	return types.NamespacedName{Namespace: vmi.Namespace, Name: n.NetworkName}
+}
+
+// ensureSecond is the Port of a VMI's NIC on a second network; nil if there is none (yet), because it is another plugin's, or another VM's of the name is being deleted.
+func (r *vmReconciler) ensureSecond(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string, key types.NamespacedName, ports []*v1alpha1.Port) (*v1alpha1.Port, error) {
+	port := portFor(vmi, network, ports)
+	taken := slices.ContainsFunc(ports, func(p *v1alpha1.Port) bool { return p.Spec.Target.Network == network })
+	if port != nil || taken || vmi.DeletionTimestamp != nil || vmi.IsFinal() {
+		return port, nil
+	}
+	conf, err := r.nads.config(ctx, key)
+	if errors.Is(err, errBadNAD) {
+		r.events.Eventf(vmi, nil, corev1.EventTypeWarning, v1alpha1.ReasonInvalid, "MakePort", "network %s: %v", network, err)
+		return nil, nil
+	}
+	if err != nil || !conf.Ours {
+		return nil, err
+	}
+	return r.makeSecond(ctx, vmi, network, conf)
+}
+
+// makeSecond creates the Port of a VMI's NIC on a second network: under the names of both, or under a longer one where that is taken.
+func (r *vmReconciler) makeSecond(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string, conf nad.Config) (*v1alpha1.Port, error) {
+	both := vmi.Name + "-" + network
+	names := []string{both, longName(both, network)}
+	if len(both) > maxName {
+		names = names[1:]
+	}
+	for _, name := range names {
+		port := newPort(vmi, network)
+		if port.Name = name; conf.Subnet != "" { // held to the Subnets that are for its namespace, as by the annotation of a template
+			port.Spec.Subnet, port.Annotations = conf.Subnet, map[string]string{v1alpha1.SubnetAnnotation: conf.Subnet}
+		}
+		err := r.api.Create(ctx, port)
+		if err == nil {
+			r.log.Info("Port made", "port", port.Namespace+"/"+port.Name, "vm", vmi.Name, "network", network)
+			return port, nil
+		}
+		if apierrors.IsInvalid(err) {
+			r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortRefused", "MakePort", "network %s: %v: the VM has no NIC there; correct the NetworkAttachmentDefinition", network, err)
+			return nil, nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("create the Port of VM %s/%s on network %s: %w", vmi.Namespace, vmi.Name, network, err)
+		}
+		var has v1alpha1.Port
+		if err := r.api.Get(ctx, client.ObjectKeyFromObject(port), &has); err != nil || vmKey(&has) == client.ObjectKeyFromObject(vmi) && has.Spec.Target.Network == network {
+			return nil, client.IgnoreNotFound(err) // the cache is behind; that Port asks for this VM again
+		}
+	}
+	r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
+		"Ports %s are others': the VM has no NIC on network %s; make a Port for it under another name, or delete one of them", strings.Join(names, " and "), network)
+	return nil, nil
+}
+
+// launcherNICs are a launcher's interfaces on second networks: those that it has been told of, and those by which it may attach now.
+func (r *vmReconciler) launcherNICs(ctx context.Context, o observed, pod *corev1.Pod, may map[string]v1alpha1.Activation) ([]v1alpha1.NIC, error) {
+	told := identityOf(pod).NICs
+	var out []v1alpha1.NIC
+	for _, network := range slices.Sorted(maps.Keys(o.ports)) {
+		if network == podNetwork {
+			continue
+		}
+		if i := slices.IndexFunc(told, func(n v1alpha1.NIC) bool { return n.Network == network }); i >= 0 {
+			out = append(out, told[i])
+			continue
+		}
+		activation, ok := may[network]
+		if !ok {
+			continue
+		}
+		alone := o
+		alone.pods = nil // what they were told is the MTU of the first interface
+		id, err := r.identity(ctx, alone, o.ports[network])
+		if err != nil {
+			return nil, err
+		}
+		nic := v1alpha1.NICOf(ident.LauncherInterface(network), network, id)
+		if nic.Activation = activation; nic.MTU == 0 {
+			continue // no node has an agent yet
+		}
+		for _, other := range o.pods {
+			for _, n := range identityOf(other).NICs {
+				if n.Network == network {
+					nic.MTU = n.MTU // a guest would not notice another while it moves
+				}
+			}
+		}
+		out = append(out, nic)
+	}
+	return out, nil
+}
+
+// journeys tells which of a VM's ports take connections along, and says whether that was not known, and for how long that stays.
+func (r *vmReconciler) journeys(vm types.NamespacedName, o observed, d migration.Decision) (news bool, longest journey) {
+	if o.rows[podNetwork] == nil {
+		news = r.policies.setJourney(ident.VMPort(vm.Namespace, vm.Name, podNetwork), journey{})
+	}
+	for _, p := range d.Ports {
+		j := r.policies.handover.journey(p.Want, o.moved(p), o.env.Now)
+		news = r.policies.setJourney(p.Name, j) || news
+		longest.left = sooner(longest.left, j.left)
+	}
+	return news, longest
+}
+
+// sayWithoutPodNetwork tells whoever starts a VM that its NICs on second networks have no Ports.
+func (r *vmReconciler) sayWithoutPodNetwork(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance) error {
+	if vmi.Status.Phase != kubevirtv1.Scheduling {
+		return nil
+	}
+	for i := range vmi.Spec.Networks {
+		n := &vmi.Spec.Networks[i]
+		if n.Multus == nil || n.Multus.Default {
+			continue
+		}
+		conf, err := r.nads.config(ctx, definitionOf(vmi, n.Multus))
+		if err == nil && conf.Ours {
+			r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PodNetworkMissing", "MakePort",
+				"network %s: a VM has NICs on second networks of Godwit's beside one on the pod network: add that", n.Name)
+		}
+		if err != nil && !errors.Is(err, errBadNAD) {
+			return err
+		}
+	}
+	return nil
+}

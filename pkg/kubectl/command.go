@@ -1,0 +1,90 @@
+// Package kubectl is `kubectl ovn`: it reads the API with the rights of whoever runs it, and changes nothing.
+package kubectl
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+// Command is the whole of the plugin.
+func Command(version string) *cobra.Command {
+	var s session
+	root := &cobra.Command{
+		Use: "kubectl-ovn", Version: version, SilenceUsage: true,
+		Short: "What the network knows of VMs, and did to them",
+		Long: `kubectl ovn reads what Godwit's controller and agents have written down: the ports of VMs, and how each live migration went.
+It reads the API with your own rights and changes nothing.`,
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl ovn"},
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	flags := root.PersistentFlags()
+	flags.StringVar(&rules.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig file; as kubectl's if empty")
+	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
+	s.rules = rules
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand())
+	return root
+}
+
+// session is how the API server is reached.
+type session struct {
+	rules     *clientcmd.ClientConfigLoadingRules
+	overrides clientcmd.ConfigOverrides
+}
+
+// cluster is an API server and the namespace that is meant.
+type cluster struct {
+	api       client.WithWatch
+	namespace string
+}
+
+// connect reads the kubeconfig. Nothing is asked of the API server yet.
+func (s *session) connect() (cluster, error) {
+	config := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(s.rules, &s.overrides)
+	namespace, _, err := config.Namespace()
+	if err != nil {
+		return cluster{}, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	rest, err := config.ClientConfig()
+	if err != nil {
+		return cluster{}, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return cluster{}, err
+		}
+	}
+	api, err := client.NewWithWatch(rest, client.Options{Scheme: scheme})
+	if err != nil {
+		return cluster{}, fmt.Errorf("API server %s: %w", rest.Host, err)
+	}
+	return cluster{api: api, namespace: namespace}, nil
+}
+
+// names completes names of VMs, by their Ports.
+func (s *session) names(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := s.connect()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var ports v1alpha1.PortList
+	if err := c.api.List(cmd.Context(), &ports, client.InNamespace(c.namespace)); err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var all []string
+	for _, p := range ports.Items {
+		all = append(all, p.Spec.Target.Name)
+	}
+	return all, cobra.ShellCompDirectiveNoFileComp
+}
+
+// say writes a line; what cannot be written to, a pipe that is closed, ends the program anyway.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }

@@ -1,0 +1,171 @@
+package kubectl
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+func (s *session) portCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "port VM|POD", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
+		Short: "Who a VM or a pod is in the network, and where",
+		Long: `port tells the addresses, the logical port and the place of each network interface of a VM, or of a pod: what the API has of it. Of a VM also its launcher pods, which of
+them may attach, and its last migration.`,
+		Example: "  kubectl ovn port web1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			return c.port(cmd.Context(), cmd.OutOrStdout(), args[0])
+		},
+	}
+}
+
+// port prints what is known of a VM, or else of a pod.
+func (c cluster) port(ctx context.Context, w io.Writer, name string) error {
+	var list v1alpha1.PortList
+	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
+		return fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
+	}
+	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
+	if len(ports) > 0 {
+		return c.vmPorts(ctx, w, name, ports)
+	}
+	var pod corev1.Pod
+	err := c.api.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: name}, &pod)
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("namespace %s has neither a Port of a VM %s nor a pod of that name: kubectl get ports,pods -n %s", c.namespace, name, c.namespace)
+	}
+	if err != nil {
+		return fmt.Errorf("read pod %s/%s: %w", c.namespace, name, err)
+	}
+	rows := append([][]string{{"pod", pod.Namespace + "/" + pod.Name}}, podRows(&pod)...)
+	(&table{out: w}).rows(rows...)
+	return nil
+}
+
+// vmPorts prints a VM's Ports, its launchers and its last migration.
+func (c cluster) vmPorts(ctx context.Context, w io.Writer, vm string, ports []v1alpha1.Port) error {
+	var pods corev1.PodList
+	if err := c.api.List(ctx, &pods, client.InNamespace(c.namespace)); err != nil {
+		return fmt.Errorf("list the pods in namespace %s: %w", c.namespace, err)
+	}
+	l := listing{cluster: c, vm: vm}
+	moves, err := l.list(ctx)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"VM", c.namespace + "/" + vm}}
+	for i := range ports {
+		rows = append(rows, portRows(&ports[i])...)
+	}
+	for i := range pods.Items {
+		if pod := &pods.Items[i]; launches(pod, vm) {
+			rows = append(rows, []string{"launcher", launcherText(pod)})
+		}
+	}
+	if n := len(moves.Items); n > 0 {
+		pm := &moves.Items[n-1]
+		rows = append(rows, []string{"last migration", fmt.Sprintf("%s, %s → %s, %s, interruption %s", pm.Name, pm.Spec.Source.Node, pm.Spec.Target.Node,
+			story{pm}.outcome(), interruption(pm.Status.Interruption))})
+	}
+	(&table{out: w}).rows(rows...)
+	return nil
+}
+
+// portRows tell a Port.
+func portRows(p *v1alpha1.Port) [][]string {
+	st := &p.Status
+	where := string(st.Phase)
+	if st.Node != "" {
+		where += " on " + st.Node
+	}
+	rows := [][]string{
+		{"network", p.Spec.Target.Network + ", Port " + p.Name},
+		{"  logical port", string(ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network))},
+		{"  addresses", filled(strings.Join(st.IPs, " "))},
+		{"  MAC", filled(st.MAC)},
+		{"  subnet", filled(st.Subnet)},
+		{"  phase", filled(where)},
+	}
+	if st.EgressNode != "" {
+		rows = append(rows, []string{"  leaves through", st.EgressNode})
+	}
+	if len(p.Spec.AllowedAddresses) > 0 {
+		rows = append(rows, []string{"  may send from", strings.Join(p.Spec.AllowedAddresses, " ")})
+	}
+	if p.Spec.PortSecurity == v1alpha1.PortSecurityOff {
+		rows = append(rows, []string{"  port security", "off: any address"})
+	}
+	if ready := meta.FindStatusCondition(st.Conditions, v1alpha1.ConditionReady); ready == nil {
+		rows = append(rows, []string{"  ready", "not known: is godwit-controller running?"})
+	} else if ready.Status != metav1.ConditionTrue {
+		rows = append(rows, []string{"  ready", fmt.Sprintf("%s, %s: %s", ready.Status, ready.Reason, ready.Message)})
+	}
+	return rows
+}
+
+// launches says whether a pod is a launcher of a VM, finished ones left out.
+func launches(pod *corev1.Pod, vm string) bool {
+	owner := metav1.GetControllerOfNoCopy(pod)
+	return owner != nil && owner.Kind == v1alpha1.KindVirtualMachineInstance && owner.Name == vm && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+}
+
+// launcherText is a launcher, and whether it may attach.
+func launcherText(pod *corev1.Pod) string {
+	text := fmt.Sprintf("%s on %s, %s", pod.Name, filled(pod.Spec.NodeName), pod.Status.Phase)
+	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	switch {
+	case err != nil:
+		return text + ", has no identity yet: kubectl describe pod " + pod.Name
+	case id.Attach == nil:
+		return text + ", may not attach: the ports are for another pod, or not prepared yet"
+	}
+	return text + ", may attach on " + id.Attach.Chassis
+}
+
+// podRows tell a pod.
+func podRows(pod *corev1.Pod) [][]string {
+	if pod.Spec.HostNetwork {
+		return [][]string{{"network", "the host's, of node " + filled(pod.Spec.NodeName)}}
+	}
+	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
+	if err != nil {
+		return [][]string{{"identity", err.Error() + ": kubectl describe pod " + pod.Name}}
+	}
+	port := string(ident.PodPort(pod.Namespace, pod.Name, ident.DefaultNetwork))
+	if id.VMI != nil {
+		port = string(ident.VMPort(pod.Namespace, id.VMI.Name, ident.DefaultNetwork)) + ", of VM " + id.VMI.Name
+	}
+	var gateways []string
+	for _, g := range id.Gateways {
+		gateways = append(gateways, g.String())
+	}
+	return [][]string{
+		{"logical port", port}, {"addresses", prefixes(id.IPs)}, {"MAC", id.MAC.String()}, {"subnet", id.Subnet}, {"gateways", strings.Join(gateways, " ")},
+		{"MTU", fmt.Sprint(id.MTU)}, {"node", filled(pod.Spec.NodeName)},
+	}
+}
+
+func prefixes(list []netip.Prefix) string {
+	var all []string
+	for _, p := range list {
+		all = append(all, p.String())
+	}
+	return strings.Join(all, " ")
+}
