@@ -67,16 +67,26 @@ func TestStandIn(t *testing.T) {
 func thereAndBack(t *testing.T, e *env) {
 	e.vmi(t, "vm1", nil)
 	e.migrate(t, "vm1", "m1", nil)
-	e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
-	e.settled(t, "vm1", "node2")
-	m := e.awaitPhase(t, "m1", kubevirtv1.MigrationSucceeded)
+	m := e.awaitRecord(t, "m1")
 	if s := m.Status.MigrationState; s.SourceNode != "node1" || s.TargetNode != "node2" {
 		t.Errorf("it went from %s to %s", s.SourceNode, s.TargetNode)
 	}
+	e.settled(t, "vm1", "node2")
 	compareOrder(t, e.recording.bytes(), e.namespace)
 	e.migrate(t, "vm1", "m2", quick)
 	e.awaitPhase(t, "m2", kubevirtv1.MigrationSucceeded)
 	e.settled(t, "vm1", "node1")
+}
+
+// awaitRecord waits until a migration has succeeded and the stand-in has let it go: nothing is written to it any more.
+func (e *env) awaitRecord(t *testing.T, name string) *kubevirtv1.VirtualMachineInstanceMigration {
+	t.Helper()
+	m := &kubevirtv1.VirtualMachineInstanceMigration{}
+	eventually(t, "VMIM "+name+" succeeded and its record complete", func() bool {
+		return e.api.Get(t.Context(), types.NamespacedName{Namespace: e.namespace, Name: name}, m) == nil &&
+			m.Status.Phase == kubevirtv1.MigrationSucceeded && m.Status.MigrationState != nil && len(m.Finalizers) == 0
+	})
+	return m
 }
 
 // backToBack: A→B→C, the second one made while the first one is on its way.
