@@ -7,6 +7,7 @@ type metrics struct {
 	prepared, interruption prometheus.Histogram
 	policyProblems         *prometheus.CounterVec
 	serviceProblems        *prometheus.CounterVec
+	claimsUndone           *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -30,7 +31,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		serviceProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "godwit_service_problems_total", Help: "What is wrong with Services and left out of them, by reason, counted when it is found.",
 		}, []string{"reason"}),
+		claimsUndone: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_claims_undone_total", Help: "Claims of ports, by the node that made them, which the ports' rows do not ask for and which were undone.",
+		}, []string{"node"}),
 	}
-	r.MustRegister(m.migrations, m.prepared, m.interruption, m.policyProblems, m.serviceProblems)
+	r.MustRegister(m.claimsUndone, m.migrations, m.prepared, m.interruption, m.policyProblems, m.serviceProblems)
 	return m
 }

@@ -102,7 +102,7 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 	for _, e := range c.Endpoints {
 		opts = append(opts, client.WithEndpoint(e))
 	}
-	opts, err := c.secure(opts)
+	opts, err := c.certified(opts)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the %s database by TLS: %w", database, err)
 	}

@@ -1,7 +1,6 @@
 package ovn
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -10,15 +9,13 @@ import (
 	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/client"
-
-	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // endpointForm is what an endpoint looks like, for people.
 const endpointForm = "ssl:HOST:PORT, tcp:HOST:PORT or unix:PATH"
 
-// Secure says whether an endpoint is reached by TLS, or why it is not an endpoint.
-func Secure(endpoint string) (bool, error) {
+// secure says whether an endpoint is reached by TLS, or why it is not an endpoint.
+func secure(endpoint string) (bool, error) {
 	proto, address, _ := strings.Cut(endpoint, ":")
 	switch proto {
 	case "unix":
@@ -37,7 +34,7 @@ func Secure(endpoint string) (bool, error) {
 func CheckEndpoints(endpoints []string, certificates bool, hint string) error {
 	var errs []error
 	for _, e := range endpoints {
-		secure, err := Secure(e)
+		secure, err := secure(e)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
@@ -61,8 +58,8 @@ func (c Config) hosts() []string {
 	return out
 }
 
-// secure adds what TLS needs, and reads the certificates once, for an error that names what is wrong with them.
-func (c Config) secure(opts []client.Option) ([]client.Option, error) {
+// certified adds what TLS needs, and reads the certificates once, for an error that names what is wrong with them.
+func (c Config) certified(opts []client.Option) ([]client.Option, error) {
 	if c.TLS == nil {
 		return opts, nil
 	}
@@ -70,18 +67,4 @@ func (c Config) secure(opts []client.Option) ([]client.Option, error) {
 		return nil, err
 	}
 	return append(opts, client.WithTLSConfig(c.TLS.ClientTLS(c.hosts(), time.Now))), nil
-}
-
-// WatchCertificate calls tell with the files' content, at once and every interval, until ctx ends: for metrics.
-func WatchCertificate(ctx context.Context, files *pki.Files, interval time.Duration, tell func(*pki.Material, error)) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		tell(files.Check(time.Now()))
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
