@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -184,10 +183,11 @@ func (c *certifier) write(set map[string][]byte, why string) (err error) {
 	}
 	at := func(name string) string { return filepath.Join(c.cfg.OVNTLSDir, name) }
 	before, _ := os.Readlink(at(current)) // there is none yet
-	next := ".." + strconv.FormatInt(c.now().UnixNano(), 10)
-	if err := os.Mkdir(at(next), 0o700); err != nil {
+	dir, err := os.MkdirTemp(c.cfg.OVNTLSDir, "..version-")
+	if err != nil {
 		return fmt.Errorf("write the node's certificate: %w", err)
 	}
+	next := filepath.Base(dir)
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("write the node's certificate: %w", err), os.RemoveAll(at(next)))

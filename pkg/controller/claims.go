@@ -134,7 +134,9 @@ func (g *claimGuard) node(ctx context.Context, chassis ident.ChassisName) (node 
 	if err != nil {
 		return nil, false, nil
 	}
-	ready := slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue })
+	ready := slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 	return node, !ready, nil
 }
 

@@ -1,0 +1,30 @@
+package ovn
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestCheckEndpoints(t *testing.T) {
+	for _, c := range []struct {
+		endpoint     string
+		certificates bool
+		want         string
+	}{
+		{"tcp:192.0.2.1:6641", false, ""},
+		{"unix:/run/ovn/nb.sock", false, ""},
+		{"unix:/run/ovn/nb.sock", true, ""},
+		{"ssl:ovn.example:6641", true, ""},
+		{"ssl:[2001:db8::1]:6641", true, ""},
+		{"ssl:ovn.example:6641", false, "needs certificates: --dir"},
+		{"tcp:192.0.2.1:6641", true, "would be reached without TLS"},
+		{"ssl:ovn.example", true, "want ssl:HOST:PORT"},
+		{"tls:ovn.example:6641", true, "want ssl:HOST:PORT"},
+		{"unix:nb.sock", false, "want ssl:HOST:PORT"},
+	} {
+		err := CheckEndpoints([]string{c.endpoint}, c.certificates, "--dir")
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s, certificates %v: %v, want %q", c.endpoint, c.certificates, err, c.want)
+		}
+	}
+}
