@@ -89,10 +89,10 @@ func (c Config) Validate() error {
 		errs = append(errs, errors.New("--sb-remote: no southbound endpoint given"))
 	}
 	const hint = "--ovn-tls-dir DIR, or --ovn-issuer"
-	if err := ovn.CheckEndpoints(c.NBEndpoints, c.TLS != nil, hint); err != nil {
+	if err := ovn.CheckEndpoints(c.NBEndpoints, c.TLS, hint); err != nil {
 		errs = append(errs, fmt.Errorf("--nb-remote: %w", err))
 	}
-	if err := ovn.CheckEndpoints(c.SBEndpoints, c.TLS != nil, hint); err != nil {
+	if err := ovn.CheckEndpoints(c.SBEndpoints, c.TLS, hint); err != nil {
 		errs = append(errs, fmt.Errorf("--sb-remote: %w", err))
 	}
 	pods, err := ipam.ParseSpec(c.DefaultCIDRs, nil, nil)

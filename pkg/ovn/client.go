@@ -47,7 +47,7 @@ func (c Config) validate(database string) error {
 	if len(c.Endpoints) == 0 {
 		errs = append(errs, fmt.Errorf("no %s endpoint given: want %s", database, endpointForm))
 	}
-	if err := CheckEndpoints(c.Endpoints, c.TLS != nil, "Config.TLS"); err != nil {
+	if err := CheckEndpoints(c.Endpoints, c.TLS, "Config.TLS"); err != nil {
 		errs = append(errs, fmt.Errorf("%s endpoint: %w", database, err))
 	}
 	return errors.Join(errs...)

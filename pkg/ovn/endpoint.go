@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/client"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // endpointForm is what an endpoint looks like, for people.
@@ -30,17 +32,17 @@ func secure(endpoint string) (bool, error) {
 	return false, fmt.Errorf("%q: want %s", endpoint, endpointForm)
 }
 
-// CheckEndpoints says what is wrong with endpoints: one that is none, or TLS and certificates not together. hint says where certificates come from.
-func CheckEndpoints(endpoints []string, certificates bool, hint string) error {
+// CheckEndpoints says what is wrong with endpoints: one that is none, or TLS and certificates, nil for none, not together. hint says where certificates come from.
+func CheckEndpoints(endpoints []string, certificates *pki.Files, hint string) error {
 	var errs []error
 	for _, e := range endpoints {
 		secure, err := secure(e)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
-		case secure && !certificates:
+		case secure && certificates == nil:
 			errs = append(errs, fmt.Errorf("%q is reached by TLS, which needs certificates: %s", e, hint))
-		case !secure && certificates && !strings.HasPrefix(e, "unix:"):
+		case !secure && certificates != nil && !strings.HasPrefix(e, "unix:"):
 			errs = append(errs, fmt.Errorf("%q would be reached without TLS though there are certificates (%s): write ssl:, or leave them out", e, hint))
 		}
 	}

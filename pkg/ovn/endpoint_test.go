@@ -3,6 +3,8 @@ package ovn
 import (
 	"strings"
 	"testing"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 func TestCheckEndpoints(t *testing.T) {
@@ -22,7 +24,11 @@ func TestCheckEndpoints(t *testing.T) {
 		{"tls:ovn.example:6641", true, "want ssl:HOST:PORT"},
 		{"unix:nb.sock", false, "want ssl:HOST:PORT"},
 	} {
-		err := CheckEndpoints([]string{c.endpoint}, c.certificates, "--dir")
+		var files *pki.Files
+		if c.certificates {
+			files = &pki.Files{}
+		}
+		err := CheckEndpoints([]string{c.endpoint}, files, "--dir")
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s, certificates %v: %v, want %q", c.endpoint, c.certificates, err, c.want)
 		}

@@ -34,7 +34,7 @@ const (
 type secured struct {
 	*ovntest.OVNCentral
 	nodes, admins pki.Authority
-	admin         string
+	admin, server string
 	hosts         map[string]*ovntest.OVSHost
 	certs         map[string]string
 }
@@ -42,7 +42,8 @@ type secured struct {
 func newSecured(t *testing.T, hosts ...string) *secured {
 	t.Helper()
 	s := &secured{OVNCentral: ovntest.Central(t), nodes: newAuthority(t, "nodes"), admins: newAuthority(t, "admins"), hosts: map[string]*ovntest.OVSHost{}, certs: map[string]string{}}
-	s.Secure(t, certificates(t, s.nodes, pki.Leaf{Name: "godwit-ovn-server", Usage: pki.ServerAndClient, Hosts: []string{ovntest.CentralAddress}}))
+	s.server = certificates(t, s.nodes, pki.Leaf{Name: "godwit-ovn-server", Usage: pki.ServerAndClient, Hosts: []string{ovntest.CentralAddress}})
+	s.Secure(t, s.server)
 	s.admin = certificates(t, s.admins, pki.Leaf{Name: "godwit-ovn-admin", Usage: pki.ServerAndClient, Hosts: []string{ovntest.CentralAddress, "127.0.0.1"}})
 	for listen, socket := range map[string]string{nbGate: s.NB, sbGate: s.SB} {
 		runGate(t, s.OVNCentral.Do, listen, socket, s.admin)
@@ -243,6 +244,27 @@ func TestStolenNodeCertificate(t *testing.T) {
 	// What RBAC leaves open, and docs/security.md says so: a port can be claimed by any node. The controller looks after that.
 	if _, err := intruder("ovn-sbctl", "--db="+ovntest.SecureSB, "set", "port_binding", "vm", "chassis="+n1); err != nil {
 		t.Errorf("a claim is refused, against what docs/security.md says: %v", err)
+	}
+}
+
+// ovsdb-server and ovn-controller take new certificates of a new authority without being started again.
+func TestCertificatesAreExchangedUnderOVN(t *testing.T) {
+	s := newSecured(t, "n1")
+	s.chassisUUID(t, "n1")
+	stolen := t.TempDir()
+	if err := os.CopyFS(stolen, os.DirFS(s.certs["n1"])); err != nil {
+		t.Fatal(err)
+	}
+	next := newAuthority(t, "next")
+	renew(t, s.certs["n1"], next, pki.Leaf{Name: "n1", Usage: pki.Client})
+	renew(t, s.server, next, pki.Leaf{Name: "godwit-ovn-server", Usage: pki.ServerAndClient, Hosts: []string{ovntest.CentralAddress}})
+	s.Southbound(t, "del-connection") // with which all connections end
+	s.Southbound(t, "chassis-del", "n1")
+	s.Southbound(t, "set-connection", "role=ovn-controller", "pssl:6642:"+ovntest.CentralAddress)
+	s.chassisUUID(t, "n1")
+	said, err := s.hosts["n1"].Tool(t, stolen, "ovn-sbctl", "--db="+ovntest.SecureSB, "--bare", "--columns=name", "list", "chassis")
+	if err == nil {
+		t.Errorf("a certificate of the authority before still counts: %q", said)
 	}
 }
 
