@@ -173,7 +173,8 @@ func (c *certifier) own(files *pki.Files) (map[string][]byte, error) {
 	return set, nil
 }
 
-// current is the link to the directory that holds the files in use, as kubelets do it with Secrets: all files change at once.
+// current is the link to the directory that holds the files in use, as kubelets do it with Secrets: all files change at once. With one after the other OVS 3.1 could miss a certificate: it looks at that
+// file only in the moment in which the key's has changed (lib/stream-ssl.c).
 const current = "..data"
 
 // write puts the files in place: a new directory, and then one link that is replaced.

@@ -91,8 +91,12 @@ func renew(t *testing.T, dir string, by pki.Authority, l pki.Leaf) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, b := range map[string][]byte{pki.CAFile: pki.EncodeCertificates(by.Certificate), pki.CertFile: cert, pki.KeyFile: secret} {
-		if err := os.WriteFile(filepath.Join(dir, file), b, 0o600); err != nil {
+	// The key last: OVS 3.1 looks at the certificate's file only in the moment in which the key's has changed (lib/stream-ssl.c).
+	for _, f := range []struct {
+		name string
+		b    []byte
+	}{{pki.CAFile, pki.EncodeCertificates(by.Certificate)}, {pki.CertFile, cert}, {pki.KeyFile, secret}} {
+		if err := os.WriteFile(filepath.Join(dir, f.name), f.b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -264,12 +268,11 @@ func TestCertificatesAreExchangedUnderOVN(t *testing.T) {
 	s.Southbound(t, "chassis-del", "n1")
 	s.Southbound(t, "set-connection", "role=ovn-controller", "pssl:6642:"+ovntest.CentralAddress)
 	s.chassisUUID(t, "n1")
-	// docs/security.md says that a new authority needs ovsdb-server to be started again to shut the former out.
 	if said, err := s.listDatabases(s.certs["n1"]); err != nil || !strings.Contains(said, "OVN_Southbound") {
 		t.Errorf("with the new certificate the database says %q, %v", said, err)
 	}
-	if said, err := s.listDatabases(stolen); err != nil || !strings.Contains(said, "OVN_Southbound") {
-		t.Errorf("with a certificate of the authority before the database says %q, %v: if it is refused now, say so in docs/security.md", said, err)
+	if said, err := s.listDatabases(stolen); err == nil {
+		t.Errorf("with a certificate of the authority before the database says %q", said)
 	}
 }
 
