@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -21,12 +22,18 @@ type tlsOptions struct {
 	issuer bool
 	// hosts are the servers' names and addresses beside those of the remotes.
 	hosts []string
+	// sbGate is the southbound database's gate where nodes' remote is another.
+	sbGate []string
 	// agent is the ServiceAccount of nodes' agents.
 	agent string
 }
 
 // serve runs the controller, and the issuer beside it if it is wanted.
 func serve(ctx context.Context, c controller.Config, t tlsOptions, api *rest.Config) error {
+	t.hosts = append(remoteHosts(c.NBEndpoints, c.SBEndpoints, t.sbGate), t.hosts...)
+	if len(t.sbGate) != 0 {
+		c.SBEndpoints = t.sbGate
+	}
 	switch {
 	case t.dir != "" && t.issuer:
 		return errors.New("--ovn-tls-dir and --ovn-issuer: certificates come from one of them, leave the other out")
@@ -44,7 +51,7 @@ func serve(ctx context.Context, c controller.Config, t tlsOptions, api *rest.Con
 func serveBoth(ctx context.Context, c controller.Config, t tlsOptions, api *rest.Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	made, err := issuer.New(issuer.Config{
-		Namespace: c.Namespace, AgentUser: "system:serviceaccount:" + c.Namespace + ":" + t.agent, Hosts: append(remoteHosts(c), t.hosts...), Registerer: c.Registerer, Logger: c.Logger,
+		Namespace: c.Namespace, AgentUser: "system:serviceaccount:" + c.Namespace + ":" + t.agent, Hosts: t.hosts, Registerer: c.Registerer, Logger: c.Logger,
 	}, api)
 	if err != nil {
 		return err
@@ -59,10 +66,10 @@ func serveBoth(ctx context.Context, c controller.Config, t tlsOptions, api *rest
 }
 
 // remoteHosts are the names and addresses of the databases' servers, each once.
-func remoteHosts(c controller.Config) []string {
+func remoteHosts(remotes ...[]string) []string {
 	var out []string
 	seen := map[string]bool{}
-	for _, r := range append(append([]string{}, c.NBEndpoints...), c.SBEndpoints...) {
+	for _, r := range slices.Concat(remotes...) {
 		host, _, err := net.SplitHostPort(strings.TrimPrefix(r, "ssl:"))
 		if err == nil && strings.HasPrefix(r, "ssl:") && !seen[host] {
 			seen[host] = true

@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,7 +20,9 @@ const readTimeout = 5 * time.Second
 func (i *Issuer) AdminFiles(ctx context.Context) *pki.Files {
 	var mu sync.Mutex
 	last := reader(nil)
+	prefix := fmt.Sprintf("Secret %s/%s ", i.cfg.Namespace, Admin) // for errors
 	read := func(name string) ([]byte, error) {
+		name = strings.TrimPrefix(name, prefix)
 		mu.Lock()
 		defer mu.Unlock()
 		if name == pki.CAFile { // the first to be read: the others belong to the same version
@@ -34,5 +37,5 @@ func (i *Issuer) AdminFiles(ctx context.Context) *pki.Files {
 		}
 		return last(name)
 	}
-	return &pki.Files{Read: read, CA: pki.CAFile, Cert: pki.CertFile, Key: pki.KeyFile}
+	return &pki.Files{Read: read, CA: prefix + pki.CAFile, Cert: prefix + pki.CertFile, Key: prefix + pki.KeyFile}
 }
