@@ -69,6 +69,9 @@ func (g *claimGuard) Start(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		if !g.sb.Connected() || !g.nb.Connected() {
+			continue // readiness says so
+		}
 		if err := g.look(ctx); err != nil && ctx.Err() == nil {
 			g.log.Warn("the claims of ports could not be compared with what is asked for", "error", err)
 		}
