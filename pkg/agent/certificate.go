@@ -22,8 +22,8 @@ import (
 const (
 	// certificateCheck is how often the node's certificate is looked at. An authority that is new is told to all for a week before it signs.
 	certificateCheck = time.Hour
-	// certificateTimeout bounds one attempt, in which the controller signs.
-	certificateTimeout = 2 * time.Minute
+	// certificateTimeout bounds one attempt, in which the controller signs. It is long, because every attempt leaves a request in the API.
+	certificateTimeout = time.Hour
 )
 
 // Certificates is who gives the node its certificate: the cluster's API, in which the controller signs.
@@ -81,8 +81,12 @@ func (c *certifier) run(ctx context.Context) {
 func (c *certifier) pass(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, certificateTimeout)
 	defer cancel()
+	files := pki.Dir(os.ReadFile, c.cfg.OVNTLSDir)
+	if _, unusable := files.Check(c.now()); unusable != nil {
+		c.ready.set(compCertificate, "the node has no valid certificate for the southbound database: godwit-controller --ovn-issuer signs one, does it run?")
+	}
 	err := c.renew(ctx)
-	m, unusable := pki.Dir(os.ReadFile, c.cfg.OVNTLSDir).Check(c.now())
+	m, unusable := files.Check(c.now())
 	if unusable != nil {
 		c.ready.set(compCertificate, errors.Join(unusable, err).Error())
 		return errors.Join(unusable, err)

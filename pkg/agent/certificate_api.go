@@ -7,8 +7,8 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -16,8 +16,11 @@ import (
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
-// signedPoll is how often a request is looked at; the controller signs within milliseconds.
-const signedPoll = 250 * time.Millisecond
+// A request is looked at after signedPoll, and then less and less often: the controller signs within milliseconds, if it runs.
+const (
+	signedPoll    = 250 * time.Millisecond
+	maxSignedPoll = 10 * time.Second
+)
 
 // CertificatesAPI is the cluster's API as the giver of a node's certificate. It makes no request itself.
 func CertificatesAPI(cfg *rest.Config, namespace string) (Certificates, error) {
@@ -48,23 +51,32 @@ func sign(ctx context.Context, clients kubernetes.Interface, request []byte) ([]
 	if err != nil {
 		return nil, fmt.Errorf("ask for a certificate: %w", err)
 	}
-	name := csr.Name
-	var cert []byte
-	err = wait.PollUntilContextCancel(ctx, signedPoll, true, func(ctx context.Context) (bool, error) {
-		csr, err := requests.Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return false, err
+	for pause := signedPoll; ; pause = min(2*pause, maxSignedPoll) {
+		if cert, err := decided(csr); len(cert) != 0 || err != nil {
+			return cert, err
 		}
-		for _, c := range csr.Status.Conditions {
-			if (c.Type == certificatesv1.CertificateDenied || c.Type == certificatesv1.CertificateFailed) && c.Status == corev1.ConditionTrue {
-				return false, fmt.Errorf("%s: %s", c.Reason, c.Message)
-			}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("CertificateSigningRequest %s is not signed: %w: godwit-controller --ovn-issuer signs it, does it run?", csr.Name, ctx.Err())
+		case <-time.After(pause):
 		}
-		cert = csr.Status.Certificate
-		return len(cert) != 0, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("CertificateSigningRequest %s: %w: godwit-controller --ovn-issuer signs it, and its log says more", name, err)
+		// The same request for as long as it is there: the API keeps those that nobody decides on for a day.
+		next, err := requests.Get(ctx, csr.Name, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			csr = next
+		case apierrors.IsNotFound(err):
+			return nil, fmt.Errorf("CertificateSigningRequest %s was deleted", csr.Name)
+		}
 	}
-	return cert, nil
+}
+
+// decided is the certificate, an error if there will be none, and neither before that is known.
+func decided(csr *certificatesv1.CertificateSigningRequest) ([]byte, error) {
+	for _, c := range csr.Status.Conditions {
+		if (c.Type == certificatesv1.CertificateDenied || c.Type == certificatesv1.CertificateFailed) && c.Status == corev1.ConditionTrue {
+			return nil, fmt.Errorf("CertificateSigningRequest %s: %s: %s", csr.Name, c.Reason, c.Message)
+		}
+	}
+	return csr.Status.Certificate, nil
 }

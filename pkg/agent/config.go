@@ -3,8 +3,8 @@
 //
 // Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate; the
 // local Open_vSwitch database.
-// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files. It never
-// writes NB or SB.
+// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files, and with TLS
+// the node's certificate and a request for it. It never writes NB or SB.
 package agent
 
 import (
