@@ -22,12 +22,12 @@ type signer struct {
 	// as is the name that it puts into certificates; that of the request if empty.
 	as string
 	// clock is the signer's own, ahead of the agent's by so much.
-	clock         time.Duration
-	now           time.Time
-	signed        int
-	fail          error
-	certifier     *certifier
-	pokes, inSync int
+	clock     time.Duration
+	now       time.Time
+	signed    int
+	fail      error
+	certifier *certifier
+	pokes     int
 }
 
 func newSigner(t *testing.T) *signer {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -131,11 +132,11 @@ func (g *claimGuard) look(ctx context.Context) error {
 func (g *claimGuard) node(ctx context.Context, chassis ident.ChassisName) (node *corev1.Node, down bool, err error) {
 	node = &corev1.Node{}
 	err = g.api.Get(ctx, types.NamespacedName{Name: string(chassis)}, node)
-	if client.IgnoreNotFound(err) != nil {
-		return nil, false, fmt.Errorf("read node %s: %w", chassis, err)
-	}
-	if err != nil {
+	switch {
+	case apierrors.IsNotFound(err):
 		return nil, false, nil
+	case err != nil:
+		return nil, false, fmt.Errorf("read node %s: %w", chassis, err)
 	}
 	ready := slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func TestJudge(t *testing.T) {
 		"a token of two nodes": {func(s *certificatesv1.CertificateSigningRequestSpec) { s.Extra = extra("n1", "n2") }, "bound to node"},
 		"another user":         {func(s *certificatesv1.CertificateSigningRequestSpec) { s.Username = "system:node:n1" }, "system:node:n1 asks"},
 		"a server": {func(s *certificatesv1.CertificateSigningRequestSpec) {
-			s.Usages = append(client, certificatesv1.UsageServerAuth)
+			s.Usages = slices.Concat(client, []certificatesv1.KeyUsage{certificatesv1.UsageServerAuth})
 		}, `usage "server auth"`},
 		"no client":       {func(s *certificatesv1.CertificateSigningRequestSpec) { s.Usages = client[:1] }, "want \"client auth\""},
 		"a server's name": {func(s *certificatesv1.CertificateSigningRequestSpec) { s.Request = request(t, "n1", "ovn") }, "alternative names"},

@@ -2,7 +2,6 @@ package issuer
 
 import (
 	"context"
-	"crypto"
 	"crypto/rand"
 	"fmt"
 	"slices"
@@ -54,7 +53,7 @@ func judge(csr *certificatesv1.CertificateSigningRequest, agent string) verdict 
 	if !slices.Contains(csr.Spec.Usages, certificatesv1.UsageClientAuth) {
 		return refuse("usages are %v, want %q", csr.Spec.Usages, certificatesv1.UsageClientAuth)
 	}
-	return verdict{leaf: pki.Leaf{Name: name, Usage: pki.Client, Key: crypto.PublicKey(key), Life: life(csr.Spec.ExpirationSeconds)}}
+	return verdict{leaf: pki.Leaf{Name: name, Usage: pki.Client, Key: key, Life: life(csr.Spec.ExpirationSeconds)}}
 }
 
 // life is what is asked for, within bounds.
