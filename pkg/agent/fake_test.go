@@ -109,6 +109,8 @@ func (n *fakeNode) SyncBorrowed(want []netdev.Borrowed, _ time.Duration) (l netd
 	})
 	return l, errors.Join(err, own)
 }
+func (n *fakeNode) Counters() (map[string]netdev.Counters, error) { return nil, nil }
+
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 
 func (n *fakeNode) CreateVeth(v netdev.Veth) (net.HardwareAddr, error) {

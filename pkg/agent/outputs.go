@@ -30,6 +30,7 @@ type hostNetwork interface {
 	DeleteLink(name string) error
 	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
 	SameNetns(path string) (bool, error)
+	Counters() (map[string]netdev.Counters, error)
 }
 
 // switchDB is the local Open vSwitch; *ovs.Client implements it.
