@@ -205,7 +205,7 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	a.state.db = client
 	close(a.state.connected)
 	a.ready.set(compOVS, "")
-	silence, err := a.tellTraffic(ctx)
+	silence, err := a.tell(ctx)
 	if err != nil {
 		return err
 	}

@@ -182,6 +182,8 @@ func (n *fakeNode) Port(_ context.Context, name string) (s ovs.PortStatus, err e
 	return s, nil
 }
 
+func (n *fakeNode) Tunnels(context.Context) (all, failed int, err error) { return 2, 0, nil }
+
 func (n *fakeNode) PodPorts(context.Context) (out []ovs.PortStatus, err error) {
 	err = n.op("PodPorts", func() {
 		for _, s := range n.ports {

@@ -46,6 +46,7 @@ type switchDB interface {
 	DeletePorts(ctx context.Context, names ...string) error
 	Port(ctx context.Context, name string) (ovs.PortStatus, error)
 	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
+	Tunnels(ctx context.Context) (all, failed int, err error)
 	WaitInstalled(ctx context.Context, name string) error
 	WaitBlocked(ctx context.Context, name string) error
 }

@@ -1,11 +1,8 @@
 package agent
 
 import (
-	"context"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -14,9 +11,6 @@ import (
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 )
-
-// scrapeTimeout bounds the reading of the local database for a scrape; the rows are in the client's cache.
-const scrapeTimeout = 2 * time.Second
 
 // traffic tells what the VMs of the node sent and received, by VM and network. While a VM migrates two launchers have a link of the same port; only the agent of the
 // node that carries the VM tells of it, so that there is one series for each NIC. It reads when it is scraped: no loop runs for it.
@@ -84,22 +78,6 @@ func (t *traffic) read() ([]ovs.PortStatus, map[string]netdev.Counters, error) {
 	}
 	counters, err := t.counters()
 	return ports, counters, err
-}
-
-// tellTraffic registers the collector for as long as ctx lasts, with the connection to Open vSwitch that there is now.
-func (a *Agent) tellTraffic(ctx context.Context) (stop func(), err error) {
-	t := &traffic{
-		migrations: a.observer.migrations, log: a.log, counters: a.host.Counters,
-		ports: func() ([]ovs.PortStatus, error) {
-			ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
-			defer cancel()
-			return a.state.db.PodPorts(ctx)
-		},
-	}
-	if err := a.registry.Register(t); err != nil {
-		return nil, fmt.Errorf("register the metrics of VMs' traffic: %w", err)
-	}
-	return func() { a.registry.Unregister(t) }, nil
 }
 
 // carries says whether the VM runs in a launcher of this node ("namespace/name"), as far as its migrations tell: the source does until the target is activated, and from
