@@ -112,7 +112,7 @@ func (i *inventory) Collect(to chan<- prometheus.Metric) {
 // take reads everything anew.
 func (i *inventory) take(ctx context.Context) ([]gauge, error) {
 	m := newInventoryMetrics()
-	out := []gauge{m.connected.is(number(i.nb.Connected()), "northbound"), m.connected.is(number(i.sb.Connected()), "southbound")}
+	out := []gauge{m.reached("northbound", i.nb.Connected), m.reached("southbound", i.sb.Connected)}
 	var errs []error
 	add := func(more []gauge, err error) {
 		out = append(out, more...)
@@ -124,11 +124,11 @@ func (i *inventory) take(ctx context.Context) ([]gauge, error) {
 	return out, errors.Join(errs...)
 }
 
-func number(b bool) int {
-	if b {
-		return 1
+func (m inventoryMetrics) reached(database string, connected func() bool) gauge {
+	if connected() {
+		return m.connected.is(1, database)
 	}
-	return 0
+	return m.connected.is(0, database)
 }
 
 func (i *inventory) subnets(ctx context.Context, m inventoryMetrics) ([]gauge, error) {
