@@ -30,18 +30,15 @@ type trafficCounter struct {
 
 func trafficCounters() []trafficCounter {
 	labels := []string{"namespace", "vm", "network"}
-	counter := func(name, help string, of func(netdev.Counters) uint64) trafficCounter {
-		return trafficCounter{prometheus.NewDesc("godwit_vm_nic_"+name+"_total", help, labels, nil), of}
-	}
 	return []trafficCounter{
-		counter("transmit_bytes", "Bytes that the VM sent.", func(c netdev.Counters) uint64 { return c.RXBytes }),
-		counter("transmit_packets", "Packets that the VM sent.", func(c netdev.Counters) uint64 { return c.RXPackets }),
-		counter("transmit_drops", "Packets of the VM that its node dropped before they were looked at.", func(c netdev.Counters) uint64 { return c.RXDropped }),
-		counter("transmit_errors", "Packets of the VM that its node could not take.", func(c netdev.Counters) uint64 { return c.RXErrors }),
-		counter("receive_bytes", "Bytes that the VM was sent.", func(c netdev.Counters) uint64 { return c.TXBytes }),
-		counter("receive_packets", "Packets that the VM was sent.", func(c netdev.Counters) uint64 { return c.TXPackets }),
-		counter("receive_drops", "Packets to the VM that its link dropped.", func(c netdev.Counters) uint64 { return c.TXDropped }),
-		counter("receive_errors", "Packets to the VM that its link could not take.", func(c netdev.Counters) uint64 { return c.TXErrors }),
+		{prometheus.NewDesc("godwit_vm_nic_transmit_bytes_total", "Bytes that the VM sent.", labels, nil), func(c netdev.Counters) uint64 { return c.RXBytes }},
+		{prometheus.NewDesc("godwit_vm_nic_transmit_packets_total", "Packets that the VM sent.", labels, nil), func(c netdev.Counters) uint64 { return c.RXPackets }},
+		{prometheus.NewDesc("godwit_vm_nic_transmit_drops_total", "Packets of the VM that its node dropped before they were looked at.", labels, nil), func(c netdev.Counters) uint64 { return c.RXDropped }},
+		{prometheus.NewDesc("godwit_vm_nic_transmit_errors_total", "Packets of the VM that its node could not take.", labels, nil), func(c netdev.Counters) uint64 { return c.RXErrors }},
+		{prometheus.NewDesc("godwit_vm_nic_receive_bytes_total", "Bytes that the VM was sent.", labels, nil), func(c netdev.Counters) uint64 { return c.TXBytes }},
+		{prometheus.NewDesc("godwit_vm_nic_receive_packets_total", "Packets that the VM was sent.", labels, nil), func(c netdev.Counters) uint64 { return c.TXPackets }},
+		{prometheus.NewDesc("godwit_vm_nic_receive_drops_total", "Packets to the VM that its link dropped.", labels, nil), func(c netdev.Counters) uint64 { return c.TXDropped }},
+		{prometheus.NewDesc("godwit_vm_nic_receive_errors_total", "Packets to the VM that its link could not take.", labels, nil), func(c netdev.Counters) uint64 { return c.TXErrors }},
 	}
 }
 

@@ -45,54 +45,46 @@ type inventory struct {
 
 // gauge is a number to tell, with the values of its labels.
 type gauge struct {
-	of     *inventoryMetric
+	of     *prometheus.Desc
 	value  float64
 	labels []string
 }
 
-// inventoryMetric is a metric of the inventory.
-type inventoryMetric struct{ desc *prometheus.Desc }
-
-func newInventoryMetric(name, help string, labels ...string) *inventoryMetric {
-	return &inventoryMetric{prometheus.NewDesc("godwit_"+name, help, labels, nil)}
-}
-
-func (m *inventoryMetric) is(n int, labels ...string) gauge { return gauge{m, float64(n), labels} }
+func count(of *prometheus.Desc, n int, labels ...string) gauge { return gauge{of, float64(n), labels} }
 
 // inventoryMetrics are what an inventory tells.
 type inventoryMetrics struct {
-	connected, addresses, chassis, missing *inventoryMetric
-	ports, state, adrift, stale            *inventoryMetric
-	moving, longest                        *inventoryMetric
-	started, ended, interruption           *inventoryMetric
+	connected, addresses, chassis, missing *prometheus.Desc
+	ports, state, adrift, stale            *prometheus.Desc
+	moving, longest                        *prometheus.Desc
+	started, ended, interruption           *prometheus.Desc
 }
 
 func newInventoryMetrics() inventoryMetrics {
 	return inventoryMetrics{
-		connected: newInventoryMetric("ovn_connected", "1 if the controller reaches the OVN database, which must have a leader if it is clustered, else 0.", "database"),
-		addresses: newInventoryMetric("subnet_addresses", "Addresses of a Subnet that are used and that can still be given out, of its scarcer family.", "subnet", "state"),
-		ports:     newInventoryMetric("ports", "Ports of VMs, by phase.", "phase"),
-		state:     newInventoryMetric("port_state", "1 for each Port of a VM, with its phase and node as they are now.", "namespace", "vm", "network", "node", "phase"),
-		started:   newInventoryMetric("vm_migration_start_timestamp_seconds", "When the VM's last live migration began to move its ports, in Unix time.", "namespace", "vm"),
-		ended:     newInventoryMetric("vm_migration_end_timestamp_seconds", "When it was over, in Unix time; absent as long as it is not.", "namespace", "vm"),
-		interruption: newInventoryMetric("vm_migration_interruption_seconds", "For how long the network heard nothing of the VM in it, at most; absent if that is not known.",
-			"namespace", "vm"),
-		adrift:  newInventoryMetric("ports_without_chassis", "Ports of VMs that run and that no chassis carries."),
-		moving:  newInventoryMetric("migrations_in_progress", "Live migrations whose ports are on their way, by phase.", "phase"),
-		longest: newInventoryMetric("migrations_in_progress_longest_seconds", "For how long the longest of them has been on its way, 0 if there is none."),
-		stale:   newInventoryMetric("stale_pins", "Ports of VMs that ask for two chassis and have no migration."),
-		chassis: newInventoryMetric("chassis", "Chassis that the southbound database knows."),
-		missing: newInventoryMetric("nodes_without_chassis", "Nodes that are Ready and have no Chassis: no pod of theirs is in the network."),
+		connected:    prometheus.NewDesc("godwit_ovn_connected", "1 if the controller reaches the OVN database, which must have a leader if it is clustered, else 0.", []string{"database"}, nil),
+		addresses:    prometheus.NewDesc("godwit_subnet_addresses", "Addresses of a Subnet that are used and that can still be given out, of its scarcer family.", []string{"subnet", "state"}, nil),
+		ports:        prometheus.NewDesc("godwit_ports", "Ports of VMs, by phase.", []string{"phase"}, nil),
+		state:        prometheus.NewDesc("godwit_port_state", "1 for each Port of a VM, with its phase and node as they are now.", []string{"namespace", "vm", "network", "node", "phase"}, nil),
+		started:      prometheus.NewDesc("godwit_vm_migration_start_timestamp_seconds", "When the VM's last live migration began to move its ports, in Unix time.", []string{"namespace", "vm"}, nil),
+		ended:        prometheus.NewDesc("godwit_vm_migration_end_timestamp_seconds", "When it was over, in Unix time; absent as long as it is not.", []string{"namespace", "vm"}, nil),
+		interruption: prometheus.NewDesc("godwit_vm_migration_interruption_seconds", "For how long the network heard nothing of the VM in it, at most; absent if that is not known.", []string{"namespace", "vm"}, nil),
+		adrift:       prometheus.NewDesc("godwit_ports_without_chassis", "Ports of VMs that run and that no chassis carries.", nil, nil),
+		moving:       prometheus.NewDesc("godwit_migrations_in_progress", "Live migrations whose ports are on their way, by phase.", []string{"phase"}, nil),
+		longest:      prometheus.NewDesc("godwit_migrations_in_progress_longest_seconds", "For how long the longest of them has been on its way, 0 if there is none.", nil, nil),
+		stale:        prometheus.NewDesc("godwit_stale_pins", "Ports of VMs that ask for two chassis and have no migration.", nil, nil),
+		chassis:      prometheus.NewDesc("godwit_chassis", "Chassis that the southbound database knows.", nil, nil),
+		missing:      prometheus.NewDesc("godwit_nodes_without_chassis", "Nodes that are Ready and have no Chassis: no pod of theirs is in the network.", nil, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (i *inventory) Describe(to chan<- *prometheus.Desc) {
 	m := newInventoryMetrics()
-	for _, x := range []*inventoryMetric{
+	for _, x := range []*prometheus.Desc{
 		m.connected, m.addresses, m.chassis, m.missing, m.ports, m.state, m.adrift, m.stale, m.moving, m.longest, m.started, m.ended, m.interruption,
 	} {
-		to <- x.desc
+		to <- x
 	}
 }
 
@@ -105,7 +97,7 @@ func (i *inventory) Collect(to chan<- prometheus.Metric) {
 		i.log.Warn("not all metrics of the cluster can be told", "error", err)
 	}
 	for _, g := range gauges {
-		to <- prometheus.MustNewConstMetric(g.of.desc, prometheus.GaugeValue, g.value, g.labels...)
+		to <- prometheus.MustNewConstMetric(g.of, prometheus.GaugeValue, g.value, g.labels...)
 	}
 }
 
@@ -126,9 +118,9 @@ func (i *inventory) take(ctx context.Context) ([]gauge, error) {
 
 func (m inventoryMetrics) reached(database string, connected func() bool) gauge {
 	if connected() {
-		return m.connected.is(1, database)
+		return count(m.connected, 1, database)
 	}
-	return m.connected.is(0, database)
+	return count(m.connected, 0, database)
 }
 
 func (i *inventory) subnets(ctx context.Context, m inventoryMetrics) ([]gauge, error) {
@@ -140,7 +132,7 @@ func (i *inventory) subnets(ctx context.Context, m inventoryMetrics) ([]gauge, e
 	for k := range all.Items {
 		name := all.Items[k].Name
 		used, available := i.alloc.usage(name)
-		out = append(out, m.addresses.is(int(used), name, "used"), m.addresses.is(int(available), name, "available"))
+		out = append(out, count(m.addresses, int(used), name, "used"), count(m.addresses, int(available), name, "available"))
 	}
 	return out, nil
 }
@@ -193,12 +185,12 @@ func countPorts(m inventoryMetrics, ports []v1alpha1.Port, running map[client.Ob
 			adrift++
 		}
 		if vm := vmOf(p); vm.Name != "" {
-			out = append(out, m.state.is(1, p.Namespace, vm.Name, p.Spec.Target.Network, p.Status.Node, string(p.Status.Phase)))
+			out = append(out, count(m.state, 1, p.Namespace, vm.Name, p.Spec.Target.Network, p.Status.Node, string(p.Status.Phase)))
 		}
 	}
-	out = append(out, m.adrift.is(adrift))
+	out = append(out, count(m.adrift, adrift))
 	for _, phase := range []v1alpha1.PortPhase{v1alpha1.PortReserved, v1alpha1.PortBound, v1alpha1.PortAttached, v1alpha1.PortMigrating} {
-		out = append(out, m.ports.is(phases[phase], string(phase)))
+		out = append(out, count(m.ports, phases[phase], string(phase)))
 	}
 	return out
 }
@@ -224,9 +216,9 @@ func countMigrations(m inventoryMetrics, records []v1alpha1.PortMigration, pins 
 			stale++
 		}
 	}
-	out := []gauge{m.stale.is(stale), {of: m.longest, value: longest.Seconds()}}
+	out := []gauge{count(m.stale, stale), {of: m.longest, value: longest.Seconds()}}
 	for _, phase := range []migration.Phase{migration.Prepared, migration.Activated, migration.PostCopy, migration.Committed, migration.RolledBack} {
-		out = append(out, m.moving.is(phases[phase], string(phase)))
+		out = append(out, count(m.moving, phases[phase], string(phase)))
 	}
 	return out
 }
@@ -278,7 +270,7 @@ func (i *inventory) nodes(ctx context.Context, m inventoryMetrics) ([]gauge, err
 			missing++
 		}
 	}
-	return []gauge{m.chassis.is(len(known)), m.missing.is(missing)}, nil
+	return []gauge{count(m.chassis, len(known)), count(m.missing, missing)}, nil
 }
 
 func nodeReady(n *corev1.Node) bool {

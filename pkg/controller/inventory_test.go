@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // values are gauges by their labels, of one metric.
-func values(of *inventoryMetric, all []gauge) map[string]float64 {
+func values(of *prometheus.Desc, all []gauge) map[string]float64 {
 	out := map[string]float64{}
 	for _, g := range all {
 		if g.of == of {
@@ -91,7 +92,7 @@ func TestInventoryOfLastMigrations(t *testing.T) {
 	got := lastMigrations(m, []v1alpha1.PortMigration{record("a", 10, 12, "63.8"), record("a", 1, 3, "9.1"), record("b", 5, 0, "")})
 	for _, c := range []struct {
 		name string
-		of   *inventoryMetric
+		of   *prometheus.Desc
 		want map[string]float64
 	}{
 		{"start", m.started, map[string]float64{"shopa": 1010.5, "shopb": 1005.5}},
