@@ -177,7 +177,9 @@ func (p preflight) mtu() int {
 
 // unfit says why a node cannot take the VM, empty if it can.
 func (p preflight) unfit(n *corev1.Node) string {
-	switch ready := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue }); {
+	switch ready := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}); {
 	case ready < 0:
 		return "is not Ready"
 	case n.Spec.Unschedulable:
