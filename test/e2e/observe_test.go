@@ -184,24 +184,34 @@ func oneSeries(t *testing.T, api promv1.API, s *passage.Scene, pm *v1alpha1.Port
 	}
 	around := patience(3 * scrapeInterval)
 	began, _ := pm.Status.Stage(v1alpha1.StageScheduled)
-	matrix, err := series(t.Context(), api, chosen(`count by (namespace, vm, network) (godwit_vm_nic_receive_packets_total{namespace="$namespace",vm="$vm"})`, s.Namespace, s.VM.Name),
-		promv1.Range{Start: began, End: time.Now(), Step: 500 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := 0
-	for _, v := range matrix[0].Values {
-		if v.Timestamp.Time().Sub(turned).Abs() < around {
-			continue
+	const wanted = 3 // samples of what came after
+	eventually(t, around+patience(settleTimeout), func(ctx context.Context) error {
+		matrix, err := series(ctx, api, chosen(`count by (namespace, vm, network) (godwit_vm_nic_receive_packets_total{namespace="$namespace",vm="$vm"})`, s.Namespace, s.VM.Name),
+			promv1.Range{Start: began, End: time.Now(), Step: 500 * time.Millisecond})
+		if err != nil {
+			return err
 		}
-		seen++
-		if v.Value != 1 {
-			t.Errorf("%s after the activation there were %v series", v.Timestamp.Time().Sub(turned), v.Value)
+		if len(matrix) != 1 {
+			return fmt.Errorf("the VM has %d NICs", len(matrix))
 		}
-	}
-	if len(matrix) != 1 || seen == 0 {
-		t.Errorf("%d NICs, %d samples", len(matrix), seen)
-	}
+		after := 0
+		for _, v := range matrix[0].Values {
+			at := v.Timestamp.Time().Sub(turned)
+			if at.Abs() < around {
+				continue
+			}
+			if v.Value != 1 {
+				t.Errorf("%s after the activation there were %v series", at, v.Value)
+			}
+			if at > 0 {
+				after++
+			}
+		}
+		if after < wanted {
+			return fmt.Errorf("%d samples of what came after", after)
+		}
+		return nil
+	})
 }
 
 // alerts: Prometheus has taken the rules, and of a cluster that is well none fires.
