@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -129,16 +130,56 @@ func lastRecord(t *testing.T, s *passage.Scene) *v1alpha1.PortMigration {
 	return pm
 }
 
+// panels asks for what each panel shows, and draws it into out/observe.
 func panels(t *testing.T, api promv1.API, s *passage.Scene, began time.Time) {
 	for _, d := range grafana.All() {
+		var graphs []prometheus.Graph
 		for _, p := range d.Panels {
+			g := prometheus.Graph{Title: p.Title, Unit: p.Unit, Colors: map[int]string{}}
+			for _, state := range p.States {
+				g.Colors[state.Value] = state.Color
+			}
 			for _, q := range p.Queries {
 				eventually(t, patience(settleTimeout), func(ctx context.Context) error {
-					_, err := series(ctx, api, chosen(q.Expr, s.Namespace, s.VM.Name), promv1.Range{Start: began, End: time.Now(), Step: time.Second})
-					return err
+					matrix, err := series(ctx, api, chosen(q.Expr, s.Namespace, s.VM.Name), promv1.Range{Start: began, End: time.Now(), Step: 200 * time.Millisecond})
+					if err != nil {
+						return err
+					}
+					for _, one := range matrix {
+						g.Lines = append(g.Lines, prometheus.Line{Name: legend(q.Legend, one.Metric), Points: one.Values})
+					}
+					return nil
 				})
 			}
+			graphs = append(graphs, g)
 		}
+		draw(t, d, graphs, began)
+	}
+}
+
+// legend is a series' name as Grafana makes it.
+func legend(format string, labels model.Metric) string {
+	for name, value := range labels {
+		format = strings.ReplaceAll(format, "{{"+string(name)+"}}", string(value))
+	}
+	return format
+}
+
+func draw(t *testing.T, d grafana.Dashboard, graphs []prometheus.Graph, began time.Time) {
+	top, err := source.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(top, "out", "observe")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, d.UID+".svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(prometheus.WriteSVG(f, d.Title, graphs, began, time.Now()), f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
