@@ -93,16 +93,16 @@ func TestObserveMigration(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	talking := make(chan error, 1)
 	go func() { talking <- talk(ctx, s) }()
-	began := time.Now()
+	began := time.Now().Add(-10 * time.Second)
 	shuttle(t, s, 0)
 	pm := lastRecord(t, s)
 	eventually(t, patience(settleTimeout), func(ctx context.Context) error { // a rate wants two scrapes after the end, and the band's lag is nothing at the end
 		_, err := series(ctx, api, chosen(`rate(godwit_vm_nic_transmit_bytes_total{namespace="$namespace",vm="$vm"}[15s])`, s.Namespace, s.VM.Name), promv1.Range{Start: time.Now(), End: time.Now(), Step: time.Second})
 		return err
 	})
-	t.Run("panels", func(t *testing.T) { panels(t, api, s, began) })
 	t.Run("band", func(t *testing.T) { band(t, api, s, pm) })
 	t.Run("one series", func(t *testing.T) { oneSeries(t, api, s, pm) })
+	t.Run("panels", func(t *testing.T) { panels(t, api, s, began) }) // after one series, which waits until there is something to see of what came after
 	t.Run("alerts", func(t *testing.T) { alerts(t, api) })
 	cancel()
 	if err := <-talking; err != nil && !errors.Is(err, context.Canceled) {

@@ -26,11 +26,11 @@ type Graph struct {
 
 // Sizes of a picture, in pixels.
 const (
-	graphWidth, graphHeight = 560.0, 190.0
+	graphWidth, graphHeight = 560.0, 224.0
 	plotX, plotY            = 70.0, 34.0
 	plotWidth, plotHeight   = 470.0, 100.0
 	columns                 = 2
-	legendLines             = 3
+	legendLines             = 5
 )
 
 // WriteSVG draws graphs of one stretch of time, two in a row: what a person looks at instead of a Grafana.
@@ -55,7 +55,8 @@ func (g Graph) draw(b *strings.Builder, from, to time.Time) {
 	fmt.Fprintf(b, `<text x="%g" y="20" font-weight="bold">%s</text><rect x="%g" y="%g" width="%g" height="%g" fill="none" stroke="#ccc"/>`, plotX, html.EscapeString(g.Title), plotX, plotY, plotWidth, plotHeight)
 	fmt.Fprintf(b, `<text x="%g" y="%g">%s</text><text x="%g" y="%g" text-anchor="end">%s</text>`, plotX, plotY+plotHeight+14, from.Format(time.TimeOnly), plotX+plotWidth, plotY+plotHeight+14, to.Format(time.TimeOnly))
 	if len(g.Colors) == 0 {
-		fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="end">%.3g %s</text><text x="%g" y="%g" text-anchor="end">%.3g</text>`, plotX-6, plotY+8, high, html.EscapeString(g.Unit), plotX-6, plotY+plotHeight, low)
+		fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="end">%.3g</text><text x="%g" y="%g" text-anchor="end">%s</text><text x="%g" y="%g" text-anchor="end">%.3g</text>`,
+			plotX-6, plotY+8, high, plotX-6, plotY+22, html.EscapeString(g.Unit), plotX-6, plotY+plotHeight, low)
 	}
 	x := func(p model.SamplePair) float64 {
 		return plotX + plotWidth*float64(p.Timestamp.Time().Sub(from))/float64(to.Sub(from))
@@ -74,7 +75,7 @@ func (g Graph) draw(b *strings.Builder, from, to time.Time) {
 			fmt.Fprintf(b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="1.5"/>`, points.String(), color)
 		}
 		if i < legendLines {
-			fmt.Fprintf(b, `<text x="%g" y="%g" fill="%s">%s</text>`, plotX+130*float64(i), plotY+plotHeight+30, color, html.EscapeString(l.Name))
+			fmt.Fprintf(b, `<text x="%g" y="%g" fill="%s">%s</text>`, plotX, plotY+plotHeight+30+12*float64(i), color, html.EscapeString(l.Name))
 		}
 	}
 }
