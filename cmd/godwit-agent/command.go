@@ -35,7 +35,8 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Namespace, "namespace", cfg.Namespace, "namespace that Godwit runs in")
 	f.StringVar(&opts.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
 	f.StringVar(&cfg.OVSEndpoint, "ovs-db", cfg.OVSEndpoint, "local Open_vSwitch database")
-	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...]; required")
+	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...], or ssl: for TLS; required")
+	f.StringVar(&cfg.OVNTLSDir, "ovn-tls-dir", cfg.OVNTLSDir, "directory for the node's certificate, the same path for ovn-controller; needed for ssl: alone. godwit-controller --ovn-issuer signs it")
 	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")
 	f.IntVar(&cfg.MTU, "mtu", cfg.MTU, "MTU of pods in bytes; the underlay's less the tunnel's overhead if 0")
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath of the integration bridge: auto, system (kernel) or netdev (userspace)")
@@ -66,6 +67,9 @@ func runAgent(ctx context.Context, stderr io.Writer, cfg agent.Config, opts opti
 	rest.UserAgent = "godwit-agent/" + version
 	src, writers, err := agent.API(rest, cfg.NodeName)
 	if err != nil {
+		return err
+	}
+	if writers.Certificates, err = agent.CertificatesAPI(rest, cfg.Namespace); err != nil {
 		return err
 	}
 	reg := prometheus.NewRegistry()

@@ -21,6 +21,7 @@ var version = "dev"
 func command() *cobra.Command {
 	c := controller.Defaults()
 	var kubeconfig, logLevel string
+	t := tlsOptions{agent: "godwit-agent"}
 	cmd := &cobra.Command{
 		Use:   "godwit-controller",
 		Short: "Turns Kubernetes objects into rows of the OVN northbound database",
@@ -37,19 +38,20 @@ northbound database. Run any number of it: one leads, the others take over withi
 			c.Logger = slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 			ctrl.SetLogger(logr.FromSlogHandler(c.Logger.Handler()))
 			klog.SetSlogLogger(c.Logger)
-			if err := c.Validate(); err != nil {
-				return err
-			}
 			api, err := restConfig(kubeconfig)
 			if err != nil {
 				return err
 			}
-			return controller.Run(cmd.Context(), c, api)
+			return serve(cmd.Context(), c, t, api)
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&c.NBEndpoints, "nb-remote", nil, "northbound database: tcp:HOST:PORT or unix:PATH; several for a raft cluster (required)")
+	f.StringSliceVar(&c.NBEndpoints, "nb-remote", nil, "northbound database: ssl:HOST:PORT, tcp:HOST:PORT or unix:PATH; several for a raft cluster (required)")
 	f.StringSliceVar(&c.SBEndpoints, "sb-remote", nil, "southbound database, in the same form (required)")
+	f.StringSliceVar(&t.sbGate, "sb-gate", nil, "southbound database's gate, instead of --sb-remote: with TLS that is for nodes")
+	f.StringVar(&t.dir, "ovn-tls-dir", "", "directory with ca.crt, tls.crt and tls.key for ssl: remotes; read again for every connection")
+	f.BoolVar(&t.issuer, "ovn-issuer", false, "make the certificates for ssl: remotes, in Secrets of --namespace, and sign those of nodes; instead of --ovn-tls-dir")
+	f.StringSliceVar(&t.hosts, "ovn-hosts", nil, "more names and addresses of the databases' servers for their certificates, beside those of the remotes")
 	f.StringSliceVar(&c.DefaultCIDRs, "default-cidrs", c.DefaultCIDRs, "ranges of the Subnet \"default\", at most one per family")
 	f.StringSliceVar(&c.JoinCIDRs, "join-cidrs", c.JoinCIDRs, "ranges between the logical router and the nodes, at most one per family")
 	f.StringVar(&c.Namespace, "namespace", c.Namespace, "namespace of the leader election lease")

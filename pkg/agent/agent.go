@@ -44,6 +44,8 @@ type Agent struct {
 	// services is nil if somebody else serves Services.
 	services *services
 	heart    *heart
+	// certifier is nil if the southbound database asks for no certificate.
+	certifier *certifier
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
@@ -77,6 +79,13 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	metrics, err := newMetrics(reg, func() bool { return a.ready.err() == nil })
 	if err != nil {
 		return nil, err
+	}
+	if cfg.OVNTLSDir != "" {
+		a.ready.set(compCertificate, "starting")
+		if a.certifier, err = newCertifier(cfg, log, to.Certificates, reg); err != nil {
+			return nil, err
+		}
+		a.certifier.ready, a.certifier.renewed = a.ready, a.loop.poke
 	}
 	a.observer = &observer{
 		log: log, links: hostLinks{host}, inputs: a.inputs, node: a.state, report: to.Report, metrics: metrics, wake: make(chan struct{}, 1),
@@ -154,6 +163,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.inputs.run(ctx); return nil })
 	g.Go(func() error { a.observer.migrations.run(ctx); return nil })
 	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
+	if a.certifier != nil {
+		g.Go(func() error { a.certifier.run(ctx); return nil })
+	}
 	g.Go(func() error { return a.runNode(ctx, db) })
 	g.Go(func() error { // without waiting for Open vSwitch: processes of the node have use for the API server's Service before
 		if a.services == nil {

@@ -31,6 +31,8 @@ type Writers struct {
 	Annotate NodeAnnotator
 	Report   Reporter
 	Renew    Renewer
+	// Certificates is used where the southbound database asks for one.
+	Certificates Certificates
 }
 
 // API makes the sources and the writers of one node from the API server. It makes no request itself.

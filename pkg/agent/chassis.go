@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // What a Geneve packet has around the pod's IP packet, in bytes: the pod's Ethernet header (14), Geneve (8) with OVN's one option (8),
@@ -32,7 +35,7 @@ type tunnel struct {
 
 // chassis makes the node an OVN chassis.
 //
-// Inputs: the Node's addresses, the host's addresses. Outputs: Open_vSwitch.external_ids, the integration bridge, the userspace datapath's connection tracking and its
+// Inputs: the Node's addresses, the host's addresses, the node's certificate. Outputs: Open_vSwitch.external_ids and ssl, the integration bridge, the userspace datapath's connection tracking and its
 // capability ct_zero_snat, annotation godwit.dev/mtu.
 type chassis struct {
 	cfg      Config
@@ -66,8 +69,12 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 			return tunnel{}, nil, err
 		}
 	}
+	files, err := c.certificate()
+	if err != nil {
+		return tunnel{}, nil, err
+	}
 	changed, err := db.EnsureChassis(ctx, ovs.Chassis{
-		Name: ident.ChassisName(c.cfg.NodeName), Remote: c.cfg.SBRemote, EncapIP: t.IP.String(), Datapath: datapath,
+		Name: ident.ChassisName(c.cfg.NodeName), Remote: c.cfg.SBRemote, EncapIP: t.IP.String(), Datapath: datapath, TLS: files,
 	})
 	if avoided {
 		changed = append(changed, "capabilities:ct_zero_snat")
@@ -81,6 +88,18 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 		}
 	}
 	return t, changed, nil
+}
+
+// certificate is what ovn-controller shows to the southbound database; nil where that asks for none. Its arrival runs the node's loop again.
+func (c *chassis) certificate() (*ovs.TLSFiles, error) {
+	if c.cfg.OVNTLSDir == "" {
+		return nil, nil //nolint:nilnil // documented
+	}
+	files := pki.Dir(os.ReadFile, c.cfg.OVNTLSDir)
+	if _, err := files.Check(time.Now()); err != nil {
+		return nil, fmt.Errorf("%w: the node has no certificate for the southbound database: %w", errPending, err)
+	}
+	return &ovs.TLSFiles{CA: files.CA, Cert: files.Cert, Key: files.Key}, nil
 }
 
 // internalIPs are the Node's addresses of type InternalIP, in the Node's order.

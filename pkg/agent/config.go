@@ -3,8 +3,8 @@
 //
 // Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate; the
 // local Open_vSwitch database.
-// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files. It never
-// writes NB or SB.
+// Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files, and with TLS
+// the node's certificate and a request for it. It never writes NB or SB.
 package agent
 
 import (
@@ -32,8 +32,10 @@ type Config struct {
 	Namespace string
 	// OVSEndpoint is the local Open_vSwitch database.
 	OVSEndpoint string
-	// SBRemote is the southbound database as ovn-controller connects to it, a comma-separated list of tcp:IP:PORT.
+	// SBRemote is the southbound database as ovn-controller connects to it, a comma-separated list of tcp:IP:PORT or ssl:IP:PORT.
 	SBRemote string
+	// OVNTLSDir is where the agent keeps the node's certificate for an SBRemote that is reached by TLS, the same path for ovn-controller; empty without TLS.
+	OVNTLSDir string
 	// Underlay says which address tunnels end at: an interface's name, or a CIDR that contains it. The Node's InternalIP if empty.
 	Underlay string
 	// MTU of pods in bytes; the underlay interface's less the tunnel's overhead if 0.
@@ -74,8 +76,11 @@ func (c *Config) Validate() error {
 	if c.Namespace == "" {
 		bad("--namespace is empty: set it to the namespace of the agent's pod")
 	}
-	if err := validRemote(c.SBRemote); err != nil {
+	if err := c.validRemote(); err != nil {
 		errs = append(errs, err)
+	}
+	if c.OVNTLSDir != "" && !filepath.IsAbs(c.OVNTLSDir) {
+		bad("--ovn-tls-dir %q is not an absolute path", c.OVNTLSDir)
 	}
 	if !strings.HasPrefix(c.OVSEndpoint, "unix:/") {
 		bad("--ovs-db %q is not unix:/PATH: the agent makes links for the Open vSwitch of its own node", c.OVSEndpoint)
@@ -104,13 +109,19 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func validRemote(remotes string) error {
-	for r := range strings.SplitSeq(remotes, ",") {
+// validRemote: all of the remotes by TLS and a place for the certificate, or none of both.
+func (c *Config) validRemote() error {
+	for r := range strings.SplitSeq(c.SBRemote, ",") {
 		proto, addr, _ := strings.Cut(r, ":")
-		if (proto == "tcp" || proto == "ssl") && addr != "" || proto == "unix" && filepath.IsAbs(addr) {
-			continue
+		switch {
+		case proto == "ssl" && addr != "" && c.OVNTLSDir == "":
+			return fmt.Errorf("--sb-remote %q is reached by TLS, which needs --ovn-tls-dir: where the node's certificate is kept, such as /etc/godwit/tls", r)
+		case proto == "tcp" && addr != "" && c.OVNTLSDir != "":
+			return fmt.Errorf("--sb-remote %q would be reached without TLS though there is --ovn-tls-dir: write ssl:, or leave the directory out", r)
+		case (proto == "tcp" || proto == "ssl") && addr != "", proto == "unix" && filepath.IsAbs(addr):
+		default:
+			return fmt.Errorf("--sb-remote %q: %q is not tcp:IP:PORT, ssl:IP:PORT or unix:/PATH", c.SBRemote, r)
 		}
-		return fmt.Errorf("--sb-remote %q: %q is not tcp:IP:PORT, ssl:IP:PORT or unix:/PATH", remotes, r)
 	}
 	return nil
 }

@@ -139,6 +139,7 @@ type testNode struct {
 	records                 *records
 	node                    *corev1.Node
 	cfg                     Config
+	certificates            Certificates
 	agent                   *Agent
 	log                     *slog.Logger
 	// t is the whole test: an agent that a subtest starts outlives it.
@@ -227,7 +228,7 @@ func (n *testNode) start() {
 	t := n.t
 	t.Helper()
 	src := Sources{Nodes: n.nodes, Pods: n.pods, Subnets: n.subnets, Services: n.services, EndpointSlices: n.slices, Ports: n.ports, MigrationsFrom: n.records.of(n.Name, sideSource), MigrationsTo: n.records.of(n.Name, sideTarget)}
-	a, err := New(n.cfg, src, Writers{Annotate: n.annotate, Report: n.records.report}, n.log, prometheus.NewRegistry())
+	a, err := New(n.cfg, src, Writers{Annotate: n.annotate, Report: n.records.report, Certificates: n.certificates}, n.log, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

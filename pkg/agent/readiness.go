@@ -13,11 +13,12 @@ import (
 
 // Components that a pod's attachment needs, as readiness names them.
 const (
-	compAPI     = "API"
-	compOVS     = "Open vSwitch"
-	compChassis = "chassis"
-	compGateway = "gateway ovn0"
-	compInstall = "CNI configuration"
+	compAPI         = "API"
+	compOVS         = "Open vSwitch"
+	compChassis     = "chassis"
+	compGateway     = "gateway ovn0"
+	compInstall     = "CNI configuration"
+	compCertificate = "certificate" // where the southbound database is reached by TLS
 )
 
 // errNotReady: a component of the node is missing; the text names it.

@@ -11,6 +11,8 @@ import (
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/ovn"
+	"github.com/godwit-cni/godwit/pkg/pki"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -29,6 +31,10 @@ type Config struct {
 	NBEndpoints []string
 	// SBEndpoints are the southbound servers, of which the bindings of VMs' ports and the names of chassis are read.
 	SBEndpoints []string
+	// TLS are the controller's certificates for endpoints that are reached by TLS; nil without.
+	TLS *pki.Files
+	// Issuing: this process also makes the certificates for which the databases' servers wait, so it waits for them at its start, and is not the one who tells when they expire.
+	Issuing bool
 	// DefaultCIDRs are the ranges of the Subnet "default", which is created if it does not exist. At most one per family.
 	DefaultCIDRs []string
 	// JoinCIDRs are the ranges between the logical router and the nodes. At most one per family.
@@ -81,6 +87,13 @@ func (c Config) Validate() error {
 	}
 	if len(c.SBEndpoints) == 0 {
 		errs = append(errs, errors.New("--sb-remote: no southbound endpoint given"))
+	}
+	const hint = "--ovn-tls-dir DIR, or --ovn-issuer"
+	if err := ovn.CheckEndpoints(c.NBEndpoints, c.TLS, hint); err != nil {
+		errs = append(errs, fmt.Errorf("--nb-remote: %w", err))
+	}
+	if err := ovn.CheckEndpoints(c.SBEndpoints, c.TLS, hint); err != nil {
+		errs = append(errs, fmt.Errorf("--sb-remote: %w", err))
 	}
 	pods, err := ipam.ParseSpec(c.DefaultCIDRs, nil, nil)
 	if err != nil {

@@ -13,6 +13,7 @@ type metrics struct {
 	stages                 *prometheus.HistogramVec
 	policyProblems         *prometheus.CounterVec
 	serviceProblems        *prometheus.CounterVec
+	claimsUndone           *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -41,12 +42,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		serviceProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "godwit_service_problems_total", Help: "What is wrong with Services and left out of them, by reason, counted when it is found.",
 		}, []string{"reason"}),
+		claimsUndone: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_claims_undone_total", Help: "Claims of ports, by the node that made them, which the ports' rows do not ask for and which were undone.",
+		}, []string{"node"}),
 	}
 	// The first of a kind is counted by those who look at increases only if there was a series before.
 	m.migrations.WithLabelValues(string(v1alpha1.MigrationSucceeded), string(migration.ReasonMigrationSucceeded))
 	for _, reason := range []migration.Reason{migration.ReasonMigrationFailed, migration.ReasonMigrationAborted, migration.ReasonMigrationGone, migration.ReasonTargetGone} {
 		m.migrations.WithLabelValues(string(v1alpha1.MigrationFailed), string(reason))
 	}
-	r.MustRegister(m.migrations, m.prepared, m.interruption, m.stages, m.policyProblems, m.serviceProblems)
+	r.MustRegister(m.claimsUndone, m.migrations, m.prepared, m.interruption, m.stages, m.policyProblems, m.serviceProblems)
 	return m
 }

@@ -135,6 +135,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 		mgr.Add(&garbageCollector{
 			api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, services: p.services, anchors: p.anchors, hosts: p.hosts, queues: p.queues, log: p.Logger,
 		}),
+		mgr.Add(&claimGuard{api: mgr.GetCache(), nb: p.nb, sb: p.sb, events: events, undone: m.claimsUndone, log: p.Logger}),
 		addServices(ctx, p, m, events), addEgress(p, virt),
 	)
 }

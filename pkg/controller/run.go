@@ -55,15 +55,11 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	nb, err := ovn.Connect(ctx, ovn.Config{Endpoints: c.NBEndpoints, Registerer: c.Registerer, Logger: c.Logger})
-	if err != nil {
+	nb, sb, err := connect(ctx, c)
+	if err != nil || nb == nil {
 		return err
 	}
 	defer nb.Close()
-	sb, err := ovn.ConnectSB(ctx, ovn.Config{Endpoints: c.SBEndpoints, Logger: c.Logger})
-	if err != nil {
-		return err
-	}
 	defer sb.Close()
 	mgr, err := newManager(c, api)
 	if err != nil {
@@ -78,6 +74,9 @@ func Run(ctx context.Context, c Config, api *rest.Config) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	if c.TLS != nil && !c.Issuing {
+		g.Go(func() error { return watchCertificate(ctx, c) })
+	}
 	g.Go(func() error { return nb.Run(ctx) })
 	g.Go(func() error { return sb.Run(ctx) })
 	g.Go(func() error { return mgr.Start(ctx) })

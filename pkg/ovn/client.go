@@ -17,6 +17,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // Deadlines of a connection.
@@ -30,8 +31,10 @@ const (
 
 // Config says how to reach a database.
 type Config struct {
-	// Endpoints in ovsdb(7) form: tcp:HOST:PORT or unix:PATH. With several, the client finds the raft leader.
+	// Endpoints in ovsdb(7) form: ssl:HOST:PORT, tcp:HOST:PORT or unix:PATH. With several, the client finds the raft leader.
 	Endpoints []string
+	// TLS are the certificates for endpoints that are reached by it, and nil for others.
+	TLS *pki.Files
 	// Registerer receives the metrics of what is written. Required for the northbound database.
 	Registerer prometheus.Registerer
 	// Logger is required.
@@ -42,12 +45,10 @@ type Config struct {
 func (c Config) validate(database string) error {
 	var errs []error
 	if len(c.Endpoints) == 0 {
-		errs = append(errs, fmt.Errorf("no %s endpoint given: want tcp:HOST:PORT or unix:PATH", database))
+		errs = append(errs, fmt.Errorf("no %s endpoint given: want %s", database, endpointForm))
 	}
-	for _, e := range c.Endpoints {
-		if !strings.HasPrefix(e, "tcp:") && !strings.HasPrefix(e, "unix:") {
-			errs = append(errs, fmt.Errorf("%s endpoint %q: want tcp:HOST:PORT or unix:PATH", database, e))
-		}
+	if err := CheckEndpoints(c.Endpoints, c.TLS, "Config.TLS"); err != nil {
+		errs = append(errs, fmt.Errorf("%s endpoint: %w", database, err))
 	}
 	return errors.Join(errs...)
 }
@@ -100,6 +101,10 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 	}
 	for _, e := range c.Endpoints {
 		opts = append(opts, client.WithEndpoint(e))
+	}
+	opts, err := c.certified(opts)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the %s database by TLS: %w", database, err)
 	}
 	db, err := client.NewOVSDBClient(dbModel, opts...)
 	if err != nil {

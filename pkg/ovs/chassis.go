@@ -24,8 +24,10 @@ const (
 type Chassis struct {
 	// Name is system-id: the SB Chassis's name.
 	Name ident.ChassisName
-	// Remote is the southbound database, a comma-separated list of tcp:IP:PORT.
+	// Remote is the southbound database, a comma-separated list of tcp:IP:PORT or ssl:IP:PORT.
 	Remote string
+	// TLS are the node's certificates, if ovn-controller needs some; nil leaves the table SSL alone.
+	TLS *TLSFiles
 	// EncapIP is the tunnels' local end.
 	EncapIP string
 	// Datapath is DatapathSystem or DatapathNetdev.
@@ -45,7 +47,7 @@ func (ch Chassis) externalIDs() map[string]string {
 	}
 }
 
-// EnsureChassis writes the keys that differ and reports which did. Other keys of the column are other people's.
+// EnsureChassis writes the keys that differ, and the table SSL if the chassis has certificates, and reports which did. Other keys of the column are other people's.
 func (c *Client) EnsureChassis(ctx context.Context, ch Chassis) (changed []string, err error) {
 	root, err := c.root(ctx)
 	if err != nil {
@@ -57,15 +59,27 @@ func (c *Client) EnsureChassis(ctx context.Context, ch Chassis) (changed []strin
 			write[k] = v
 		}
 	}
-	if len(write) == 0 {
+	var ops []ovsdb.Operation
+	if ch.TLS != nil {
+		if ops, err = c.sslOps(ctx, root, *ch.TLS); err != nil {
+			return nil, fmt.Errorf("set Open_vSwitch ssl: %w", err)
+		}
+	}
+	if len(write) == 0 && len(ops) == 0 {
 		return nil, nil
 	}
 	changed = slices.Sorted(maps.Keys(write))
-	ops, err := c.setKeys(root, &root.ExternalIDs, write)
-	if err != nil {
-		return nil, fmt.Errorf("set Open_vSwitch external_ids %v: %w", changed, err)
+	if len(ops) != 0 {
+		changed = append(changed, "ssl")
 	}
-	if err := c.transact(ctx, ops); err != nil {
+	if len(write) != 0 {
+		set, err := c.setKeys(root, &root.ExternalIDs, write)
+		if err != nil {
+			return nil, fmt.Errorf("set Open_vSwitch external_ids %v: %w", changed, err)
+		}
+		ops = append(ops, set...)
+	}
+	if err := c.transact(ctx, ops); err != nil { // one transaction: ovn-controller never has a remote without its certificate
 		return nil, fmt.Errorf("set Open_vSwitch external_ids %v: %w", changed, err)
 	}
 	return changed, nil

@@ -3,6 +3,7 @@
 // Columns and map keys that it writes; nothing else changes them:
 //
 //	Open_vSwitch  external_ids: the keys of Chassis; bridges: the integration bridge
+//	SSL           private_key, certificate, ca_cert, bootstrap_ca_cert of the row that Open_vSwitch names, where the node has certificates
 //	Datapath      capabilities:ct_zero_snat of the userspace datapath, where an ovs-vswitchd of known versions has said true
 //	Bridge        the integration bridge's fail_mode, datapath_type, ports
 //	Port          rows of our own ports: name, interfaces
@@ -121,6 +122,7 @@ func dbModel() (model.ClientDBModel, error) {
 		vswitchdb.BridgeTable:      &vswitchdb.Bridge{},
 		vswitchdb.PortTable:        &vswitchdb.Port{},
 		vswitchdb.InterfaceTable:   &vswitchdb.Interface{},
+		vswitchdb.SSLTable:         &vswitchdb.SSL{},
 	})
 	if err != nil {
 		return model.ClientDBModel{}, fmt.Errorf("make model of the Open_vSwitch database: %w", err)
@@ -135,7 +137,8 @@ func (c *Client) monitor(ctx context.Context) error {
 	defer cancel()
 	root, br, port, iface, datapath := &vswitchdb.OpenvSwitch{}, &vswitchdb.Bridge{}, &vswitchdb.Port{}, &vswitchdb.Interface{}, &vswitchdb.Datapath{}
 	_, err := c.ovsdb.Monitor(ctx, c.ovsdb.NewMonitor(
-		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes, &root.Datapaths),
+		client.WithTable(root, &root.Bridges, &root.ExternalIDs, &root.DatapathTypes, &root.Datapaths, &root.SSL),
+		client.WithTable(&vswitchdb.SSL{}),
 		client.WithTable(datapath, &datapath.Capabilities),
 		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.DatapathType),
 		client.WithTable(port, &port.Name, &port.Interfaces),

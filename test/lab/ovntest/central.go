@@ -54,7 +54,7 @@ func Central(t testing.TB) *OVNCentral {
 	}
 	c := &OVNCentral{root: root, ns: ns, dir: dir, NB: "unix:" + filepath.Join(dir, "nb.sock"), SB: "unix:" + filepath.Join(dir, "sb.sock")}
 	c.database(t, "nb", "usr/share/ovn/ovn-nb.ovsschema")
-	c.database(t, "sb", "usr/share/ovn/ovn-sb.ovsschema")
+	c.database(t, "sb", "usr/share/ovn/ovn-sb.ovsschema", southboundListeners()...)
 	cmd := root.Command(t.Context(), "ovn-northd", "--ovnnb-db="+c.NB, "--ovnsb-db="+c.SB, "--unixctl="+filepath.Join(dir, "northd.ctl"), "-vconsole:info")
 	cmd.Cancel = func() error { return nil } // ended by the cleanup, in its own time
 	daemon(t, ns, cmd, filepath.Join(dir, "northd.log"))
@@ -62,9 +62,9 @@ func Central(t testing.TB) *OVNCentral {
 }
 
 // database starts an ovsdb-server for dir/name.db on dir/name.sock.
-func (c *OVNCentral) database(t testing.TB, name, schema string) {
+func (c *OVNCentral) database(t testing.TB, name, schema string, args ...string) {
 	t.Helper()
-	serve(t, server{root: c.root, ns: c.ns, dir: c.dir, name: name, schema: schema})
+	serve(t, server{root: c.root, ns: c.ns, dir: c.dir, name: name, schema: schema, args: args})
 }
 
 // EmptyNB replaces the northbound database by an empty one, as one that is lost and made again. Its clients lose their connections.
@@ -84,6 +84,8 @@ type server struct {
 	root              *packages.Root
 	ns                *netns.Namespace
 	dir, name, schema string
+	// args are more of ovsdb-server(1).
+	args []string
 }
 
 func serve(t testing.TB, s server) {
@@ -94,7 +96,8 @@ func serve(t testing.TB, s server) {
 	}
 	file := func(ext string) string { return filepath.Join(s.dir, s.name+ext) }
 	run(t, s.root.Command(t.Context(), "ovsdb-tool", "create", file(".db"), schema))
-	cmd := s.root.Command(t.Context(), "ovsdb-server", "--remote=punix:"+file(".sock"), "--unixctl="+file(".ctl"), "-vconsole:info", file(".db"))
+	args := append([]string{"--remote=punix:" + file(".sock"), "--unixctl=" + file(".ctl"), "-vconsole:info"}, s.args...)
+	cmd := s.root.Command(t.Context(), "ovsdb-server", append(args, file(".db"))...)
 	cmd.Cancel = func() error { return nil }
 	daemon(t, s.ns, cmd, file(".log"))
 	awaitSocket(t, file(".sock"), file(".log"))

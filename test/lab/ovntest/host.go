@@ -87,7 +87,12 @@ func Host(t testing.TB, c *OVNCentral, name string) *OVSHost {
 // ConfigureChassis does what the agent does for ovn-controller: a chassis with the host's name and a Geneve tunnel over IPv4.
 func (h *OVSHost) ConfigureChassis(t testing.TB, c *OVNCentral) {
 	t.Helper()
-	h.vsctl(t, c, "set", "open_vswitch", ".", "external_ids:system-id="+h.Name, "external_ids:ovn-remote="+c.SB, "external_ids:ovn-encap-type=geneve",
+	h.configure(t, c, c.SB)
+}
+
+func (h *OVSHost) configure(t testing.TB, c *OVNCentral, remote string) {
+	t.Helper()
+	h.vsctl(t, c, "set", "open_vswitch", ".", "external_ids:system-id="+h.Name, "external_ids:ovn-remote="+remote, "external_ids:ovn-encap-type=geneve",
 		"external_ids:ovn-encap-ip="+h.UnderlayIPs[0].Addr().String(), "external_ids:ovn-bridge-datapath-type=netdev", "external_ids:ovn-monitor-all=true")
 }
 

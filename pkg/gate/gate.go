@@ -1,0 +1,179 @@
+// Package gate is the door to OVN's databases for those who may do everything in them. ovsdb-server has one authority for all of its TLS listeners: a second one of its own, beside that
+// for nodes, would let nodes in too. The gate lets in whoever has a certificate of the authority that it is given, and connects them with ovsdb-server's unix socket, on which no role limits
+// what they do. Forward is the other end, for programs that are to reach a gate by a unix socket: ovsdb-server's raft, whose own TLS would trust nodes as well.
+package gate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
+)
+
+// What a connection may take. A database's clients keep theirs for days, with a probe every few seconds.
+const (
+	handshakeTimeout      = 10 * time.Second
+	dialTimeout           = 5 * time.Second
+	keepAlive             = 15 * time.Second
+	acceptPause           = 100 * time.Millisecond
+	defaultMaxConnections = 256
+)
+
+// Config says where a gate is. Files are read again for every connection.
+type Config struct {
+	// Listen is the gate's HOST:PORT.
+	Listen string
+	// Unix is the socket of ovsdb-server.
+	Unix string
+	// CA has the authorities whose certificates open the gate, Cert and Key are what it shows itself.
+	CA, Cert, Key string
+	// MaxConnections at a time, 256 if 0; more are closed at once.
+	MaxConnections int
+	Logger         *slog.Logger
+}
+
+// Validate reports every error in c.
+func (c Config) Validate() error {
+	var errs []error
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("gate: address to listen on %q: want HOST:PORT", c.Listen))
+	}
+	if c.MaxConnections < 0 {
+		errs = append(errs, fmt.Errorf("gate: %d connections at most: want 1 or more, or 0 for %d", c.MaxConnections, defaultMaxConnections))
+	}
+	return errors.Join(append(errs, validPaths(map[string]string{"socket": c.Unix, "authority": c.CA, "certificate": c.Cert, "key": c.Key}))...)
+}
+
+func validPaths(paths map[string]string) error {
+	var errs []error
+	for what, path := range paths {
+		if !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("gate: %s %q: want an absolute path", what, path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves the gate until ctx ends. Certificates that are missing or out of date when it starts are an error; later they are one of each connection, and logged.
+func Run(ctx context.Context, c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	files := &pki.Files{Read: os.ReadFile, CA: c.CA, Cert: c.Cert, Key: c.Key}
+	if _, err := files.Check(time.Now()); err != nil {
+		return fmt.Errorf("gate: %w", err)
+	}
+	l, err := (&net.ListenConfig{KeepAlive: keepAlive}).Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("gate: %w: another process has the port, or the address is not this machine's", err)
+	}
+	c.Logger.Info("gate is open", "address", l.Addr(), "socket", c.Unix)
+	server := files.ServerTLS(time.Now)
+	return door{log: c.Logger, max: c.MaxConnections, connect: func(ctx context.Context, conn net.Conn) (near, far half, err error) {
+		return admit(ctx, tls.Server(conn, server), c.Unix)
+	}}.serve(ctx, l)
+}
+
+// admit makes the handshake, and connects with the database for whom it lets in: nobody else causes a connection there.
+func admit(ctx context.Context, conn *tls.Conn, unix string) (near, far half, err error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, nil, err
+	}
+	db, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", unix)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect with ovsdb-server: %w: is it running?", err)
+	}
+	return conn, db.(*net.UnixConn), nil
+}
+
+// half is a connection that can be ended in one direction: both *tls.Conn and *net.UnixConn are.
+type half interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// door accepts connections and joins each with another.
+type door struct {
+	log *slog.Logger
+	max int
+	// connect makes, of what was accepted, the two ends to be joined. The caller closes what was accepted.
+	connect func(ctx context.Context, conn net.Conn) (near, far half, err error)
+}
+
+// serve closes l, and all connections, when ctx ends.
+func (d door) serve(ctx context.Context, l net.Listener) error {
+	if d.max == 0 {
+		d.max = defaultMaxConnections
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	var open sync.WaitGroup
+	defer open.Wait()
+	places := make(chan struct{}, d.max)
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		}
+		if err != nil { // out of file descriptors, or a client that has gone again
+			d.log.Warn("a connection could not be accepted", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
+		}
+		select {
+		case places <- struct{}{}:
+			open.Go(func() { defer func() { <-places }(); d.handle(ctx, conn) })
+		default:
+			d.log.Warn("a connection is refused: there are as many as there may be", "peer", conn.RemoteAddr(), "max", d.max)
+			_ = conn.Close()
+		}
+	}
+}
+
+func (d door) handle(ctx context.Context, conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	near, far, err := d.connect(ctx, conn)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Warn("a connection is refused", "peer", conn.RemoteAddr(), "error", err)
+		}
+		return
+	}
+	join(ctx, near, far)
+}
+
+// join copies both ways until both have ended, or ctx.
+func join(ctx context.Context, near, far half) {
+	closeBoth := func() { _ = near.Close(); _ = far.Close() }
+	defer closeBoth()
+	stop := context.AfterFunc(ctx, closeBoth)
+	defer stop()
+	var both sync.WaitGroup
+	for to, from := range map[half]half{near: far, far: near} {
+		both.Go(func() {
+			if _, err := io.Copy(to, from); err != nil {
+				closeBoth() // the other direction has nobody to answer any more
+				return
+			}
+			_ = to.CloseWrite() // a peer that is gone needs no goodbye
+		})
+	}
+	both.Wait()
+}
