@@ -22,6 +22,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/topology"
 	"github.com/godwit-cni/godwit/pkg/wire"
+	"github.com/godwit-cni/godwit/test/lab/netns"
 	"github.com/godwit-cni/godwit/test/lab/ovntest"
 )
 
@@ -196,6 +197,11 @@ func TestLifecycleLeftovers(t *testing.T) {
 	c := ovntest.Central(t)
 	n := newTestNode(t, c, "one", 1)
 	runs, crashed, deleted := newTestPod(t, "runs", 1), newTestPod(t, "crashed", 2), newTestPod(t, "deleted", 3)
+	ends, err := netns.New() // before the test does
+	if err != nil {
+		t.Fatal(err)
+	}
+	crashed.Namespace = ends
 	rows := topology.Node(n.Name, joinOf(1))
 	nb := &northbound{t: t}
 	nb.connect(c)

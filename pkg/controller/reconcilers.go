@@ -86,6 +86,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	if err := second.add(ctx); err != nil {
 		return err
 	}
+	byClaim := newIPAMClaims(p, place, events)
+	if err := byClaim.add(ctx); err != nil {
+		return err
+	}
 	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
 	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
@@ -99,7 +103,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
-	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, events: events, log: p.Logger}
+	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, byClaim: byClaim, events: events, log: p.Logger}
 	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, events: events, log: p.Logger}
 	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}

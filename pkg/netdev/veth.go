@@ -60,7 +60,7 @@ func (h Host) CreateVeth(v Veth) (net.HardwareAddr, error) {
 			return err
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU, attrs.Alias = v.Host, v.MTU, v.Alias
+		attrs.Name, attrs.MTU = v.Host, v.MTU
 		pair := &netlink.Veth{
 			LinkAttrs: attrs, PeerName: v.Name, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU), PeerNamespace: netlink.NsFd(int(target)),
 		}
@@ -96,6 +96,11 @@ func hostSideUp(v Veth) (net.HardwareAddr, error) {
 	if v.NoOffload {
 		if err := txChecksumOff(v.Host); err != nil {
 			return nil, err
+		}
+	}
+	if v.Alias != "" { // the kernel takes none for a link that it makes
+		if err := netlink.LinkSetAlias(link, v.Alias); err != nil {
+			return nil, fmt.Errorf("set the alias of veth %s: %w", v.Host, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {

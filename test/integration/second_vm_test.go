@@ -173,6 +173,11 @@ func (e *env) declaredSecond(t *testing.T) {
 	}
 
 	vmi := e.begins(t, vm, "many-1", "n1")
+	pod := &corev1.Pod{}
+	if err := e.api.Get(t.Context(), key("life", "many-1"), pod); err != nil {
+		t.Fatal(err)
+	}
+	e.selects(t, pod, "blue", "late", "other")
 	if now := e.nic(t, k, "blue", "n1", ""); now.UUID != row.UUID {
 		t.Errorf("the row was %s, is %s", row.UUID, now.UUID)
 	}
