@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func TestLifecycleDHCPAnswers(t *testing.T) {
 		"lease":    ack.IPAddressLeaseTime(0) == 10*time.Minute,
 		"DNS":      len(ack.DNS()) == 1 && ack.DNS()[0].Equal(dns.AsSlice()),
 		"search":   ack.DomainSearch() != nil && fmt.Sprint(ack.DomainSearch().Labels) == "[svc.cluster.local cluster.local]",
-		"MTU":      fmt.Sprint(ack.Options.Get(dhcpv4.OptionInterfaceMTU)) == fmt.Sprint([]byte{1400 >> 8, 1400 & 0xff}),
+		"MTU":      bytes.Equal(ack.Options.Get(dhcpv4.OptionInterfaceMTU), []byte{1400 >> 8, 1400 & 0xff}),
 		"an offer": offer.MessageType() == dhcpv4.MessageTypeOffer && ack.MessageType() == dhcpv4.MessageTypeAck,
 	} {
 		if !is {

@@ -176,7 +176,7 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 	a.borrow(ask.claim, pool)
 	if ask.had == nil || pool.Claim(owner, ask.had) != nil {
 		if _, err := pool.Allocate(owner, ask.wanted...); err != nil {
-			a.keepClaim(ask.claim)
+			_ = a.keepClaim(ask.claim) // what it borrowed a moment ago
 			a.wait(subnet, h, ask.turn)
 			return "", nil, fmt.Errorf("Subnet %s: %w", subnet, err)
 		}

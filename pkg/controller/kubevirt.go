@@ -29,6 +29,8 @@ const (
 type kubevirt struct {
 	arrival
 	indexed bool // start, which watches VMIs and migrations and lets VMs be reconciled, has got as far as that
+	// operations: VirtualMachineOperations are indexed.
+	operations bool
 
 	vms *trigger
 	// ready: VMIs can be read.

@@ -236,7 +236,7 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(vms.launchersOn), fenced()).
 		WatchesRawSource(&p.vms).WithOptions(options(vmWorkers)).Complete(vms)
-	return errors.Join(err, addDeclared(p, vms))
+	return errors.Join(err, addDeclared(p, vms), addOperations(ctx, p, virt))
 }
 
 // whenever handles every event of an object by telling somebody else: the reconciler that watches is asked for nothing.
