@@ -46,6 +46,8 @@ type Agent struct {
 	heart    *heart
 	// certifier is nil if the southbound database asks for no certificate.
 	certifier *certifier
+	// leftovers clears what belongs to no pod of the node.
+	leftovers *leftovers
 }
 
 // New makes an agent of a configuration that Validate accepts. Nothing runs before Run.
@@ -103,6 +105,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	}
 	a.loop.gateway.changed = a.heart.poke
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
+	a.leftovers = newLeftovers(a.attacher)
 	return a, nil
 }
 
@@ -237,5 +240,6 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	g.Go(func() error { return a.loop.run(ctx) })
 	g.Go(func() error { a.heart.run(ctx); return nil })
 	g.Go(func() error { return a.observer.run(ctx) })
+	g.Go(func() error { a.leftovers.run(ctx); return nil })
 	return g.Wait()
 }

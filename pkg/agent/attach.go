@@ -121,7 +121,8 @@ func (a *attacher) plan(at *attachment) {
 	noOffload := a.node.datapath == ovs.DatapathNetdev
 	mac := net.HardwareAddr(id.MAC)
 	at.veth = netdev.Veth{
-		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, NoOffload: noOffload,
+		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, Alias: aliasOf(id.UID),
+		NoOffload: noOffload,
 	}
 	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, NoOffload: noOffload}
 	if id.first() {

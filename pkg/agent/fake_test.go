@@ -133,6 +133,28 @@ func (n *fakeNode) DeleteLink(name string) error {
 	return n.op("DeleteLink", func() { delete(n.links, name) })
 }
 
+// HostSides: a link's index is made of its container's, so that a new one of the name has another.
+func (n *fakeNode) HostSides() (out []netdev.HostSide, err error) {
+	err = n.op("HostSides", func() {
+		for name, v := range n.links {
+			out = append(out, netdev.HostSide{Name: name, Index: n.index(v), Alias: v.Alias})
+		}
+	})
+	return out, err
+}
+
+func (n *fakeNode) index(v netdev.Veth) int { return 1000*len(v.Host) + v.MTU }
+
+func (n *fakeNode) DeleteIndex(index int) error {
+	return n.op("DeleteIndex", func() {
+		for name, v := range n.links {
+			if n.index(v) == index {
+				delete(n.links, name)
+			}
+		}
+	})
+}
+
 func (n *fakeNode) LinkMAC(name string) (mac net.HardwareAddr, found bool, err error) {
 	err = n.op("LinkMAC", func() { _, found = n.links[name] })
 	return net.HardwareAddr{2, 0, 0, 0, 0, 1}, found, err

@@ -105,6 +105,17 @@ func (in *inputs) pod(key string) *corev1.Pod {
 	return pod
 }
 
+// podUIDs are the UIDs of the pods of this node.
+func (in *inputs) podUIDs() map[string]bool {
+	out := map[string]bool{}
+	for _, obj := range in.pods.GetStore().List() {
+		if pod, ok := obj.(*corev1.Pod); ok {
+			out[string(pod.UID)] = true
+		}
+	}
+	return out
+}
+
 // waitPod calls done with the pod, nil if there is none, now and after every change, until it returns true. It returns ctx's error.
 func (in *inputs) waitPod(ctx context.Context, key string, done func(*corev1.Pod) bool) error {
 	ch := make(chan struct{}, 1)

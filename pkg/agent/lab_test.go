@@ -92,13 +92,15 @@ func (nb *northbound) transact(rows ...model.Model) {
 type ports struct {
 	nodes, pods []*nbdb.LogicalSwitchPort
 	egress      []*nbdb.LogicalRouterPolicy
+	// more are rows that the others refer to.
+	more []model.Model
 }
 
 // write makes the network with the ports; once.
 func (nb *northbound) write(p ports) {
 	nb.t.Helper()
-	network, subnet := topology.Network(ident.DefaultNetwork, joinSpec), topology.Subnet("pods", podSpec, 0)
-	var rows []model.Model
+	network, subnet := topology.Network(ident.DefaultNetwork, joinSpec), topology.Subnet("pods", podSpec, topology.DHCP{})
+	rows := p.more
 	n := 0
 	id := func() string { n++; return fmt.Sprintf("r%d", n) }
 	router := network.Router
@@ -141,7 +143,9 @@ type testNode struct {
 	cfg                     Config
 	certificates            Certificates
 	agent                   *Agent
-	log                     *slog.Logger
+	// tune changes an agent before it runs; nil: not.
+	tune func(*Agent)
+	log  *slog.Logger
 	// t is the whole test: an agent that a subtest starts outlives it.
 	t *testing.T
 
@@ -231,6 +235,9 @@ func (n *testNode) start() {
 	a, err := New(n.cfg, src, Writers{Annotate: n.annotate, Report: n.records.report, Certificates: n.certificates}, n.log, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n.tune != nil {
+		n.tune(a)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	n.agent, n.stop, n.done = a, stop, make(chan error, 1)

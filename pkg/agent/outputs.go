@@ -28,6 +28,8 @@ type hostNetwork interface {
 	CheckContainer(netns string, want netdev.Interface) error
 	CheckLauncher(netns string, want netdev.Interface) error
 	DeleteLink(name string) error
+	HostSides() ([]netdev.HostSide, error)
+	DeleteIndex(index int) error
 	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
 	SameNetns(path string) (bool, error)
 	Counters() (map[string]netdev.Counters, error)

@@ -43,14 +43,15 @@ type allocations struct {
 	found        map[string][]claim                       // by Subnet, while addresses are restored
 	nics         map[types.NamespacedName]map[string]bool // links of pods on second networks
 	macs         macs
+	claims       claims
 	mtus         map[string]int // by node
 
 	restore *restoration
 }
 
-// holder is who has addresses: a pod, or the Port of a VM.
+// holder is who has addresses: a pod, the Port of a VM, or an IPAMClaim that no pod uses.
 type holder struct {
-	kind string // ident.OwnerPod or ident.OwnerVM
+	kind string // ident.OwnerPod, ident.OwnerVM, or holderClaim
 	key  types.NamespacedName
 	nic  string // the link of a pod on a second network, empty for its first
 }
@@ -62,6 +63,9 @@ func portHolder(key types.NamespacedName) holder { return holder{kind: ident.Own
 func (h holder) String() string {
 	if h.kind == ident.OwnerVM {
 		return "Port " + h.key.String()
+	}
+	if h.kind == holderClaim {
+		return "IPAMClaim " + h.key.String()
 	}
 	if h.nic != "" {
 		return "pod " + h.key.String() + " (" + h.nic + ")"
@@ -89,7 +93,7 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec, q *queues) *a
 		api: api, nb: nb, join: ipam.New(join), queues: q,
 		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
 		nics: map[types.NamespacedName]map[string]bool{},
-		macs: newMACs(), restore: newRestoration(),
+		macs: newMACs(), claims: newClaims(), restore: newRestoration(),
 	}
 }
 
@@ -169,8 +173,10 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 		return "", nil, fmt.Errorf("Subnet %s: %w", subnet, errNoSubnet)
 	}
 	owner := h.owner(uid)
+	a.borrow(ask.claim, pool)
 	if ask.had == nil || pool.Claim(owner, ask.had) != nil {
 		if _, err := pool.Allocate(owner, ask.wanted...); err != nil {
+			_ = a.keepClaim(ask.claim) // what it borrowed a moment ago
 			a.wait(subnet, h, ask.turn)
 			return "", nil, fmt.Errorf("Subnet %s: %w", subnet, err)
 		}
@@ -188,6 +194,8 @@ type request struct {
 	// wanted are addresses that it must have, in is the Subnet; none if any will do. Who had addresses is past asking.
 	wanted []netip.Addr
 	in     string
+	// claim is the IPAMClaim that it has its addresses by, the zero value for none.
+	claim types.NamespacedName
 	// turn is what turn said before its Subnet was chosen.
 	turn uint64
 }
@@ -224,6 +232,7 @@ func (a *allocations) release(h holder) {
 func (a *allocations) free(h holder, has holding) {
 	a.pools[has.subnet].Release(h.owner(has.uid))
 	delete(a.held, h)
+	a.giveBack(h)
 	a.wake(has.subnet)
 	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: has.subnet}, statusDelay)
 }
@@ -291,9 +300,10 @@ func (a *allocations) waitingIn(kind string) handler.MapFunc {
 }
 
 func (a *allocations) enqueue(h holder) {
-	if h.kind == ident.OwnerVM {
+	switch h.kind {
+	case ident.OwnerVM:
 		a.queues.ports.enqueue(h.key)
-	} else {
+	case ident.OwnerPod:
 		a.queues.pods.enqueue(h.key)
 	}
 }

@@ -28,6 +28,8 @@ type claim struct {
 	// proven: by a northbound row of the same UID, or by a Port's status, which nobody but the controller writes.
 	proven bool
 	since  time.Time
+	// by is the IPAMClaim by which it is had, the zero value for none.
+	by types.NamespacedName
 }
 
 // restored is a pool with what pods and Ports already have in a Subnet.
@@ -41,9 +43,12 @@ func (a *allocations) restored(ctx context.Context, subnet string, spec ipam.Spe
 		if pool.Claim(c.holder.owner(c.uid), c.addrs) == nil {
 			a.held[c.holder] = holding{uid: c.uid, subnet: subnet}
 			a.remember(c.holder)
+			if c.by.Name != "" {
+				a.claims.lent[c.holder] = c.by
+			}
 		} // whoever loses is given another address when it is reconciled
 	}
-	return pool, nil
+	return pool, a.restoreClaims(ctx, subnet, pool)
 }
 
 // claimsIn is what is claimed in a Subnet. A leader that begins reads all pods once, not once for each Subnet. Later nothing is remembered: a pod that has
@@ -122,7 +127,7 @@ func (a *allocations) podClaims(ctx context.Context, asked func(subnet string) b
 			if err != nil {
 				return err
 			}
-			c := claim{holder: at.holder, uid: pod.UID, addrs: addrsOf(at.IPs), since: pod.CreationTimestamp.Time}
+			c := claim{holder: at.holder, uid: pod.UID, addrs: addrsOf(at.IPs), since: pod.CreationTimestamp.Time, by: claimOf(pod, at.holder.nic)}
 			c.proven = lsp != nil && lsp.ExternalIDs[ident.KeyUID] == at.PodUID && slices.Equal(lsp.Addresses, []string{topology.Addresses(at.MAC, at.IPs)})
 			found[at.Subnet] = append(found[at.Subnet], c)
 		}

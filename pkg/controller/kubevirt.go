@@ -29,6 +29,8 @@ const (
 type kubevirt struct {
 	arrival
 	indexed bool // start, which watches VMIs and migrations and lets VMs be reconciled, has got as far as that
+	// operations: VirtualMachineOperations are indexed.
+	operations bool
 
 	vms *trigger
 	// ready: VMIs can be read.
@@ -108,13 +110,28 @@ func hasPodNetwork(vmi *kubevirtv1.VirtualMachineInstance) bool {
 
 // macOf is the MAC address that a VMI asks for on a network, empty if none.
 func macOf(vmi *kubevirtv1.VirtualMachineInstance, network string) string {
+	if nic := interfaceOf(vmi, network); nic != nil {
+		return nic.MacAddress
+	}
+	return ""
+}
+
+// interfaceOf is a VMI's interface on a network, nil if it has none.
+func interfaceOf(vmi *kubevirtv1.VirtualMachineInstance, network string) *kubevirtv1.Interface {
 	for i := range vmi.Spec.Domain.Devices.Interfaces {
 		nic := &vmi.Spec.Domain.Devices.Interfaces[i]
 		if onPod := onPodNetwork(vmi, nic.Name); onPod == (network == podNetwork) && (onPod || nic.Name == network) {
-			return nic.MacAddress
+			return nic
 		}
 	}
-	return ""
+	return nil
+}
+
+// pluginBound says whether a binding plugin connects a VMI's interface. For KubeVirt's own bridge and masquerade bindings a server in the launcher answers DHCPv4, and two servers on one
+// link are one too many; whether a plugin has one is not written anywhere. If it has, OVN is not asked: the request does not leave the pod.
+func pluginBound(vmi *kubevirtv1.VirtualMachineInstance, network string) bool {
+	nic := interfaceOf(vmi, network)
+	return nic != nil && nic.Binding != nil
 }
 
 // onPodNetwork says whether a VMI's interface of that name is on the pod network.

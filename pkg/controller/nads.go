@@ -25,6 +25,9 @@ import (
 // nadKind is NetworkAttachmentDefinition. One field of it is read, and so it has no Go type here.
 var nadKind = schema.GroupVersionKind{Group: "k8s.cni.cncf.io", Version: "v1", Kind: "NetworkAttachmentDefinition"}
 
+// holderDeclared is the kind of a holder that is a VM which does not run: it waits for definitions, and has no addresses by itself.
+const holderDeclared = "declared"
+
 const nadDefinition = "network-attachment-definitions.k8s.cni.cncf.io"
 
 // nads are the NetworkAttachmentDefinitions, and who waits for which: one that comes, or is corrected, is looked at by those that lack an interface for it. It is safe for
@@ -127,9 +130,12 @@ func (n *nads) wake(key types.NamespacedName) {
 	holders := slices.Collect(maps.Keys(n.waiting[key]))
 	n.mu.Unlock()
 	for _, h := range holders {
-		if h.kind == ident.OwnerVM {
+		switch h.kind {
+		case ident.OwnerVM:
 			n.virt.enqueue(h.key)
-		} else {
+		case holderDeclared:
+			n.queues.declared.enqueue(h.key)
+		default:
 			n.queues.pods.enqueue(h.key)
 		}
 	}

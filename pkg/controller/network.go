@@ -13,6 +13,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/policy"
 	"github.com/godwit-cni/godwit/pkg/topology"
@@ -54,8 +55,10 @@ func switchChanges(rows topology.SwitchRows) []ovn.Change {
 		ovn.EnsureRouterPort(ident.Router(podNetwork), rows.RouterPort),
 		ovn.EnsurePort(ls, rows.Uplink),
 	}
-	if rows.DHCPv6 != nil {
-		changes = append(changes, ovn.EnsureDHCP(rows.DHCPv6))
+	for _, options := range []*nbdb.DHCPOptions{rows.DHCPv4, rows.DHCPv6} {
+		if options != nil {
+			changes = append(changes, ovn.EnsureDHCP(options))
+		}
 	}
 	for _, p := range rows.Inside {
 		changes = append(changes, ovn.EnsurePolicy(ident.Router(podNetwork), p))

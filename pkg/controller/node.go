@@ -130,7 +130,8 @@ func (r *nodeReconciler) annotate(ctx context.Context, node *corev1.Node, join v
 // chassisReturn is when to look again for the chassis of a node that was deleted: an ovn-controller that runs there still makes its rows anew.
 const chassisReturn = time.Minute
 
-// forget takes a node out of the network that was deleted. Its port goes last: by it a node is found whose end nobody saw.
+// forget takes a node out of the network that was deleted. Its port goes when its chassis has stayed away: by it the garbage collector finds a node whose end, or whose chassis' return,
+// no earlier process has seen.
 func (r *nodeReconciler) forget(ctx context.Context, node string) (reconcile.Result, error) {
 	var result reconcile.Result
 	found, err := r.sb.DeleteChassis(ctx, ident.ChassisName(node))
@@ -143,7 +144,11 @@ func (r *nodeReconciler) forget(ctx context.Context, node string) (reconcile.Res
 	}
 	r.policies.tell(func(x *policy.Index) { x.DeleteHost(node) })
 	r.hosts.forgetNode(node)
-	changes := append(r.anchors.gone(node), r.hosts.pending(), ovn.DeletePort(ident.NodePort(node)), ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending())
+	port := ovn.DeletePort(ident.NodePort(node))
+	if found {
+		port = ovn.EnsurePort(ident.JoinSwitch(podNetwork), topology.GoneNode(node))
+	}
+	changes := append(r.anchors.gone(node), r.hosts.pending(), port, ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending())
 	if err := r.nb.Apply(ctx, changes...); err != nil {
 		return result, fmt.Errorf("node %s: %w", node, err)
 	}

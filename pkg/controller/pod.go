@@ -39,6 +39,7 @@ type podReconciler struct {
 	place    subnetChoice
 	virt     *kubevirt
 	nads     *nads
+	byClaim  *ipamClaims
 	events   events.EventRecorder
 	log      *slog.Logger
 }
@@ -92,6 +93,8 @@ type nicRequest struct {
 	holder  holder
 	wishes  wishes
 	current v1alpha1.Identity
+	// claim is the IPAMClaim by which it has its addresses, the zero value for none.
+	claim types.NamespacedName
 }
 
 // decide finds out what the pod's identity is, allocating its addresses when it has none.
@@ -109,7 +112,7 @@ func (r *podReconciler) decide(ctx context.Context, pod *corev1.Pod) (v1alpha1.I
 func (r *podReconciler) decideOne(ctx context.Context, pod *corev1.Pod, n nicRequest) (v1alpha1.Identity, error) {
 	key, w := client.ObjectKeyFromObject(pod), n.wishes
 	has := addrsOf(n.current.IPs)
-	ask := request{had: has, in: w.subnet, turn: r.alloc.turn()}
+	ask := request{had: has, in: w.subnet, claim: n.claim, turn: r.alloc.turn()}
 	var err error
 	if ask.wanted, err = w.addresses(); err != nil && has == nil {
 		return v1alpha1.Identity{}, r.refuse(pod, n, v1alpha1.ReasonInvalid, err.Error())

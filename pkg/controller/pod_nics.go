@@ -77,7 +77,7 @@ func (r *podReconciler) decideNIC(ctx context.Context, pod *corev1.Pod, s nad.Se
 		}
 		n.wishes.subnet = conf.Subnet
 	}
-	id, err := r.decideOne(ctx, pod, n)
+	id, err := r.decideByClaim(ctx, pod, s.Claim, n)
 	if errors.Is(err, errWaiting) && ok {
 		return has, nil // it waits with what it has
 	}

@@ -2,7 +2,7 @@ package controller
 
 // Port reconciler.
 // In:   Ports, Subnets (their ranges are nobody's allowedAddresses), Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
-// Out:  the Port's finalizer, owners and status, an event of the VMI that says what is in the way; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv6_options, external_ids godwit.dev/{owner,
+// Out:  the Port's finalizer, owners and status, an event of the VMI that says what is in the way; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv4_options, dhcpv6_options, external_ids godwit.dev/{owner,
 //       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are vm.go's.
 
 import (
@@ -78,7 +78,7 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if port.DeletionTimestamp != nil && !uses(vmi, &port) {
+	if port.DeletionTimestamp != nil && !carries(vmi, &port) {
 		return reconcile.Result{}, r.finalize(ctx, &port)
 	}
 	if port.DeletionTimestamp == nil {
@@ -130,7 +130,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	for _, ip := range ips {
 		next.IPs = append(next.IPs, ip.Addr().String())
 	}
-	dhcp, err := r.nb.DHCP(ctx, ident.OwnerSubnet, subnet)
+	v4, v6, err := r.nb.DHCP(ctx, ident.OwnerSubnet, subnet)
 	if err != nil {
 		return metav1.Condition{}, err
 	}
@@ -140,10 +140,10 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	}
 	want := topology.VMPort{
 		Namespace: port.Namespace, Name: port.Spec.Target.Name, Network: port.Spec.Target.Network, UID: string(port.UID), Subnet: subnet,
-		MAC: mac, IPs: ips, Allowed: allowed, Security: port.Spec.PortSecurity,
+		MAC: mac, IPs: ips, Allowed: allowed, Security: port.Spec.PortSecurity, DHCPv6: v6,
 	}
-	if dhcp != nil {
-		want.DHCPv6 = dhcp.UUID
+	if uses(vmi, port) && pluginBound(vmi, port.Spec.Target.Network) {
+		want.DHCPv4 = v4
 	}
 	r.policies.setVM(port, vmi, addrsOf(ips))
 	row, err := r.ensureRow(ctx, port, want)

@@ -19,6 +19,9 @@ import (
 
 // leave deletes the row that a Port had for the VM that it was for before, so that its addresses are never in two rows.
 func (r *portReconciler) leave(ctx context.Context, port *v1alpha1.Port) error {
+	if port.Generation <= 1 {
+		return nil // its spec is as it was made: it has been for no other VM
+	}
 	name := rowName(port)
 	have, err := r.nb.Port(ctx, name)
 	if err != nil || holds(port, have) {

@@ -17,6 +17,8 @@ type queues struct {
 	egress trigger
 	// vms is for VMs of KubeVirt: see kubevirt.enqueue.
 	vms trigger
+	// declared is for the same VMs while they do not run.
+	declared trigger
 }
 
 // trigger lets one reconciler ask for a key of another to be reconciled. It is a controller-runtime source. Keys that are asked for before the other

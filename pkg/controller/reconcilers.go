@@ -86,6 +86,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 	if err := second.add(ctx); err != nil {
 		return err
 	}
+	byClaim := newIPAMClaims(p, place, events)
+	if err := byClaim.add(ctx); err != nil {
+		return err
+	}
 	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
 	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
@@ -99,7 +103,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	p.watchOVN(ctx, virt, vms)
 	join := alloc.join.Spec()
-	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, events: events, log: p.Logger}
+	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, byClaim: byClaim, events: events, log: p.Logger}
 	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, events: events, log: p.Logger}
 	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger}
@@ -236,7 +240,7 @@ func addVMs(ctx context.Context, p parts, virt *kubevirt, vms *vmReconciler) err
 		Watches(&v1alpha1.Port{}, toVM).Watches(&v1alpha1.PortMigration{}, toVM).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(vms.launchersOn), fenced()).
 		WatchesRawSource(&p.vms).WithOptions(options(vmWorkers)).Complete(vms)
-	return errors.Join(err, addDeclared(p, vms))
+	return errors.Join(err, addDeclared(p, vms), addOperations(ctx, p, virt))
 }
 
 // whenever handles every event of an object by telling somebody else: the reconciler that watches is asked for nothing.

@@ -3,7 +3,7 @@ package controller
 // Subnet reconciler.
 // In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes, what egress.go finds out.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
-//       gateway/subnet/NAME, DHCP_Options of its IPv6 range, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
+//       gateway/subnet/NAME, DHCP_Options of its ranges, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
 //       If the Subnet's pods do not leave through their own nodes, and there are none yet, LogicalRouterPolicies that close it until egress.go writes them.
 
 import (
@@ -73,7 +73,7 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if cond.Status == metav1.ConditionTrue {
-		rows := topology.Subnet(subnet.Name, spec, cmp.Or(subnet.Spec.MTU, r.alloc.mtu()))
+		rows := topology.Subnet(subnet.Name, spec, dhcpOf(&subnet, r.alloc.mtu()))
 		if subnet.Spec.SecondNetworksOnly {
 			rows = rows.ForSecondNetworks()
 		}
@@ -91,6 +91,17 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		}
 	}
 	return reconcile.Result{}, r.writeStatus(ctx, &subnet, cond)
+}
+
+// dhcpOf is what the guests of a Subnet are told. mtu is the smallest of all nodes, 0 if none is known.
+func dhcpOf(subnet *v1alpha1.Subnet, mtu int) topology.DHCP {
+	said := subnet.Spec.DHCP
+	if said == nil {
+		said = &v1alpha1.SubnetDHCP{}
+	}
+	return topology.DHCP{
+		MTU: cmp.Or(subnet.Spec.MTU, mtu), Servers: parseAddrs(said.NameServers), Search: said.SearchDomains, Lease: cmp.Or(said.LeaseSeconds, v1alpha1.DefaultLease),
+	}
 }
 
 // decide checks what the CRD's schema cannot: the ranges against each other and against the rest of the cluster, and then the rest of the spec. Of two Subnets that

@@ -1,16 +1,19 @@
 package controller
 
 // VirtualMachine reconciler: a VM has its Port from the moment at which it is declared, though it does not run.
-// In:   VirtualMachines (template, uid), whether they have an instance; their Ports.
+// In:   VirtualMachines (template, uid), whether they have an instance; their Ports; NetworkAttachmentDefinitions of the template's networks.
 // Out:  Ports for NICs that have none, as vm_ports.go makes them; Ports deleted whose NIC the template has no more, unless reclaimPolicy keeps them.
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -29,7 +32,7 @@ func addDeclared(p parts, vms *vmReconciler) error {
 	})
 	return ctrl.NewControllerManagedBy(p.mgr).Named("virtualmachine").For(&kubevirtv1.VirtualMachine{}).
 		Watches(&kubevirtv1.VirtualMachineInstance{}, byName).Watches(&v1alpha1.Port{}, byName).
-		WithOptions(options(vmWorkers)).Complete(&declaredReconciler{vms})
+		WatchesRawSource(&p.declared).WithOptions(options(vmWorkers)).Complete(&declaredReconciler{vms})
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -47,16 +50,28 @@ func (r *declaredReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 		return reconcile.Result{}, err
 	}
 	declared := instanceOf(&vm)
-	switch has := hasPodNetwork(declared); {
-	case has && vmi == nil: // what runs is the business of vm.go
-		_, err = r.ensurePort(ctx, declared, podNetwork)
-	case !has && (vmi == nil || !hasPodNetwork(vmi)):
-		err = r.unplug(ctx, &vm, podNetwork)
+	if vmi == nil { // what runs is the business of vm.go
+		err = r.plug(ctx, req.NamespacedName, declared)
 	}
-	if err != nil {
+	if err = errors.Join(err, r.unplug(ctx, &vm, append(networksOf(declared), networksOf(vmi)...))); err != nil {
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", req.NamespacedName, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// plug makes the Ports that a VM lacks, which does not run. What it waits for asks for it again.
+func (r *declaredReconciler) plug(ctx context.Context, vm types.NamespacedName, declared *kubevirtv1.VirtualMachineInstance) error {
+	if hasPodNetwork(declared) {
+		if _, err := r.ensurePort(ctx, declared, podNetwork); err != nil {
+			return err
+		}
+	}
+	ports, err := portsOf(ctx, r.api, vm)
+	if err != nil {
+		return err
+	}
+	_, err = r.ensureSeconds(ctx, holder{kind: holderDeclared, key: vm}, declared, ports)
+	return err
 }
 
 // instanceOf is the instance that a VM would have if it was started now. It has no UID.
@@ -79,14 +94,15 @@ func concerned(vmi *kubevirtv1.VirtualMachineInstance) runtime.Object {
 	return &kubevirtv1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: vmi.Namespace, Name: vmi.Name, UID: ownerOf(vmi).UID}}
 }
 
-// unplug deletes the Port of a NIC that a VM has no more.
-func (r *declaredReconciler) unplug(ctx context.Context, vm *kubevirtv1.VirtualMachine, network string) error {
+// unplug deletes the Ports of NICs that a VM has no more, which are all but those on networks.
+func (r *declaredReconciler) unplug(ctx context.Context, vm *kubevirtv1.VirtualMachine, networks []string) error {
 	ports, err := portsOf(ctx, r.api, client.ObjectKeyFromObject(vm))
 	if err != nil {
 		return err
 	}
 	for _, p := range ports {
-		if p.Spec.Target.Network != network || p.DeletionTimestamp != nil || p.Spec.ReclaimPolicy == v1alpha1.ReclaimRetain || !ownedBy(p, vm) {
+		network := p.Spec.Target.Network
+		if slices.Contains(networks, network) || p.DeletionTimestamp != nil || p.Spec.ReclaimPolicy == v1alpha1.ReclaimRetain || !ownedBy(p, vm) {
 			continue
 		}
 		err := r.api.Delete(ctx, p, client.Preconditions{UID: &p.UID})

@@ -20,29 +20,21 @@ import (
 	"github.com/godwit-cni/godwit/pkg/nad"
 )
 
-// observeSecond adds the Ports of a VM on second networks: it makes those that its VMI has none of. What is of a network that the VMI has no more stays with the VM, and
-// is carried by no launcher.
+// observeSecond adds the Ports of a VM on second networks: it makes those that its VMI has none of. What is of a network that the VMI has no more
+// is carried by no launcher, and goes by vm_declared.go.
 func (r *vmReconciler) observeSecond(ctx context.Context, vm types.NamespacedName, o *observed) error {
 	ports, err := portsOf(ctx, r.api, vm)
 	if err != nil {
 		return err
 	}
-	var waits []types.NamespacedName
-	for network, key := range secondNetworks(o.vmi) {
-		port := portFor(o.vmi, network, ports)
-		if port == nil {
-			waits = append(waits, key)
-		}
-	}
-	r.nads.await(holder{kind: ident.OwnerVM, key: vm}, waits)
-	for network, key := range secondNetworks(o.vmi) {
-		port, err := r.ensureSecond(ctx, o.vmi, network, key, ports)
+	if o.vmi != nil {
+		has, err := r.ensureSeconds(ctx, holder{kind: ident.OwnerVM, key: vm}, o.vmi, ports)
 		if err != nil {
 			return err
 		}
-		if port != nil {
-			o.ports[network] = port
-		}
+		maps.Copy(o.ports, has)
+	} else {
+		r.nads.await(holder{kind: ident.OwnerVM, key: vm}, nil)
 	}
 	for _, port := range ports {
 		network := port.Spec.Target.Network
@@ -57,6 +49,29 @@ func (r *vmReconciler) observeSecond(ctx context.Context, vm types.NamespacedNam
 		}
 	}
 	return nil
+}
+
+// ensureSeconds are the Ports of a VMI's NICs on second networks, by network. It makes those that are not among the VM's ports; where a definition is missing, h waits for that.
+func (r *vmReconciler) ensureSeconds(ctx context.Context, h holder, vmi *kubevirtv1.VirtualMachineInstance, ports []*v1alpha1.Port) (map[string]*v1alpha1.Port, error) {
+	networks := secondNetworks(vmi)
+	var waits []types.NamespacedName
+	for network, key := range networks {
+		if portFor(vmi, network, ports) == nil {
+			waits = append(waits, key)
+		}
+	}
+	r.nads.await(h, waits)
+	out := map[string]*v1alpha1.Port{}
+	for network, key := range networks {
+		port, err := r.ensureSecond(ctx, vmi, network, key, ports)
+		if err != nil {
+			return nil, err
+		}
+		if port != nil {
+			out[network] = port
+		}
+	}
+	return out, nil
 }
 
 // observeRow reads the row of a VM's NIC, if it is that of the NIC's Port.
@@ -91,6 +106,14 @@ func secondNetworks(vmi *kubevirtv1.VirtualMachineInstance) map[string]types.Nam
 	return out
 }
 
+// networksOf are the networks on which a VMI, nil if there is none, has NICs of Godwit's, or may have.
+func networksOf(vmi *kubevirtv1.VirtualMachineInstance) []string {
+	if vmi == nil || !hasPodNetwork(vmi) {
+		return nil
+	}
+	return append(slices.Collect(maps.Keys(secondNetworks(vmi))), podNetwork)
+}
+
 // definitionOf names the NetworkAttachmentDefinition of a VMI's network: "NAMESPACE/NAME", or the name of one in the VMI's namespace.
 func definitionOf(vmi *kubevirtv1.VirtualMachineInstance, n *kubevirtv1.MultusNetwork) types.NamespacedName {
 	if namespace, name, ok := strings.Cut(n.NetworkName, "/"); ok {
@@ -108,7 +131,7 @@ func (r *vmReconciler) ensureSecond(ctx context.Context, vmi *kubevirtv1.Virtual
 	}
 	conf, err := r.nads.config(ctx, key)
 	if errors.Is(err, errBadNAD) {
-		r.events.Eventf(vmi, nil, corev1.EventTypeWarning, v1alpha1.ReasonInvalid, "MakePort", "network %s: %v", network, err)
+		r.events.Eventf(concerned(vmi), nil, corev1.EventTypeWarning, v1alpha1.ReasonInvalid, "MakePort", "network %s: %v", network, err)
 		return nil, nil
 	}
 	if err != nil || !conf.Ours {
@@ -135,8 +158,11 @@ func (r *vmReconciler) makeSecond(ctx context.Context, vmi *kubevirtv1.VirtualMa
 			return port, nil
 		}
 		if apierrors.IsInvalid(err) {
-			r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortRefused", "MakePort", "network %s: %v: the VM has no NIC there; correct the NetworkAttachmentDefinition", network, err)
+			r.events.Eventf(concerned(vmi), nil, corev1.EventTypeWarning, "PortRefused", "MakePort", "network %s: %v: the VM has no NIC there; correct the NetworkAttachmentDefinition", network, err)
 			return nil, nil
+		}
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return nil, nil // the VM goes too
 		}
 		if !apierrors.IsAlreadyExists(err) {
 			return nil, fmt.Errorf("create the Port of VM %s/%s on network %s: %w", vmi.Namespace, vmi.Name, network, err)
@@ -146,7 +172,7 @@ func (r *vmReconciler) makeSecond(ctx context.Context, vmi *kubevirtv1.VirtualMa
 			return nil, client.IgnoreNotFound(err) // the cache is behind; that Port asks for this VM again
 		}
 	}
-	r.events.Eventf(vmi, nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
+	r.events.Eventf(concerned(vmi), nil, corev1.EventTypeWarning, "PortNameTaken", "MakePort",
 		"Ports %s are others': the VM has no NIC on network %s; make a Port for it under another name, or delete one of them", strings.Join(names, " and "), network)
 	return nil, nil
 }

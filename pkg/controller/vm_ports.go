@@ -92,6 +92,11 @@ func uses(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
 	return !owned
 }
 
+// carries says whether a VMI uses a Port and has a NIC for it: one that was unplugged while the VM runs needs none.
+func carries(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
+	return uses(vmi, port) && slices.Contains(networksOf(vmi), port.Spec.Target.Network)
+}
+
 // portFor is the Port of a VMI's NIC among those of its name, nil if there is none.
 func portFor(vmi *kubevirtv1.VirtualMachineInstance, network string, ports []*v1alpha1.Port) *v1alpha1.Port {
 	for _, p := range ports {

@@ -19,6 +19,8 @@ type wishes struct {
 	ips                  []string
 	// network is "NAMESPACE/NAME" of a NetworkAttachmentDefinition, empty for annotations.
 	network string
+	// claim is the name of an IPAMClaim that says the addresses, empty if none does.
+	claim string
 }
 
 // where tells people where one of the wishes is written, by the key of the annotation.
@@ -30,6 +32,8 @@ func (w wishes) where(annotation string) string {
 		return "subnet of NetworkAttachmentDefinition " + w.network
 	case annotation == v1alpha1.MACAnnotation:
 		return "mac of network " + w.network
+	case w.claim != "":
+		return "ipam-claim-reference " + w.claim + " of network " + w.network
 	}
 	return "ips of network " + w.network
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
-// TestProperties lets KubeVirt, the watches, northd, the agents and the controller act in any order, the controller being restarted at any moment,
+// TestProperties lets KubeVirt, the watches, northd, the agents and the controller act in any order, nodes die, and the controller be restarted at any moment,
 // and holds every write and every moment against the invariants:
 //   - no empty chassis, no two mains, the target blocked and never main before the VM is there (fakeOVN.check);
 //   - no launcher attaches before its rows ask for its chassis, and none waits for ever;
@@ -45,6 +45,9 @@ func TestProperties(t *testing.T) {
 		s.finish()
 	})
 	t.Logf("phases %v, reasons %v", phases, reasons)
+	if reasons[ReasonNodeGone] == 0 {
+		t.Errorf("no run came to reason %s: the test proves little of nodes that are gone", ReasonNodeGone)
+	}
 	for _, p := range []Phase{Stopped, Settled, Prepared, Activated, Committed, RolledBack, PostCopy} {
 		if phases[p] == 0 {
 			t.Errorf("no run came to phase %s: the test proves little", p)
@@ -59,7 +62,7 @@ type action struct {
 
 // actions are what may happen next, and how often.
 func (s *sim) actions() map[string]action {
-	watch := rapid.SampledFrom([]string{"vmis", "pods", "vmims"})
+	watch := rapid.SampledFrom([]string{"vmis", "pods", "vmims", "nodes"})
 	return map[string]action{
 		"progress":       {16, s.progress},
 		"deliver":        {16, func() { s.deliver(watch.Draw(s.t, "watch")) }},
@@ -74,6 +77,7 @@ func (s *sim) actions() map[string]action {
 		"stop":           {1, s.stop},
 		"source deleted": {1, s.sourceDeleted},
 		"collect":        {1, s.collect},
+		"outage":         {2, s.outage},
 		"time":           {2, func() { s.clock += 3 }},
 	}
 }
@@ -98,7 +102,7 @@ func (s *sim) decide() Decision {
 		vmims = append(vmims, m)
 	}
 	env := Env{Now: epoch.Add(time.Duration(s.clock) * time.Second), Chassis: s.ovn.chassis}
-	return Decide(Observe(pods, s.view.vmi, vmims, s.ovn.rows, s.ovn.bindings()), env)
+	return Decide(Observe(pods, s.view.vmi, vmims, s.ovn.rows, s.ovn.bindings()).Fenced(map[ident.ChassisName]bool{ident.ChassisName(s.view.gone): s.view.gone != ""}), env)
 }
 
 // controller is one turn of the reconciler.
@@ -195,6 +199,9 @@ func (s *sim) finish() {
 	want, phase := string(ident.NoChassis), Stopped
 	if live := s.live(); len(live) == 1 && !s.truth.vmi.IsFinal() && live[0].Spec.NodeName != "" {
 		want, phase = live[0].Spec.NodeName, Settled
+	}
+	if want == string(ident.NoChassis) && s.deadAlone() {
+		return // the row stays: an operator's mistake must cost nothing
 	}
 	row := s.ovn.rows[ident.DefaultNetwork]
 	if s.last.Phase != phase || row.Options[ident.OptionRequestedChassis] != want || row.Options[ident.OptionActivationStrategy] != "" {

@@ -43,9 +43,11 @@ type state struct {
 	vmi   *kubevirtv1.VirtualMachineInstance
 	pods  map[string]*corev1.Pod
 	vmims map[string]*kubevirtv1.VirtualMachineInstanceMigration
+	// gone is the node that was put out of service, empty if none is.
+	gone string
 }
 
-// change is one watch event; exactly one of the objects, or the name of what was deleted.
+// change is one watch event; exactly one of the objects, or the name of what was deleted, or of the node that is gone.
 type change struct {
 	vmi     *kubevirtv1.VirtualMachineInstance
 	pod     *corev1.Pod
@@ -146,6 +148,8 @@ func (s *sim) deliver(watch string) {
 		s.view.pods[c.pod.Name] = c.pod
 	case c.vmim != nil:
 		s.view.vmims[c.vmim.Name] = c.vmim
+	case watch == "nodes":
+		s.view.gone = c.deleted
 	case watch == "vmis":
 		s.view.vmi = nil
 	case watch == "pods":
@@ -156,22 +160,27 @@ func (s *sim) deliver(watch string) {
 }
 
 func (s *sim) deliverAll() {
-	for _, watch := range []string{"vmis", "pods", "vmims"} {
+	for _, watch := range []string{"vmis", "pods", "vmims", "nodes"} {
 		for len(s.watches[watch]) > 0 {
 			s.deliver(watch)
 		}
 	}
 }
 
-// live are the truth's launchers that have not finished, in order of name.
+// live are the truth's launchers that have not finished, nor died with their node, in order of name.
 func (s *sim) live() []*corev1.Pod {
 	var out []*corev1.Pod
 	for _, name := range slices.Sorted(maps.Keys(s.truth.pods)) {
-		if p := s.truth.pods[name]; s.truth.vmi != nil && isLauncher(p, s.truth.vmi) && !finished(p) {
+		if p := s.truth.pods[name]; s.truth.vmi != nil && isLauncher(p, s.truth.vmi) && !finished(p) && !s.dead(p) {
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// dead: the pod's node is gone, whatever the API says of the pod.
+func (s *sim) dead(p *corev1.Pod) bool {
+	return p.Spec.NodeName != "" && p.Spec.NodeName == s.truth.gone
 }
 
 func (s *sim) makePod(jobUID string) string {
@@ -205,7 +214,7 @@ func (s *sim) start() {
 
 // schedule gives a launcher without a node one on which no other launcher is.
 func (s *sim) schedule() {
-	taken := map[string]bool{}
+	taken := map[string]bool{s.truth.gone: true}
 	for _, p := range s.live() {
 		taken[p.Spec.NodeName] = true
 	}
@@ -418,6 +427,51 @@ func (s *sim) collect() {
 			s.deleteVMIM(name)
 		}
 	}
+}
+
+// outage: a node dies and is put out of service, or the one that was comes back. What ran there is dead, the API may go on listing it, and KubeVirt draws its conclusions.
+func (s *sim) outage() {
+	if s.truth.gone != "" {
+		s.comesBack()
+		return
+	}
+	node := rapid.SampledFrom(simNodes).Draw(s.t, "dying node")
+	s.truth.gone = node
+	s.watches["nodes"] = append(s.watches["nodes"], change{deleted: node})
+	j, died := s.job, s.homeNode == node
+	switch {
+	case j != nil && died, j != nil && j.post && s.truth.pods[j.source] != nil && s.truth.pods[j.source].Spec.NodeName == node && j.stage < ready:
+		s.loseVM(kubevirtv1.Failed)
+	case j != nil && s.truth.pods[j.target] != nil && s.truth.pods[j.target].Spec.NodeName == node:
+		s.fail()
+	case died && rapid.Bool().Draw(s.t, "the instance goes on"): // it has another launcher; KubeVirt fails it, as a rule
+		s.home, s.homeNode = "", ""
+		s.makePod("")
+		s.schedule()
+	case died:
+		s.loseVM(kubevirtv1.Failed)
+	}
+}
+
+// deadAlone: what the instance has are launchers on the node that is gone.
+func (s *sim) deadAlone() bool {
+	for _, p := range s.truth.pods {
+		if s.truth.vmi != nil && !s.truth.vmi.IsFinal() && isLauncher(p, s.truth.vmi) && s.dead(p) && !finished(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// comesBack: the kubelet finds the node's containers dead.
+func (s *sim) comesBack() {
+	for _, name := range slices.Sorted(maps.Keys(s.truth.pods)) {
+		if p := s.truth.pods[name]; s.dead(p) && !finished(p) {
+			s.setPod(name, func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed })
+		}
+	}
+	s.truth.gone = ""
+	s.watches["nodes"] = append(s.watches["nodes"], change{})
 }
 
 func podUID(a Attach) types.UID { return types.UID(a.PodUID) }

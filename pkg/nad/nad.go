@@ -30,6 +30,8 @@ type Selection struct {
 	// IPs, with or without a prefix length, and MAC are what is asked for besides.
 	IPs []string `json:"ips"`
 	MAC string   `json:"mac"`
+	// Claim is the name of the IPAMClaim in the pod's namespace whose addresses the interface has, empty if it has its own.
+	Claim string `json:"ipam-claim-reference"`
 }
 
 // Network is "NAMESPACE/NAME" of the NetworkAttachmentDefinition.

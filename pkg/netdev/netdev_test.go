@@ -460,3 +460,47 @@ func TestNetnsGone(t *testing.T) {
 		t.Errorf("CreateVeth into it: %v, want errNoNetns", err)
 	}
 }
+
+// HostSides lists what CreateVeth made, with what it was told of whose it is; a link is deleted by its index alone, and not one that has its name now.
+func TestHostSides(t *testing.T) {
+	h := newHost(t)
+	name, pod := makePod(t, h, podInterface(true))
+	second := HostName("c", "net1")
+	again := Veth{Host: second, Netns: pod, Name: "net1", MAC: podMAC, MTU: 1300, Alias: "godwit pod 7"}
+	if _, err := h.CreateVeth(again); err != nil {
+		t.Fatal(err)
+	}
+	index := func() int {
+		sides, err := h.HostSides()
+		if err != nil || len(sides) != 2 {
+			t.Fatalf("host sides %+v (%v), want two", sides, err)
+		}
+		found := 0
+		for _, s := range sides {
+			switch {
+			case s.Name == second && s.Alias == "godwit pod 7":
+				found = s.Index
+			case s.Name != name || s.Alias != "":
+				t.Errorf("host side %+v", s)
+			}
+		}
+		return found
+	}
+	old := index()
+	if _, err := h.CreateVeth(again); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.DeleteIndex(old); err != nil {
+		t.Errorf("delete what is gone: %v", err)
+	}
+	now := index()
+	if now == old || now == 0 {
+		t.Fatalf("the new link has index %d, the old one had %d", now, old)
+	}
+	if err := h.DeleteIndex(now); err != nil {
+		t.Fatal(err)
+	}
+	if sides, err := h.HostSides(); err != nil || len(sides) != 1 || sides[0].Name != name {
+		t.Errorf("host sides after deletion %+v (%v), want %s", sides, err, name)
+	}
+}

@@ -9,20 +9,24 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
-// hostPrefix begins the host-side names of our veths; 11 hex digits follow: 13 of the 15 characters that the kernel allows.
-const hostPrefix = "gw"
+// hostPrefix begins the host-side names of our veths; hostDigits hex digits follow: 13 of the 15 characters that the kernel allows.
+const (
+	hostPrefix = "gw"
+	hostDigits = 11
+)
 
 // HostName is the host-side name of the veth of one interface of one container: the same for the same arguments, so that DEL finds what
 // ADD made without a state file.
 func HostName(containerID, ifName string) string {
 	sum := sha256.Sum256([]byte(containerID + "/" + ifName))
-	return hostPrefix + hex.EncodeToString(sum[:])[:11]
+	return hostPrefix + hex.EncodeToString(sum[:])[:hostDigits]
 }
 
 // Veth is a pair between the host and a container.
@@ -35,6 +39,8 @@ type Veth struct {
 	Name string
 	MAC  net.HardwareAddr
 	MTU  int
+	// Alias is what the host side says of whose it is (ip link: alias), at most 255 characters; none if empty.
+	Alias string
 	// NoOffload switches TX checksum offload off on both ends, which OVS's userspace datapath needs: it reads the half-made checksums that the
 	// kernel leaves for hardware to finish, and connection tracking drops the packets.
 	NoOffload bool
@@ -90,6 +96,11 @@ func hostSideUp(v Veth) (net.HardwareAddr, error) {
 	if v.NoOffload {
 		if err := txChecksumOff(v.Host); err != nil {
 			return nil, err
+		}
+	}
+	if v.Alias != "" { // the kernel takes none for a link that it makes
+		if err := netlink.LinkSetAlias(link, v.Alias); err != nil {
+			return nil, fmt.Errorf("set the alias of veth %s: %w", v.Host, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
@@ -184,6 +195,50 @@ func (h Host) PeerIndex(name string) (index int, err error) {
 		return nil
 	})
 	return index, err
+}
+
+// HostSide is the host's end of one of our veths.
+type HostSide struct {
+	Name string
+	// Index is the link's: another link of the name has another.
+	Index int
+	// Alias is what CreateVeth was told, empty if nothing.
+	Alias string
+}
+
+// HostSides are the host's ends of the veths that CreateVeth has made, by their names, in the kernel's order.
+func (h Host) HostSides() ([]HostSide, error) {
+	var out []HostSide
+	err := h.do(func() error {
+		links, err := dump(netlink.LinkList)
+		if err != nil {
+			return fmt.Errorf("list links: %w", err)
+		}
+		for _, l := range links {
+			if a := l.Attrs(); l.Type() == "veth" && isHostName(a.Name) {
+				out = append(out, HostSide{Name: a.Name, Index: a.Index, Alias: a.Alias})
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// isHostName says whether a name is one that HostName makes.
+func isHostName(name string) bool {
+	digits, ok := strings.CutPrefix(name, hostPrefix)
+	return ok && len(digits) == hostDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// DeleteIndex removes the link of an index and no other that has got its name meanwhile. Removing the absent succeeds.
+func (h Host) DeleteIndex(index int) error {
+	return h.do(func() error {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: index}}
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("delete link %d: %w", index, err)
+		}
+		return nil
+	})
 }
 
 // DeleteLink removes a link; the other end of a veth goes with it. Removing the absent succeeds.

@@ -16,7 +16,7 @@ import (
 var portKind = kind[nbdb.LogicalSwitchPort]{
 	table: nbdb.LogicalSwitchPortTable,
 	owned: func(p *nbdb.LogicalSwitchPort) []any {
-		return []any{&p.Addresses, &p.PortSecurity, &p.Type, &p.Dhcpv6Options, &p.Options, &p.ExternalIDs}
+		return []any{&p.Addresses, &p.PortSecurity, &p.Type, &p.Dhcpv4Options, &p.Dhcpv6Options, &p.Options, &p.ExternalIDs}
 	},
 	uuid:  func(p *nbdb.LogicalSwitchPort) *string { return &p.UUID },
 	ids:   func(p *nbdb.LogicalSwitchPort) map[string]string { return p.ExternalIDs },
@@ -29,8 +29,8 @@ var portKeysKind = kind[nbdb.LogicalSwitchPort]{
 	owned: func(p *nbdb.LogicalSwitchPort) []any { return []any{&p.Options, &p.ExternalIDs} },
 }
 
-// EnsurePort makes the LogicalSwitchPort want.Name be as want says, on a switch. Written: addresses, port_security, type, dhcpv6_options, and the keys of options and
-// external_ids that want names. A port is never moved from one switch to another: it is deleted and made again.
+// EnsurePort makes the LogicalSwitchPort want.Name be as want says, on a switch. Written: addresses, port_security, type, dhcpv4_options, dhcpv6_options, and the keys of options
+// and external_ids that want names. A port is never moved from one switch to another: it is deleted and made again.
 func EnsurePort(ls ident.SwitchName, want *nbdb.LogicalSwitchPort) Change {
 	return func(ctx context.Context, nb *NB) ([]step, error) {
 		have, err := nb.Port(ctx, ident.PortName(want.Name))

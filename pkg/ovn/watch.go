@@ -38,7 +38,7 @@ func (nb *NB) WatchPorts(changed func(namespace, name, kind string)) {
 			}
 			p := after.(*nbdb.LogicalSwitchPort)
 			if !slices.Equal(old.Addresses, p.Addresses) || !slices.Equal(old.PortSecurity, p.PortSecurity) ||
-				old.Type != p.Type || !reflect.DeepEqual(old.Dhcpv6Options, p.Dhcpv6Options) ||
+				old.Type != p.Type || !reflect.DeepEqual(old.Dhcpv4Options, p.Dhcpv4Options) || !reflect.DeepEqual(old.Dhcpv6Options, p.Dhcpv6Options) ||
 				!maps.Equal(old.Options, p.Options) || !maps.Equal(old.ExternalIDs, p.ExternalIDs) {
 				report(old) // the old owner: somebody may have taken the mark away
 			}

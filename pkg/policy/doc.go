@@ -47,7 +47,7 @@
 //     source-NATs. A node's own pods are not exempt in what they send to it.
 //   - A named port in an egress rule is the destination pod's. Of an ipBlock, and where a rule names no peer, the pods are meant whose address it holds, or all.
 //   - A policy permits connections; replies, and errors that belong to them, pass (allow-related). ARP, neighbour discovery and multicast listener reports pass
-//     OVN's ACLs whatever they say (northd/northd.c, build_acls); a guest's DHCPv6 requests are permitted here, as OVN answers them after its ACLs.
+//     OVN's ACLs whatever they say (northd/northd.c, build_acls); a guest's DHCP requests are permitted here, as OVN answers them after its ACLs.
 //   - What is wrong in a rule makes that rule permit nothing, and is a Problem; the isolation and the other rules stand. If the podSelector or a policyType is what is
 //     wrong, which the API server does not accept, the policy isolates all pods of its namespace, or isolates them in both directions.
 package policy

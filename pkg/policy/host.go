@@ -86,6 +86,11 @@ func baseACLs() []ACL {
 		base(egress, "dhcpv6", nbdb.ACL{
 			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip6.dst == ff02::1:2 && udp.src == 546 && udp.dst == 547",
 		}),
+		// One of DHCPv4 (RFC 2131), to everybody: it goes no further than OVN's answer, or the switch. One that renews a lease goes to the router's address, and is left to the pod's
+		// policies; a client that gets no answer asks everybody in time.
+		base(egress, "dhcpv4", nbdb.ACL{
+			Priority: PriorityExempt, Action: nbdb.ACLActionAllowRelated, Match: "ip4.dst == 255.255.255.255 && udp.src == 68 && udp.dst == 67",
+		}),
 	)
 }
 

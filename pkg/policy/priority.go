@@ -3,7 +3,7 @@ package policy
 // Priorities of ACLs, in both directions. OVN 23.03 has no ACL tiers: what belongs to one kind of policy has a band of its own, and all bands are here. OVN
 // takes 0 to 32767; what it adds by itself (established connections, neighbour discovery) comes before all of these.
 const (
-	// PriorityExempt is what no policy can forbid: a node's probes, DHCPv6.
+	// PriorityExempt is what no policy can forbid: a node's probes, DHCP.
 	PriorityExempt = 31000
 	// PriorityHandoverLow to PriorityHandoverHigh are reserved for the connections that a VM takes along and that an admin policy would cut off: it judges a packet from
 	// the middle of a permitted connection as wrongly as others do.

@@ -38,7 +38,7 @@ func TestEgressPriorities(t *testing.T) {
 	join := v1alpha1.Join{IPs: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/16")}}
 	node := Node("n", join).Egress
 	order := []int{
-		Subnet("s", spec(t, "10.0.0.0/16"), 0).Inside[0].Priority, node[2].Priority,
+		Subnet("s", spec(t, "10.0.0.0/16"), DHCP{}).Inside[0].Priority, node[2].Priority,
 		SubnetEgress("s", spec(t, "10.0.0.0/16").CIDRs, Gateway{})[0].Priority, node[1].Priority, node[0].Priority,
 	}
 	for i := range order[1:] {

@@ -38,3 +38,10 @@ func Node(node string, join v1alpha1.Join) NodeRows {
 	}
 	return rows
 }
+
+// GoneNode is the port of a node that was deleted, as long as its chassis may come back: it has no address, and no chassis may claim it.
+func GoneNode(node string) *nbdb.LogicalSwitchPort {
+	return &nbdb.LogicalSwitchPort{
+		Name: string(ident.NodePort(node)), Options: map[string]string{ident.OptionRequestedChassis: string(ident.NoChassis)}, ExternalIDs: ownedBy(ident.OwnerNode, node),
+	}
+}

@@ -3,6 +3,7 @@ package topology
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
@@ -14,32 +15,86 @@ type SwitchRows struct {
 	Switch     *nbdb.LogicalSwitch
 	RouterPort *nbdb.LogicalRouterPort
 	Uplink     *nbdb.LogicalSwitchPort
-	// DHCPv6 is what OVN answers the guests of VMs with; nil if there is no IPv6.
-	DHCPv6 *nbdb.DHCPOptions
+	// DHCPv4 and DHCPv6 are what OVN answers the guests of VMs with; nil if there is no such family.
+	DHCPv4, DHCPv6 *nbdb.DHCPOptions
 	// Inside are the policies that keep traffic for the switch's own addresses from leaving through a node.
 	Inside []*nbdb.LogicalRouterPolicy
 }
 
-// Subnet returns the rows of a Subnet whose interfaces have the MTU in bytes; 0 if that is not known yet.
-func Subnet(name string, spec ipam.Spec, mtu int) SwitchRows {
+// DHCP is what guests are told besides their addresses and the router.
+type DHCP struct {
+	// MTU in bytes, 0 if that is not known yet.
+	MTU int
+	// Servers are the name servers of either family, Search the domains that names are looked for in.
+	Servers []netip.Addr
+	Search  []string
+	// Lease is for how long an IPv4 address is theirs without asking again, in seconds.
+	Lease int
+}
+
+// Subnet returns the rows of a Subnet.
+func Subnet(name string, spec ipam.Spec, dhcp DHCP) SwitchRows {
 	owner := ownedBy(ident.OwnerSubnet, name)
 	rows := switchRows(ident.SubnetSwitch(name), spec, owner)
-	for _, c := range spec.CIDRs {
+	for i, c := range spec.CIDRs {
+		options := &nbdb.DHCPOptions{Cidr: c.String(), ExternalIDs: withFamily(owner, c.Addr())}
 		if c.Addr().Is6() {
-			rows.RouterPort.Ipv6RaConfigs = advertisement(mtu)
-			rows.DHCPv6 = &nbdb.DHCPOptions{
-				Cidr: c.String(), Options: map[string]string{"server_id": rows.RouterPort.MAC}, ExternalIDs: withFamily(owner, c.Addr()),
-			}
+			rows.RouterPort.Ipv6RaConfigs = advertisement(dhcp.MTU)
+			rows.DHCPv6, options.Options = options, dhcp.v6(rows.RouterPort.MAC)
+		} else {
+			rows.DHCPv4, options.Options = options, dhcp.v4(rows.RouterPort.MAC, spec.Gateways[i])
 		}
 	}
 	return rows
 }
 
-// ForSecondNetworks are the rows of a Subnet in which guests have their second NICs alone: its router is the one that they take last. Their default route is that of the pod
+// v6 are the options of DHCPv6 (ovn-nb(5)). One that is empty is to be absent.
+func (d DHCP) v6(mac string) map[string]string {
+	return map[string]string{"server_id": mac, "dns_server": d.servers(netip.Addr.Is6), "domain_search": quoted(d.Search)}
+}
+
+// v4 are those of DHCPv4. The server is the router, as DHCPv6's is.
+func (d DHCP) v4(mac string, router netip.Addr) map[string]string {
+	options := map[string]string{
+		"server_id": router.String(), "server_mac": mac, "router": router.String(), "lease_time": strconv.Itoa(d.Lease),
+		"dns_server": d.servers(netip.Addr.Is4), "domain_search_list": quoted(d.Search), "mtu": "",
+	}
+	if d.MTU != 0 {
+		options["mtu"] = strconv.Itoa(d.MTU)
+	}
+	return options
+}
+
+// servers are the name servers of a family as a set of OVN's.
+func (d DHCP) servers(family func(netip.Addr) bool) string {
+	var out []string
+	for _, s := range d.Servers {
+		if family(s) {
+			out = append(out, s.String())
+		}
+	}
+	if out == nil {
+		return ""
+	}
+	return "{" + strings.Join(out, ", ") + "}"
+}
+
+// quoted is a list of domains as a string of OVN's. Names of domains have no character that would have to be escaped.
+func quoted(domains []string) string {
+	if len(domains) == 0 {
+		return ""
+	}
+	return strconv.Quote(strings.Join(domains, ","))
+}
+
+// ForSecondNetworks are the rows of a Subnet in which guests have their second NICs alone: its router is the one that they take last, and over IPv4 not at all. Their default route is that of the pod
 // network, and what they answer there by another router is dropped by port security.
 func (r SwitchRows) ForSecondNetworks() SwitchRows {
 	if r.RouterPort.Ipv6RaConfigs != nil {
 		r.RouterPort.Ipv6RaConfigs["router_preference"] = "LOW"
+	}
+	if r.DHCPv4 != nil {
+		r.DHCPv4.Options["router"] = ""
 	}
 	return r
 }

@@ -22,7 +22,7 @@ func spec(t *testing.T, cidrs ...string) ipam.Spec {
 }
 
 func TestSubnet(t *testing.T) {
-	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"), 1400)
+	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"), DHCP{MTU: 1400})
 	if d := cmp.Diff([]string{"10.0.0.1/16", "fd00::1/64"}, rows.RouterPort.Networks); d != "" {
 		t.Errorf("networks (-want +got)\n%s", d)
 	}
@@ -35,10 +35,10 @@ func TestSubnet(t *testing.T) {
 	if rows.DHCPv6 == nil || rows.DHCPv6.Cidr != "fd00::/64" || rows.DHCPv6.Options["server_id"] != rows.RouterPort.MAC {
 		t.Errorf("DHCPv6 options %+v", rows.DHCPv6)
 	}
-	if medium, low := rows.RouterPort.Ipv6RaConfigs["router_preference"], Subnet("s", spec(t, "fd00::/64"), 1400).ForSecondNetworks().RouterPort.Ipv6RaConfigs["router_preference"]; medium != "MEDIUM" || low != "LOW" {
+	if medium, low := rows.RouterPort.Ipv6RaConfigs["router_preference"], Subnet("s", spec(t, "fd00::/64"), DHCP{MTU: 1400}).ForSecondNetworks().RouterPort.Ipv6RaConfigs["router_preference"]; medium != "MEDIUM" || low != "LOW" {
 		t.Errorf("guests take the router by preference %s, and in a Subnet for second networks by %s", medium, low)
 	}
-	if only4 := Subnet("s", spec(t, "10.0.0.0/16"), 1400); only4.DHCPv6 != nil || only4.RouterPort.Ipv6RaConfigs != nil {
+	if only4 := Subnet("s", spec(t, "10.0.0.0/16"), DHCP{MTU: 1400}); only4.DHCPv6 != nil || only4.RouterPort.Ipv6RaConfigs != nil {
 		t.Errorf("without IPv6: %+v, %v", only4.DHCPv6, only4.RouterPort.Ipv6RaConfigs)
 	}
 	var inside []string
@@ -72,7 +72,7 @@ func TestNodeEgress(t *testing.T) {
 	var got []string
 	for _, p := range rows.Egress {
 		got = append(got, p.Match+" → "+p.Nexthops[0])
-		if p.Priority >= Subnet("s", spec(t, "10.0.0.0/16"), 0).Inside[0].Priority || p.Action != nbdb.LogicalRouterPolicyActionReroute {
+		if p.Priority >= Subnet("s", spec(t, "10.0.0.0/16"), DHCP{}).Inside[0].Priority || p.Action != nbdb.LogicalRouterPolicyActionReroute {
 			t.Errorf("policy %+v comes before those that keep traffic inside", p)
 		}
 	}
@@ -89,5 +89,28 @@ func TestNetworkDefaultRoutes(t *testing.T) {
 	want := map[string]string{"0.0.0.0/0": "100.64.255.254", "::/0": "fd98::ffff:ffff:ffff:fffe"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestDHCP(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::a")
+	all := DHCP{MTU: 1400, Servers: []netip.Addr{v4, v6, v4.Next()}, Search: []string{"svc.cluster.local", "cluster.local"}, Lease: 3600}
+	rows := Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"), all)
+	mac := rows.RouterPort.MAC
+	want := map[string]string{
+		"server_id": "10.0.0.1", "server_mac": mac, "router": "10.0.0.1", "lease_time": "3600", "mtu": "1400", "dns_server": "{10.96.0.10, 10.96.0.11}",
+		"domain_search_list": `"svc.cluster.local,cluster.local"`,
+	}
+	if d := cmp.Diff(want, rows.DHCPv4.Options); d != "" || rows.DHCPv4.Cidr != "10.0.0.0/16" {
+		t.Errorf("DHCPv4 of %s (-want +got)\n%s", rows.DHCPv4.Cidr, d)
+	}
+	if d := cmp.Diff(map[string]string{"server_id": mac, "dns_server": "{fd00:96::a}", "domain_search": `"svc.cluster.local,cluster.local"`}, rows.DHCPv6.Options); d != "" {
+		t.Errorf("DHCPv6 (-want +got)\n%s", d)
+	}
+	bare := Subnet("s", spec(t, "10.0.0.0/16"), DHCP{Lease: 60}).ForSecondNetworks()
+	for _, key := range []string{"router", "mtu", "dns_server", "domain_search_list"} {
+		if v, ok := bare.DHCPv4.Options[key]; !ok || v != "" {
+			t.Errorf("%s is %q (%v), want it empty, so that a key of before goes", key, v, ok)
+		}
 	}
 }

@@ -20,11 +20,11 @@ type VMPort struct {
 	// Allowed are addresses and ranges besides IPs that the VM may send from.
 	Allowed  []string
 	Security v1alpha1.PortSecurity
-	// DHCPv6 is the UUID of the row with the Subnet's DHCPv6 options, empty if there is none.
-	DHCPv6 string
+	// DHCPv4 and DHCPv6 are the UUIDs of the rows with the Subnet's options, empty if OVN is not to answer.
+	DHCPv4, DHCPv6 string
 }
 
-// VM returns the port of a VM's interface. DHCPv4 is left to KubeVirt, whose bridge binding answers it inside the pod. It has no options: who may claim it is for package migration to say.
+// VM returns the port of a VM's interface. It has no options: who may claim it is for package migration to say.
 func VM(p VMPort) *nbdb.LogicalSwitchPort {
 	addresses := Addresses(p.MAC, p.IPs)
 	lsp := &nbdb.LogicalSwitchPort{
@@ -37,6 +37,9 @@ func VM(p VMPort) *nbdb.LogicalSwitchPort {
 			ident.KeyUID:       p.UID,
 			ident.KeySubnet:    p.Subnet,
 		},
+	}
+	if p.DHCPv4 != "" {
+		lsp.Dhcpv4Options = &p.DHCPv4
 	}
 	if p.DHCPv6 != "" {
 		lsp.Dhcpv6Options = &p.DHCPv6

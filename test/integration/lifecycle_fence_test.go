@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // A VM whose node is gone has its port where its next launcher is, at once; one whose node merely does not report has not. What the southbound database has of a deleted node goes.
@@ -37,6 +38,19 @@ func TestLifecycleNodeGone(t *testing.T) {
 		if err := e.api.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}); err != nil {
 			t.Fatal(err)
 		}
+		e.start(t)
+		e.noChassis(t, "n2")
+	})
+	t.Run("chassis comes back while the controller is away", func(t *testing.T) {
+		eventually(t, func() error {
+			port, err := e.nb.Port(t.Context(), ident.NodePort("n2"))
+			if err == nil && (port == nil || len(port.Addresses) > 0 || port.Options[ident.OptionRequestedChassis] != string(ident.NoChassis)) {
+				err = fmt.Errorf("the port of node n2, which is gone, is %+v, want one without an address that nobody may claim", port)
+			}
+			return err
+		})
+		e.stop()
+		e.central.Chassis(t, "n2")
 		e.start(t)
 		e.noChassis(t, "n2")
 	})

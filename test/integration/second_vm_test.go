@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -141,6 +142,74 @@ func TestLifecycleSecondNetworksVM(t *testing.T) {
 		v.Spec.Networks, v.Spec.Domain.Devices.Interfaces = nil, nil
 	}, onNetworks("blue"))
 	e.told(t, alone, "PodNetworkMissing")
+	t.Run("declared", e.declaredSecond)
+}
+
+// declaredSecond: a VM's NICs on second networks have their Ports from when it is declared, whenever the definition comes, and until its template and its instance have them no more.
+func (e *env) declaredSecond(t *testing.T) {
+	e.namespace(t, "life", map[string]string{"subnet": "shop"})
+	e.nad(t, key("life", "blue"), onSubnet("blue"))
+	e.nad(t, key("life", "other"), `{"type":"bridge"}`)
+	with := func(names ...string) func(*kubevirtv1.VirtualMachineInstanceSpec) {
+		return func(s *kubevirtv1.VirtualMachineInstanceSpec) {
+			vmi := &kubevirtv1.VirtualMachineInstance{}
+			vmi.Spec.Networks, vmi.Spec.Domain.Devices.Interfaces = slices.Clip(s.Networks[:1]), slices.Clip(s.Domain.Devices.Interfaces[:1])
+			onNetworks(names...)(vmi)
+			s.Networks, s.Domain.Devices.Interfaces = vmi.Spec.Networks, vmi.Spec.Domain.Devices.Interfaces
+		}
+	}
+	vm := e.declare(t, "many", func(vm *kubevirtv1.VirtualMachine) { with("blue", "late", "other")(&vm.Spec.Template.Spec) })
+	k := client.ObjectKeyFromObject(vm)
+	port := e.vmPort(t, key("life", "many-blue"), v1alpha1.PortReserved)
+	row := e.nic(t, k, "blue", string(ident.NoChassis), "")
+	if len(port.Status.IPs) != 2 || len(port.OwnerReferences) != 1 || port.OwnerReferences[0].UID != vm.UID {
+		t.Errorf("before the VM has started its Port is %+v, owned by %+v", port.Status, port.OwnerReferences)
+	}
+	e.nad(t, key("life", "late"), onSubnet("blue"))
+	late := e.vmPort(t, key("life", "many-late"), v1alpha1.PortReserved)
+	var ports v1alpha1.PortList
+	if err := e.api.List(t.Context(), &ports, client.InNamespace("life")); err != nil || len(ports.Items) != 3 {
+		t.Errorf("%d Ports (%v), want one on the pod network, on blue, and on late: other is another plugin's", len(ports.Items), err)
+	}
+
+	vmi := e.begins(t, vm, "many-1", "n1")
+	pod := &corev1.Pod{}
+	if err := e.api.Get(t.Context(), key("life", "many-1"), pod); err != nil {
+		t.Fatal(err)
+	}
+	pod.Annotations = nil // what others have written stays
+	e.selects(t, pod, "blue", "late", "other")
+	if now := e.nic(t, k, "blue", "n1", ""); now.UUID != row.UUID {
+		t.Errorf("the row was %s, is %s", row.UUID, now.UUID)
+	}
+	e.template(t, vm, with("late")) // blue counts until the end of what runs
+	before := vmi.DeepCopy()
+	with("blue")(&vmi.Spec) // late was unplugged: it is not the template that decides, but both
+	if err := e.api.Patch(t.Context(), vmi, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	e.nic(t, k, "blue", "n1", "")
+	e.template(t, vm, with())
+	e.noVMPort(t, late) // while the VM runs
+	e.nic(t, k, "blue", "n1", "")
+	e.ends(t, vmi, "many-1", kubevirtv1.Succeeded)
+	e.noVMPort(t, port)
+	e.vmPort(t, k, v1alpha1.PortReserved)
+}
+
+// noVMPort waits until a VM's Port on a network is gone, and its row.
+func (e *env) noVMPort(t *testing.T, port *v1alpha1.Port) {
+	t.Helper()
+	eventually(t, func() error {
+		if err := e.api.Get(t.Context(), client.ObjectKeyFromObject(port), &v1alpha1.Port{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("Port %s is still there (%w)", port.Name, err)
+		}
+		row, err := e.nb.Port(t.Context(), ident.VMPort(port.Namespace, port.Spec.Target.Name, port.Spec.Target.Network))
+		if err == nil && row != nil {
+			err = fmt.Errorf("Port %s is gone, its row is %+v", port.Name, row)
+		}
+		return err
+	})
 }
 
 // bind gives a pod its node, as the scheduler does.

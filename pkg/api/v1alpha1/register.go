@@ -11,7 +11,8 @@ var GroupVersion = schema.GroupVersion{Group: "godwit.dev", Version: "v1alpha1"}
 
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &Subnet{}, &SubnetList{}, &Port{}, &PortList{}, &PortMigration{}, &PortMigrationList{})
+	s.AddKnownTypes(GroupVersion, &Subnet{}, &SubnetList{}, &Port{}, &PortList{}, &PortMigration{}, &PortMigrationList{},
+		&VirtualMachineOperation{}, &VirtualMachineOperationList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 }

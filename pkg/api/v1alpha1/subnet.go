@@ -45,6 +45,34 @@ type Egress struct {
 	Addresses []string `json:"addresses,omitempty"`
 }
 
+// DefaultLease is for how long a guest has its IPv4 address without asking again, in seconds. The address is its own for longer.
+const DefaultLease = 24 * 3600
+
+// SubnetDHCP is what OVN's DHCPv4 and DHCPv6 say. Guests with the bridge or the masquerade binding have their IPv4 from KubeVirt's server, which says what the launcher has.
+type SubnetDHCP struct {
+	// NameServers of either family. Without them guests are told of none.
+	// +optional
+	// +kubebuilder:validation:MaxItems=6
+	// +kubebuilder:validation:items:MaxLength=39
+	// +kubebuilder:validation:XValidation:rule="self.all(a, isIP(a))",message="nameServers must be IP addresses, such as 10.96.0.10"
+	// +listType=atomic
+	NameServers []string `json:"nameServers,omitempty"`
+
+	// SearchDomains are those in which names without a dot are looked for.
+	// +optional
+	// +kubebuilder:validation:MaxItems=6
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	// +listType=atomic
+	SearchDomains []string `json:"searchDomains,omitempty"`
+
+	// LeaseSeconds is for how long a guest has its IPv4 address without asking again: a day if left out. It is the VM's for as long as its Port is there.
+	// +optional
+	// +kubebuilder:validation:Minimum=60
+	// +kubebuilder:validation:Maximum=31536000
+	LeaseSeconds int `json:"leaseSeconds,omitempty"`
+}
+
 // SubnetSpec is what an administrator asks for.
 //
 // +kubebuilder:validation:XValidation:rule="self.cidrs == oldSelf.cidrs",message="cidrs cannot be changed: pods have addresses in them; create another Subnet"
@@ -92,6 +120,10 @@ type SubnetSpec struct {
 	// +kubebuilder:validation:Minimum=1280
 	// +kubebuilder:validation:Maximum=65535
 	MTU int `json:"mtu,omitempty"`
+
+	// DHCP is what the guests of VMs are told by OVN besides their addresses, their router and the MTU.
+	// +optional
+	DHCP *SubnetDHCP `json:"dhcp,omitempty"`
 
 	// Egress is how pods leave the cluster; mode Node if left out. Pods, Services, the nodes' own addresses and the API server are within it.
 	// +optional

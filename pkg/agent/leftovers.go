@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+const (
+	// leftoverInterval is how often the agent looks for what was left behind.
+	leftoverInterval = 30 * time.Second
+	// leftoverGrace is for how long something must have belonged to no pod of the node before it is removed: longer than any ADD takes, and than a sandbox usually lives on after
+	// its pod was deleted, by force too.
+	leftoverGrace = 5 * time.Minute
+)
+
+// aliasPrefix begins the alias of the host's side of a veth; the UID of the pod that it was made for follows.
+const aliasPrefix = "godwit pod "
+
+func aliasOf(uid string) string { return aliasPrefix + uid }
+
+// leftovers clears the node of attachments that nobody will DEL any more: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
+// nobody, after a crash. It looks at everything again each time.
+type leftovers struct {
+	*attacher
+	now             func() time.Time
+	interval, grace time.Duration
+	// since is when what is to go was first seen so; this loop alone uses it.
+	since map[suspect]time.Time
+}
+
+// suspect is a port, by what cannot be said of two, or a veth without one.
+type suspect struct {
+	link, container string
+	index           int
+}
+
+func newLeftovers(a *attacher) *leftovers {
+	return &leftovers{attacher: a, now: time.Now, interval: leftoverInterval, grace: leftoverGrace, since: map[suspect]time.Time{}}
+}
+
+func (l *leftovers) run(ctx context.Context) {
+	ticker := time.NewTicker(l.interval)
+	defer ticker.Stop()
+	for {
+		if err := l.pass(ctx); err != nil && ctx.Err() == nil {
+			l.log.Warn("leftover attachments could not be removed; tried again", "error", err, "in", l.interval)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// pass removes what is known to be left behind, and remembers what looks so. The pods must have been listed.
+func (l *leftovers) pass(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	if err := l.removeStale(ctx); err != nil {
+		return err
+	}
+	seen := map[suspect]bool{}
+	err := l.sweep(ctx, "no pod of this node has it", func(p ovs.PortStatus) (bool, error) {
+		s := suspect{link: p.Name, container: p.Owner.Container}
+		if !orphan(p, l.inputs.pod(p.Owner.Pod)) {
+			return false, nil
+		}
+		seen[s] = true
+		return l.over(s), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.unplugged(ctx, seen); err != nil {
+		return err
+	}
+	for s := range l.since {
+		if !seen[s] {
+			delete(l.since, s)
+		}
+	}
+	return nil
+}
+
+// over says whether something has been left behind for longer than the grace.
+func (l *leftovers) over(s suspect) bool {
+	now := l.now()
+	since, ok := l.since[s]
+	if !ok {
+		l.since[s] = now
+	}
+	return ok && now.Sub(since) >= l.grace
+}
+
+// orphan says whether a port belongs to no pod, where pod is the one of its name, nil if the node has none. What OVN has bound here is nobody's to take: the row goes with the pod, and
+// while it is there, the controller may know more than this node. A launcher's version is its VMI's, and its name is never given twice: that it is there is enough. So it is of a static
+// pod's copy, which gets another UID when somebody deletes it.
+func orphan(p ovs.PortStatus, pod *corev1.Pod) bool {
+	if p.Installed {
+		return false
+	}
+	if pod == nil {
+		return true
+	}
+	_, static := pod.Annotations[mirrorAnnotation]
+	return !static && !ident.IsVMPort(p.ID) && string(pod.UID) != p.UID
+}
+
+// unplugged removes the veths that are on no bridge and were made for pods that are gone. One without an alias says nothing of whose it is, and stays.
+func (l *leftovers) unplugged(ctx context.Context, seen map[suspect]bool) error {
+	db, err := l.node.database(ctx)
+	if err != nil {
+		return err
+	}
+	links, err := l.host.HostSides()
+	if err != nil {
+		return err
+	}
+	here := l.inputs.podUIDs()
+	var errs []error
+	for _, link := range links {
+		uid, ok := strings.CutPrefix(link.Alias, aliasPrefix)
+		if !ok || here[uid] {
+			continue
+		}
+		_, err := db.Port(ctx, link.Name)
+		if !errors.Is(err, ovs.ErrNoPort) {
+			errs = append(errs, err)
+			continue
+		}
+		s := suspect{link: link.Name, index: link.Index}
+		if seen[s] = true; l.over(s) {
+			errs = append(errs, l.deleteVeth(link, uid))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// deleteVeth goes by the link's index: an ADD that has begun meanwhile has made another link of the name.
+func (l *leftovers) deleteVeth(link netdev.HostSide, uid string) error {
+	l.log.Info("removing leftover link", "link", link.Name, "pod_uid", uid, "reason", "no pod of this node has it, and no port of the bridge")
+	if err := l.host.DeleteIndex(link.Index); err != nil {
+		return fmt.Errorf("remove leftover link %s: %w", link.Name, err)
+	}
+	return nil
+}
