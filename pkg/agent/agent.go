@@ -205,6 +205,11 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	a.state.db = client
 	close(a.state.connected)
 	a.ready.set(compOVS, "")
+	silence, err := a.tell(ctx)
+	if err != nil {
+		return err
+	}
+	defer silence()
 	if err := a.attacher.removeStale(ctx); err != nil {
 		a.log.Warn("leftover attachments could not be removed; the next start tries again", "error", err)
 	}

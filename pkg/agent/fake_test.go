@@ -113,6 +113,8 @@ func (n *fakeNode) SyncBorrowed(want []netdev.Borrowed, _ time.Duration) (l netd
 	})
 	return l, errors.Join(err, own)
 }
+func (n *fakeNode) Counters() (map[string]netdev.Counters, error) { return nil, nil }
+
 func (n *fakeNode) SameNetns(string) (bool, error) { return false, n.op("SameNetns", func() {}) }
 
 func (n *fakeNode) CreateVeth(v netdev.Veth) (net.HardwareAddr, error) {
@@ -222,6 +224,8 @@ func (n *fakeNode) Port(_ context.Context, name string) (s ovs.PortStatus, err e
 	}
 	return s, nil
 }
+
+func (n *fakeNode) Tunnels(context.Context) (all, failed int, err error) { return 2, 0, nil }
 
 func (n *fakeNode) PodPorts(context.Context) (out []ovs.PortStatus, err error) {
 	err = n.op("PodPorts", func() {

@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
 // Stages of an ADD, in order.
@@ -90,4 +94,38 @@ func (m *metrics) request(command string, err error, took time.Duration) {
 		outcome = "error"
 	}
 	m.requests.WithLabelValues(command, outcome).Observe(took.Seconds())
+}
+
+// scrapeTimeout bounds the reading of the local database for a scrape; the rows are in the client's cache.
+const scrapeTimeout = 2 * time.Second
+
+// tell registers what is read when it is scraped, for as long as ctx lasts: it needs the connection to Open vSwitch.
+func (a *Agent) tell(ctx context.Context) (stop func(), err error) {
+	db := a.state.db
+	collectors := []prometheus.Collector{
+		&traffic{
+			migrations: a.observer.migrations, log: a.log, counters: a.host.Counters,
+			ports: func() ([]ovs.PortStatus, error) {
+				ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+				defer cancel()
+				return db.PodPorts(ctx)
+			},
+		},
+		&tunnels{log: a.log, count: func() (all, failed int, err error) {
+			ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+			defer cancel()
+			return db.Tunnels(ctx)
+		}},
+	}
+	for _, c := range collectors {
+		err = errors.Join(err, a.registry.Register(c))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return func() {
+		for _, c := range collectors {
+			a.registry.Unregister(c)
+		}
+	}, nil
 }

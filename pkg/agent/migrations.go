@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -62,15 +63,20 @@ func (m migrations) get(key watchKey) *v1alpha1.PortMigration {
 	return pm
 }
 
-// running lists those that are not over.
-func (m migrations) running(s side) []*v1alpha1.PortMigration {
+// all lists those of a side that are on record.
+func (m migrations) all(s side) []*v1alpha1.PortMigration {
 	var out []*v1alpha1.PortMigration
 	for _, obj := range m[s].GetStore().List() {
-		if pm, ok := obj.(*v1alpha1.PortMigration); ok && !pm.Status.Over() {
+		if pm, ok := obj.(*v1alpha1.PortMigration); ok {
 			out = append(out, pm)
 		}
 	}
 	return out
+}
+
+// running lists those that are not over.
+func (m migrations) running(s side) []*v1alpha1.PortMigration {
+	return slices.DeleteFunc(m.all(s), func(pm *v1alpha1.PortMigration) bool { return pm.Status.Over() })
 }
 
 // reached reports whether the controller noted a stage.

@@ -32,6 +32,7 @@ type hostNetwork interface {
 	TakeOver(to, from string, held netdev.Holdings) error
 	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
 	SameNetns(path string) (bool, error)
+	Counters() (map[string]netdev.Counters, error)
 }
 
 // switchDB is the local Open vSwitch; *ovs.Client implements it.
@@ -52,6 +53,7 @@ type switchDB interface {
 	DeletePorts(ctx context.Context, names ...string) error
 	Port(ctx context.Context, name string) (ovs.PortStatus, error)
 	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
+	Tunnels(ctx context.Context) (all, failed int, err error)
 	WaitInstalled(ctx context.Context, name string) error
 	WaitBlocked(ctx context.Context, name string) error
 }

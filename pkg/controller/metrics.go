@@ -1,10 +1,16 @@
 package controller
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/migration"
+)
 
 type metrics struct {
 	migrations             *prometheus.CounterVec
 	prepared, interruption prometheus.Histogram
+	stages                 *prometheus.HistogramVec
 	policyProblems         *prometheus.CounterVec
 	serviceProblems        *prometheus.CounterVec
 }
@@ -12,13 +18,18 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		migrations: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "godwit_migrations_total", Help: "Live migrations that are over, by result.",
-		}, []string{"result"}),
+			Name: "godwit_migrations_total", Help: "Live migrations that are over, by result and the reason of their last phase.",
+		}, []string{"result", "reason"}),
 		prepared: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "godwit_migration_prepare_duration_seconds",
 			Help:    "Time from seeing that a migration's target pod has a node to the northbound database asking for both chassis.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 		}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "godwit_migration_stage_duration_seconds",
+			Help:    "Time that the stages of live migrations took that succeeded: transfer (prepared to activated), commit (activated to one chassis), completion (until KubeVirt called it over).",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2, 18),
+		}, []string{"stage"}),
 		interruption: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "godwit_migration_interruption_seconds",
 			Help:    "Time between a VM's last frame on the source and its first on the target; an upper bound of the interruption.",
@@ -31,6 +42,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "godwit_service_problems_total", Help: "What is wrong with Services and left out of them, by reason, counted when it is found.",
 		}, []string{"reason"}),
 	}
-	r.MustRegister(m.migrations, m.prepared, m.interruption, m.policyProblems, m.serviceProblems)
+	// The first of a kind is counted by those who look at increases only if there was a series before.
+	m.migrations.WithLabelValues(string(v1alpha1.MigrationSucceeded), string(migration.ReasonMigrationSucceeded))
+	for _, reason := range []migration.Reason{migration.ReasonMigrationFailed, migration.ReasonMigrationAborted, migration.ReasonMigrationGone, migration.ReasonTargetGone} {
+		m.migrations.WithLabelValues(string(v1alpha1.MigrationFailed), string(reason))
+	}
+	r.MustRegister(m.migrations, m.prepared, m.interruption, m.stages, m.policyProblems, m.serviceProblems)
 	return m
 }

@@ -123,6 +123,9 @@ func addReconcilers(ctx context.Context, p parts) error {
 		ctrl.NewControllerManagedBy(mgr).Named("namespace").For(&corev1.Namespace{}, builder.WithPredicates(predicate.LabelChangedPredicate{})).WithOptions(options(policyWorkers)).
 			Complete(&namespaceReconciler{api: api, nb: p.nb, policies: p.policies}),
 		mgr.Add(p.policies),
+		mgr.Add(leaderTask(func(ctx context.Context) error {
+			return tellInventory(ctx, p.Registerer, &inventory{api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, virt: virt, now: time.Now, log: p.Logger})
+		})),
 		mgr.AddReadyzCheck("policies", func(*http.Request) error {
 			if elected(mgr) && !p.policies.compared.Load() {
 				return errors.New("the rows of NetworkPolicies are not compared with the northbound database yet")

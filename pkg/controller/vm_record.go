@@ -142,13 +142,35 @@ func (r *vmReconciler) writeRecord(ctx context.Context, pm *v1alpha1.PortMigrati
 // recorded counts what a status says that the one before did not.
 func (r *vmReconciler) recorded(pm *v1alpha1.PortMigration, next v1alpha1.PortMigrationStatus) {
 	if next.Over() && !pm.Status.Over() {
-		r.metrics.migrations.WithLabelValues(string(next.Result)).Inc()
+		r.metrics.migrations.WithLabelValues(string(next.Result), next.Reason).Inc()
+		r.timeStages(next)
 		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
 	}
 	_, was := pm.Status.Stage(v1alpha1.StagePrepared)
 	at, is := next.Stage(v1alpha1.StagePrepared)
 	if from, ok := next.Stage(v1alpha1.StageScheduled); is && ok && !was {
 		r.metrics.prepared.Observe(at.Sub(from).Seconds())
+	}
+}
+
+// timeStages tells how long the stages of a migration took, those that it had.
+func (r *vmReconciler) timeStages(st v1alpha1.PortMigrationStatus) {
+	if st.Result != v1alpha1.MigrationSucceeded {
+		return
+	}
+	for _, s := range []struct {
+		name     string
+		from, to v1alpha1.StageName
+	}{
+		{"transfer", v1alpha1.StagePrepared, v1alpha1.StageActivated},
+		{"commit", v1alpha1.StageActivated, v1alpha1.StageCommitted},
+		{"completion", v1alpha1.StageCommitted, v1alpha1.StageCompleted},
+	} {
+		from, began := st.Stage(s.from)
+		to, ended := st.Stage(s.to)
+		if began && ended {
+			r.metrics.stages.WithLabelValues(s.name).Observe(to.Sub(from).Seconds())
+		}
 	}
 }
 

@@ -79,6 +79,15 @@ func VMPort(namespace, vm, network string) PortName {
 	return PortName("vm/" + namespace + "/" + vm + "/" + network)
 }
 
+// ParseVMPort is the inverse of VMPort; ok is false for any other name.
+func ParseVMPort(p PortName) (namespace, vm, network string, ok bool) {
+	parts := strings.Split(string(p), "/")
+	if len(parts) != 4 || parts[0] != "vm" {
+		return "", "", "", false
+	}
+	return parts[1], parts[2], parts[3], true
+}
+
 // IsVMPort says whether a port is one that VMPort names.
 func IsVMPort(p PortName) bool { return strings.HasPrefix(string(p), "vm/") }
 

@@ -17,6 +17,18 @@ func TestPodPortIsUnambiguous(t *testing.T) {
 	}
 }
 
+func TestVMPortIsUnambiguous(t *testing.T) {
+	ns, vm, network, ok := ParseVMPort(VMPort("a", "b.c", "default"))
+	if !ok || ns != "a" || vm != "b.c" || network != "default" {
+		t.Errorf("parsed %q %q %q %v", ns, vm, network, ok)
+	}
+	for _, p := range []PortName{PodPort("a", "b", "c"), NodePort("n"), "", "vm/a/b", "vm/a/b/c/d"} {
+		if _, _, _, ok := ParseVMPort(p); ok {
+			t.Errorf("%q was taken for a VM's port", p)
+		}
+	}
+}
+
 func TestMACs(t *testing.T) {
 	for in, want := range map[string]string{"10.244.1.2": "0a:67:0a:f4:01:02", "fd00::a:b:c:d": "0a:67:00:0c:00:0d"} {
 		if got := MAC(netip.MustParseAddr(in)).String(); got != want {

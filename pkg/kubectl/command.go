@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -29,7 +30,7 @@ It reads the API with your own rights and changes nothing.`,
 	flags.StringVar(&rules.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig file; as kubectl's if empty")
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
 	s.rules = rules
-	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand())
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand())
 	return root
 }
 
@@ -57,7 +58,7 @@ func (s *session) connect() (cluster, error) {
 		return cluster{}, fmt.Errorf("read the kubeconfig: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, kubevirtv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return cluster{}, err
 		}

@@ -43,7 +43,7 @@ The controller's times are by the clock of its node, an agent's by that of its o
 		},
 	}
 	show.Flags().VarP(&format, "output", "o", formats)
-	cmd.AddCommand(show)
+	cmd.AddCommand(show, s.checkCommand())
 	return cmd
 }
 

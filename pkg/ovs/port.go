@@ -33,6 +33,9 @@ const (
 // typeInternal is the Interface type of ports whose link ovs-vswitchd makes.
 const typeInternal = "internal"
 
+// typeGeneve is the Interface type of the tunnels between chassis.
+const typeGeneve = "geneve"
+
 // Owner says which container's interface a port is. The zero value is a port of the node itself.
 type Owner struct {
 	// Container and IfName are the CNI attachment.
@@ -139,6 +142,17 @@ func (c *Client) PodPorts(ctx context.Context) ([]PortStatus, error) {
 	}
 	slices.SortFunc(out, func(a, b PortStatus) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// Tunnels counts the tunnels that ovn-controller has made to other nodes, and those among them that ovs-vswitchd could not make.
+func (c *Client) Tunnels(ctx context.Context) (all, failed int, err error) {
+	rows, err := c.interfaces(ctx, func(i *vswitchdb.Interface) bool { return i.Type == typeGeneve })
+	for i := range rows {
+		if rows[i].Error != nil && *rows[i].Error != "" {
+			failed++
+		}
+	}
+	return len(rows), failed, err
 }
 
 func (c *Client) interfaces(ctx context.Context, match func(*vswitchdb.Interface) bool) ([]vswitchdb.Interface, error) {

@@ -48,6 +48,7 @@ func TestLifecycleDrain(t *testing.T) {
 	}
 	held := holdAll(t, from, vms)
 
+	planned(t, vms)
 	giveUp(t, vms)
 	for _, vm := range vms {
 		if at := vm.node(t); at != drainedNode {
@@ -79,6 +80,24 @@ func TestLifecycleDrain(t *testing.T) {
 		t.Errorf("%d launchers are left on %s (%v)", len(pods.Items), drainedNode, err)
 	}
 	consistent(t)
+}
+
+// planned: `kubectl ovn drain plan` says of each VM that it moves.
+func planned(t *testing.T, vms []*machine) {
+	t.Helper()
+	var out printed
+	if err := kubectlOVN(t.Context(), &out, "default", "drain", "plan", drainedNode); err != nil {
+		t.Errorf("kubectl ovn drain plan: %v", err)
+	}
+	for _, vm := range vms {
+		if err := mentions(out.String(), vm.Name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := mentions(out.String(), fmt.Sprintf("%d move, 0 end, 0 block", len(vms))); err != nil {
+		t.Error(err)
+	}
+	t.Logf("kubectl ovn drain plan %s\n%s", drainedNode, out.String())
 }
 
 // bootAll boots VMs on the node that is to be drained.

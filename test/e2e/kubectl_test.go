@@ -93,8 +93,9 @@ func TestKubectlMigrations(t *testing.T) {
 	t.Logf("kubectl ovn migrations %s -w\n%s", s.VM.Name, watched.String())
 	// What each says in the end: the record is complete, the Port settled.
 	wanted := map[string][]string{
-		"migration show": {s.Source + " → " + s.Target + ", succeeded after", "the target is activated", "the VM announces itself", "the VM's first frame here", "interruption", " ms at most, by one clock"},
-		"port":           {"Attached on " + s.Target, s.Guest.IPs[0].String(), s.Guest.IPs[1].String(), "may attach on " + s.Target, "last migration"},
+		"migration check": {"the VM runs on " + s.Target, "KubeVirt can migrate it live", "keeps its addresses and its connections", "it can move to ", s.Source, "its last migration was interrupted for "},
+		"migration show":  {s.Source + " → " + s.Target + ", succeeded after", "the target is activated", "the VM announces itself", "the VM's first frame here", "interruption", " ms at most, by one clock"},
+		"port":            {"Attached on " + s.Target, s.Guest.IPs[0].String(), s.Guest.IPs[1].String(), "may attach on " + s.Target, "last migration"},
 	}
 	for command, words := range wanted {
 		var out *printed

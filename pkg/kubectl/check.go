@@ -1,0 +1,120 @@
+package kubectl
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+)
+
+// systemNamespace is where Godwit runs unless it was installed elsewhere.
+const systemNamespace = "godwit-system"
+
+func (s *session) checkCommand() *cobra.Command {
+	var system string
+	cmd := &cobra.Command{
+		Use: "check VM", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
+		Short: "Whether a VM can move, and whether anybody would notice",
+		Long: `check looks at what the API has of a VM before it moves: whether KubeVirt can migrate it, how its NICs are bound, whether its ports are attached, which nodes can take it, which
+Services lead to it on its node alone, and how it went the last time. A line each: ok, warn (somebody would notice) or fail (it does not move), and what to do.
+It exits with 1 if any line is not ok. It sends nothing: whether the tunnels carry is not among what it looks at.`,
+		Example: "  kubectl ovn migration check web1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			p, err := c.preflight(cmd.Context(), args[0], system)
+			if err != nil {
+				return err
+			}
+			return report(cmd.OutOrStdout(), p.judge())
+		},
+	}
+	cmd.Flags().StringVar(&system, "system-namespace", systemNamespace, "where Godwit runs")
+	return cmd
+}
+
+// preflight reads what is judged.
+func (c cluster) preflight(ctx context.Context, vm, system string) (p preflight, err error) {
+	p.vmi = &kubevirtv1.VirtualMachineInstance{}
+	err = c.api.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: vm}, p.vmi)
+	if apierrors.IsNotFound(err) {
+		return p, fmt.Errorf("no VM %s runs in namespace %s: kubectl get vmi -n %s", vm, c.namespace, c.namespace)
+	}
+	if err != nil {
+		return p, fmt.Errorf("read VMI %s/%s: %w", c.namespace, vm, err)
+	}
+	var ports v1alpha1.PortList
+	var services corev1.ServiceList
+	var nodes corev1.NodeList
+	for _, l := range []struct {
+		list client.ObjectList
+		what string
+		in   []client.ListOption
+	}{
+		{&ports, "Ports", []client.ListOption{client.InNamespace(c.namespace)}}, {&services, "Services", []client.ListOption{client.InNamespace(c.namespace)}}, {&nodes, "Nodes", nil},
+	} {
+		if err := c.api.List(ctx, l.list, l.in...); err != nil {
+			return p, fmt.Errorf("list %s: %w", l.what, explained(err))
+		}
+	}
+	p.services, p.nodes = services.Items, nodes.Items
+	p.ports = slices.DeleteFunc(ports.Items, func(port v1alpha1.Port) bool { return port.Spec.Target.Name != vm })
+	if p.agents, err = c.agents(ctx, system); err != nil {
+		return p, err
+	}
+	l := listing{cluster: c, vm: vm}
+	moves, err := l.list(ctx)
+	if err == nil && len(moves.Items) > 0 {
+		p.last = &moves.Items[len(moves.Items)-1]
+	}
+	return p, err
+}
+
+// agents are the nodes on which an agent is ready.
+func (c cluster) agents(ctx context.Context, system string) (map[string]bool, error) {
+	var pods corev1.PodList
+	if err := c.api.List(ctx, &pods, client.InNamespace(system), client.MatchingLabels{"app.kubernetes.io/name": "godwit", "app.kubernetes.io/component": "agent"}); err != nil {
+		return nil, fmt.Errorf("list the agents in namespace %s: %w", system, err)
+	}
+	if len(pods.Items) == 0 {
+		return nil, fmt.Errorf("there is no agent of Godwit in namespace %s: --system-namespace says where it runs", system)
+	}
+	ready := map[string]bool{}
+	for i := range pods.Items {
+		for _, cond := range pods.Items[i].Status.Conditions {
+			if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
+				ready[pods.Items[i].Spec.NodeName] = true
+			}
+		}
+	}
+	return ready, nil
+}
+
+// report prints verdicts, and is an error if one is not fine.
+func report(w io.Writer, all []verdict) error {
+	count := map[grade]int{}
+	for _, v := range all {
+		count[v.grade]++
+		say(w, "%-4s  %s", v.grade, v.finding)
+		if v.remedy != "" {
+			say(w, "      → %s", v.remedy)
+		}
+	}
+	switch {
+	case count[stuck] > 0:
+		return fmt.Errorf("it does not move: %d of %d checks failed", count[stuck], len(all))
+	case count[rough] > 0:
+		return fmt.Errorf("somebody would notice: %d of %d checks warn", count[rough], len(all))
+	}
+	return nil
+}
