@@ -200,9 +200,8 @@ func (s Switch) initialize(ctx context.Context) error {
 		"op": "wait", "table": table, "where": []any{}, "columns": []string{"cur_cfg"}, "until": "==", "rows": []any{}, "timeout": 0,
 	}
 	var results []struct {
-		Error   string          `json:"error"`
-		Details string          `json:"details"`
-		Rest    json.RawMessage `json:"uuid"`
+		Error   string `json:"error"`
+		Details string `json:"details"`
 	}
 	err := ovs.Call(ctx, s.socket(), "transact", []any{table, none, map[string]any{"op": "insert", "table": table, "row": map[string]any{}}}, &results)
 	for _, r := range results {
