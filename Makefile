@@ -12,7 +12,7 @@ LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY)
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
-REAL := ./pkg/agent ./pkg/frame ./pkg/netdev ./pkg/ovs ./test/integration
+REAL := ./pkg/agent ./pkg/frame ./pkg/netdev ./pkg/ovnpod ./pkg/ovs ./test/integration
 
 # Tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
 .NOTPARALLEL:
@@ -29,12 +29,12 @@ demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under tr
 	@$(LAB) demo $(LAB_FLAGS) --picture out/demo/migration.svg
 
 .PHONY: test
-test: preflight lint unit integration test-kernel e2e ## every test there is
+test: preflight lint unit integration test-kernel e2e test-install ## every test there is
 	@echo "make test: all passed"
 
 .PHONY: unit
 unit: go ## the fast tests
-	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|frame|netdev|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|frame|netdev|ovnpod|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: measures
 measures: ## the code against the style guide, into docs/measures.md
@@ -52,6 +52,10 @@ test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine t
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
 	go test -v -timeout 80m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
 
+.PHONY: test-install
+test-install: preflight $(TOOLS)/helm ## OVN and Open vSwitch as pods of yamls/, in a lab of its own: RUN=regexp COUNT=n
+	go test -v -timeout 20m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/install
+
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## static checks
 	@test -z "$$(gofmt -l cmd pkg test)" || { echo "gofmt would change:"; gofmt -l cmd pkg test; exit 1; }
@@ -67,7 +71,7 @@ lab-down: $(LAB) ## remove the cluster and all that belongs to it
 
 .PHONY: images
 images: preflight $(LAB) ## build the container images into out/images
-	@$(LAB) images --output out/images
+	@$(LAB) images --output out/images --release "$$(git describe --always --dirty 2>/dev/null || echo dev)"
 
 .PHONY: kubectl-ovn
 kubectl-ovn: go ## kubectl's plugin, out/bin/kubectl-ovn: put it into your PATH
@@ -100,6 +104,11 @@ go:
 $(LAB): go FORCE
 	@test -x $@ || echo "building godwit-lab (a minute or two the first time)"
 	@test/tools/build.sh -o $@ ./cmd/godwit-lab
+
+# A module of its own: beside the other tools it would raise the versions of what those are built with.
+$(TOOLS)/helm: test/tools/helm/go.sum | go
+	@echo "building helm (once, a minute or more)"; mkdir -p $(TOOLS)
+	@cd test/tools/helm && ../build.sh -o ../../../$(TOOLS)/helm helm.sh/helm/v3/cmd/helm
 
 $(TOOLS)/%: test/tools/go.sum | go
 	@echo "building $* (once, a minute or more)"; mkdir -p $(TOOLS)

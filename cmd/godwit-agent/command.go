@@ -38,6 +38,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...], or ssl: for TLS; required")
 	f.StringVar(&cfg.OVNTLSDir, "ovn-tls-dir", cfg.OVNTLSDir, "directory for the node's certificate, the same path for ovn-controller; needed for ssl: alone. godwit-controller --ovn-issuer signs it")
 	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")
+	f.StringVar(&cfg.UnderlayBridge, "underlay-bridge", cfg.UnderlayBridge, "bridge to put the underlay's link into, with its addresses, on the userspace datapath; none if empty")
 	f.IntVar(&cfg.MTU, "mtu", cfg.MTU, "MTU of pods in bytes; the underlay's less the tunnel's overhead if 0")
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath of the integration bridge: auto, system (kernel) or netdev (userspace)")
 	f.StringVar(&cfg.CNISocket, "cni-socket", cfg.CNISocket, "socket for godwit-cni; the same path on the host")

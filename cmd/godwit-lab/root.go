@@ -101,6 +101,7 @@ func (o *options) upCommand() *cobra.Command {
 	cmd.Flags().IntVar(&c.Nodes, "nodes", 0, "how many nodes; 3 in a new lab")
 	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
 	cmd.Flags().StringVar(&c.CNI, "cni", "", "godwit (in a new lab), or none for nodes that stay NotReady")
+	cmd.Flags().StringVar(&c.OVN, "ovn", "", "processes (in a new lab) of the machines, or pods, as yamls/ovn.yaml has them")
 	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
 	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")
 	return cmd
@@ -153,19 +154,20 @@ func (o *options) nodeCommand() *cobra.Command {
 }
 
 func (o *options) imagesCommand() *cobra.Command {
-	var output string
+	var output, release string
 	cmd := &cobra.Command{
-		Use: "images", Short: "Build the lab's images as archives", Args: cobra.NoArgs,
+		Use: "images", Short: "Build the lab's images, and Godwit's, as archives", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			digest, err := lab.BuildImages(cmd.Context(), o.logger(), output, lab.CNIGodwit)
+			digests, err := lab.BuildImages(cmd.Context(), o.logger(), output, lab.Build{CNI: lab.CNIGodwit, OVN: lab.OVNPods, Version: release, SBOM: true})
 			if err != nil {
 				return err
 			}
-			fmt.Println(lab.GodwitImage, digest)
+			fmt.Println(lab.GodwitImage, lab.OVNImage, digests)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&output, "output", "out/images", "directory for the archives")
+	cmd.Flags().StringVar(&release, "release", "", "version that Godwit's programs and images have; dev if empty")
 	return cmd
 }
 

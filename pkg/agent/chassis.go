@@ -45,15 +45,22 @@ type chassis struct {
 
 // reconcile returns the tunnel that is now configured.
 func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node, datapath string) (tunnel, []string, error) {
+	if err := db.SupportsDatapath(ctx, datapath); err != nil {
+		return tunnel{}, nil, err
+	}
+	cfg := c.cfg
+	if datapath == ovs.DatapathNetdev {
+		var err error
+		if cfg, err = (&underlay{cfg: c.cfg, host: c.host}).reconcile(ctx, db, node); err != nil {
+			return tunnel{}, nil, err
+		}
+	}
 	addrs, err := c.host.Addrs()
 	if err != nil {
 		return tunnel{}, nil, err
 	}
-	t, err := chooseTunnel(c.cfg, internalIPs(node), addrs)
+	t, err := chooseTunnel(cfg, internalIPs(node), addrs)
 	if err != nil {
-		return tunnel{}, nil, err
-	}
-	if err := db.SupportsDatapath(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
 	}
 	// Before the chassis: ovn-controller makes a missing bridge itself, with a datapath of its own choice.

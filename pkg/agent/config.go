@@ -38,6 +38,8 @@ type Config struct {
 	OVNTLSDir string
 	// Underlay says which address tunnels end at: an interface's name, or a CIDR that contains it. The Node's InternalIP if empty.
 	Underlay string
+	// UnderlayBridge is the bridge that the underlay's link is put into on the userspace datapath, with its addresses; empty: somebody else has made one.
+	UnderlayBridge string
 	// MTU of pods in bytes; the underlay interface's less the tunnel's overhead if 0.
 	MTU int
 	// Datapath is DatapathAuto, ovs.DatapathSystem or ovs.DatapathNetdev.

@@ -25,6 +25,10 @@ type fakeNode struct {
 	ports  map[string]ovs.PortStatus
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
+	// underlay is the bridge; the zero value: there is none.
+	underlay ovs.Underlay
+	// interfaces are Open vSwitch's.
+	interfaces []string
 	// borrowed are the egress addresses.
 	borrowed []netdev.Borrowed
 	// masquerade is what was asked for last.
@@ -158,6 +162,45 @@ func (n *fakeNode) DeleteIndex(index int) error {
 func (n *fakeNode) LinkMAC(name string) (mac net.HardwareAddr, found bool, err error) {
 	err = n.op("LinkMAC", func() { _, found = n.links[name] })
 	return net.HardwareAddr{2, 0, 0, 0, 0, 1}, found, err
+}
+
+func (n *fakeNode) Holdings(link string) (h netdev.Holdings, err error) {
+	h.MTU = 9000 // a link keeps it without its addresses
+	err = n.op("Holdings", func() {
+		for _, a := range n.addrs {
+			if a.Link == link {
+				h.MTU, h.Addresses = a.MTU, append(h.Addresses, a.Addr)
+			}
+		}
+	})
+	return h, err
+}
+
+func (n *fakeNode) TakeOver(to, from string, held netdev.Holdings) error {
+	return n.op("TakeOver", func() {
+		n.addrs = slices.DeleteFunc(n.addrs, func(a netdev.HostAddr) bool { return a.Link == to || a.Link == from })
+		for _, a := range held.Addresses {
+			n.addrs = append(n.addrs, netdev.HostAddr{Link: to, Addr: a, MTU: held.MTU})
+		}
+	})
+}
+
+func (n *fakeNode) HasInterface(_ context.Context, name string) (has bool, err error) {
+	err = n.op("HasInterface", func() { has = slices.Contains(n.interfaces, name) })
+	return has, err
+}
+
+func (n *fakeNode) Underlay(context.Context, string) (u ovs.Underlay, found bool, err error) {
+	err = n.op("Underlay", func() { u, found = n.underlay, n.underlay.Bridge != "" })
+	return u, found, err
+}
+
+func (n *fakeNode) CreateUnderlay(_ context.Context, u ovs.Underlay) error {
+	return n.op("CreateUnderlay", func() { n.underlay = u })
+}
+
+func (n *fakeNode) AddUnderlay(_ context.Context, u ovs.Underlay) error {
+	return n.op("AddUnderlay", func() { n.underlay = u })
 }
 
 func (n *fakeNode) Ping(context.Context) error { return n.op("Ping", func() {}) }

@@ -30,6 +30,8 @@ type hostNetwork interface {
 	DeleteLink(name string) error
 	HostSides() ([]netdev.HostSide, error)
 	DeleteIndex(index int) error
+	Holdings(link string) (netdev.Holdings, error)
+	TakeOver(to, from string, held netdev.Holdings) error
 	LinkMAC(name string) (mac net.HardwareAddr, found bool, err error)
 	SameNetns(path string) (bool, error)
 	Counters() (map[string]netdev.Counters, error)
@@ -43,6 +45,11 @@ type switchDB interface {
 	TrackLoosely(ctx context.Context) error
 	AvoidZeroSNAT(ctx context.Context) (avoided bool, err error)
 	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
+
+	HasInterface(ctx context.Context, name string) (bool, error)
+	Underlay(ctx context.Context, bridge string) (u ovs.Underlay, found bool, err error)
+	CreateUnderlay(ctx context.Context, u ovs.Underlay) error
+	AddUnderlay(ctx context.Context, u ovs.Underlay) error
 
 	EnsurePort(ctx context.Context, p ovs.Port) error
 	DeletePorts(ctx context.Context, names ...string) error

@@ -23,7 +23,8 @@ import (
 // Deadlines of a connection.
 const (
 	connectTimeout  = 5 * time.Second
-	firstTimeout    = 10 * time.Second
+	firstTimeout    = time.Minute // databases that are pods start with everything else
+	firstPause      = 500 * time.Millisecond
 	copyTimeout     = time.Minute // with tens of thousands of rows, on a machine that has other things to do
 	transactTimeout = 15 * time.Second
 	probeInterval   = 5 * time.Second
@@ -112,10 +113,17 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 	}
 	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
 	defer cancel()
-	if err := db.Connect(ctx); err != nil {
-		return nil, fmt.Errorf("connect to the %s database at %s: %w", database, strings.Join(c.Endpoints, ","), err)
+	for {
+		err := db.Connect(ctx)
+		if err == nil {
+			return db, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to the %s database at %s: %w", database, strings.Join(c.Endpoints, ","), err)
+		case <-time.After(firstPause):
+		}
 	}
-	return db, nil
 }
 
 // monitor fills the copy and keeps it live; it closes db when it fails.

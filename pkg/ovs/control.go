@@ -33,27 +33,42 @@ func (c *Client) control(ctx context.Context, command string, arguments ...strin
 
 // ask is one question of the protocol of control sockets: JSON-RPC 1.0, whose answer and error are texts (lib/unixctl.c).
 func ask(ctx context.Context, socket, command string, arguments []string) (string, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close() //nolint:errcheck // nothing is lost with it
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if arguments == nil {
 		arguments = []string{}
 	}
-	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 0, "method": command, "params": arguments}); err != nil {
-		return "", errors.Join(err, ctx.Err())
+	var said string
+	err := Call(ctx, socket, command, arguments, &said)
+	return said, err
+}
+
+// Call is one question of JSON-RPC 1.0 to a unix socket of Open vSwitch's and OVN's daemons: a control socket, as ovs-appctl(8) uses it, or a database server's
+// (RFC 7047). The answer goes to result, a pointer; an error of the other end is an error.
+func Call(ctx context.Context, socket, method string, params, result any) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 0, "method": method, "params": params}); err != nil {
+		return errors.Join(err, ctx.Err())
 	}
 	var answer struct {
-		Result string  `json:"result"`
-		Error  *string `json:"error"`
+		Result json.RawMessage `json:"result"`
+		Error  json.RawMessage `json:"error"`
 	}
 	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
-		return "", errors.Join(err, ctx.Err())
+		return errors.Join(err, ctx.Err())
 	}
-	if answer.Error != nil {
-		return "", errors.New(strings.TrimSpace(*answer.Error))
+	if len(answer.Error) > 0 && string(answer.Error) != "null" {
+		var text string
+		if json.Unmarshal(answer.Error, &text) != nil {
+			text = string(answer.Error)
+		}
+		return errors.New(strings.TrimSpace(text))
 	}
-	return answer.Result, nil
+	if err := json.Unmarshal(answer.Result, result); err != nil {
+		return fmt.Errorf("read the answer to %s: %w", method, err)
+	}
+	return nil
 }

@@ -32,6 +32,15 @@ const (
 	CNINone   = "none"
 )
 
+// Where OVN and Open vSwitch run.
+const (
+	OVNProcesses = "processes"
+	OVNPods      = "pods"
+)
+
+// centralMembers are how many members OVN's databases have in pods.
+const centralMembers = 3
+
 const (
 	dirVariable = "GODWIT_LAB_DIR"
 	defaultDir  = "/var/lib/godwit-lab"
@@ -51,6 +60,9 @@ type Config struct {
 	IPFamily string
 	// CNI is CNIGodwit, the default, or CNINone. Nodes without a CNI stay NotReady.
 	CNI string
+	// OVN is OVNProcesses, the default: OVN's databases and northd run on the hub, Open vSwitch and ovn-controller on the nodes, as processes of the machines. With
+	// OVNPods all of them are pods of yamls/ovn.yaml, and nodes start with kubelet and containerd alone; CNI is CNIGodwit then.
+	OVN string
 	// Program is a godwit-lab program, which runs as pid 1 of the lab's machines; it is built from the checkout by default.
 	Program string
 	// Reload restarts Godwit's pods even if the image has not changed.
@@ -66,6 +78,7 @@ type Config struct {
 // inherit returns c with what an existing lab has in place of zero values.
 func (c Config) inherit(s *state) Config {
 	c.Nodes, c.IPFamily, c.CNI = cmp.Or(c.Nodes, s.Nodes), cmp.Or(c.IPFamily, s.IPFamily), cmp.Or(c.CNI, s.CNI)
+	c.OVN = cmp.Or(c.OVN, s.ovn())
 	return c
 }
 
@@ -73,6 +86,7 @@ func (c Config) inherit(s *state) Config {
 func (c Config) Defaults() Config {
 	c.Name, c.Nodes = cmp.Or(c.Name, defaultName), cmp.Or(c.Nodes, 3)
 	c.IPFamily, c.CNI = cmp.Or(c.IPFamily, DualStack), cmp.Or(c.CNI, CNIGodwit)
+	c.OVN = cmp.Or(c.OVN, OVNProcesses)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -102,6 +116,12 @@ func (c Config) Validate() error {
 	}
 	if c.CNI != CNIGodwit && c.CNI != CNINone {
 		errs = append(errs, fmt.Errorf("cni %q: want %s or %s", c.CNI, CNIGodwit, CNINone))
+	}
+	if c.OVN != OVNProcesses && c.OVN != OVNPods {
+		errs = append(errs, fmt.Errorf("ovn %q: want %s or %s", c.OVN, OVNProcesses, OVNPods))
+	}
+	if c.OVN == OVNPods && c.CNI != CNIGodwit {
+		errs = append(errs, fmt.Errorf("ovn %s and cni %s: the pods are Godwit's", c.OVN, c.CNI))
 	}
 	return errors.Join(errs...)
 }

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/test/lab/boot"
@@ -27,6 +30,10 @@ const (
 	settings     = "godwit-config"
 	fieldManager = "godwit-lab"
 	applyTimeout = 30 * time.Second
+	// ovnManifest is of OVN as pods; centralSet is its StatefulSet of the databases, which runs on nodes with centralLabel.
+	ovnManifest  = "ovn.yaml"
+	centralSet   = "ovn-central"
+	centralLabel = "godwit.dev/ovn-central"
 )
 
 // deploy brings the lab's images to all nodes and, if Godwit is the lab's CNI, applies its manifests and restarts its pods when their image is another
@@ -96,6 +103,13 @@ func (l *Lab) missingGodwit(ctx context.Context, client kubernetes.Interface) (s
 	for _, name := range l.NodeNames() {
 		if l.running(name) && !ready["agent on "+name] {
 			return "no agent is ready on " + name, nil
+		}
+	}
+	if l.ovn() == OVNPods {
+		for _, name := range l.central() {
+			if l.running(name) && !ready["ovn-central on "+name] {
+				return "no member of OVN's databases is ready on " + name, nil
+			}
 		}
 	}
 	if !ready["controller"] {
@@ -180,6 +194,9 @@ func (l *Lab) applyManifests(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("read Godwit's manifests: %s lacks %s; godwit-lab up --cni none makes a cluster without Godwit", top, pattern), err)
 		}
 		for _, f := range files {
+			if filepath.Base(f) == ovnManifest && l.ovn() != OVNPods {
+				continue // OVN is there already, as docs/install.md has it
+			}
 			more, err := readManifest(f)
 			if err != nil {
 				return err
@@ -188,6 +205,9 @@ func (l *Lab) applyManifests(ctx context.Context) error {
 		}
 	}
 	if err := l.overrideSettings(objects); err != nil {
+		return err
+	}
+	if err := l.adaptCentral(ctx, objects); err != nil {
 		return err
 	}
 	return l.Apply(ctx, objects...)
@@ -233,12 +253,49 @@ func (l *Lab) settings() map[string]string {
 	if hub.Is6() {
 		host = "[" + host + "]"
 	}
+	nb, sb := fmt.Sprintf("tcp:%s:%d", host, boot.NBPort), fmt.Sprintf("tcp:%s:%d", host, boot.SBPort)
+	if l.ovn() == OVNPods {
+		var nbs, sbs []string
+		for _, name := range l.central() {
+			ip := l.NodeIPs(name)[0]
+			nbs, sbs = append(nbs, "tcp:"+netip.AddrPortFrom(ip, boot.NBPort).String()), append(sbs, "tcp:"+netip.AddrPortFrom(ip, boot.SBPort).String())
+		}
+		nb, sb = strings.Join(nbs, ","), strings.Join(sbs, ",")
+	}
 	return map[string]string{
 		"KUBERNETES_SERVICE_HOST": hub.String(), "KUBERNETES_SERVICE_PORT": fmt.Sprint(boot.APIPort),
-		"GODWIT_NB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.NBPort), "GODWIT_SB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.SBPort),
+		"GODWIT_NB_REMOTE": nb, "GODWIT_SB_REMOTE": sb,
 		"GODWIT_UNDERLAY":      families(family, tunNet)[0].String(),
 		"GODWIT_DEFAULT_CIDRS": join(families(family, podNet)), "GODWIT_JOIN_CIDRS": join(families(family, joinNet)),
 	}
+}
+
+// adaptCentral lets as many nodes hold the databases as there can be, and makes as many members, before anything waits for them.
+func (l *Lab) adaptCentral(ctx context.Context, objects []*unstructured.Unstructured) error {
+	if l.ovn() != OVNPods {
+		return nil
+	}
+	for _, o := range objects {
+		if o.GetKind() == "StatefulSet" && o.GetName() == centralSet {
+			if err := unstructured.SetNestedField(o.Object, int64(len(l.central())), "spec", "replicas"); err != nil {
+				return fmt.Errorf("set the replicas of %s: %w", centralSet, err)
+			}
+		}
+	}
+	client, err := l.Client()
+	if err != nil {
+		return err
+	}
+	if err := l.awaitNodes(ctx, nodesReported); err != nil { // their Nodes are made by their kubelets
+		return err
+	}
+	for _, name := range l.central() {
+		patch := []byte(`{"metadata":{"labels":{"` + centralLabel + `":""}}}`)
+		if _, err := client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
+			return fmt.Errorf("label node %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // restartGodwit deletes Godwit's pods; their controllers make them anew, with the image that the nodes have now.

@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/godwit-cni/godwit/test/lab/boot"
@@ -20,29 +22,62 @@ import (
 const (
 	// GodwitImage is what yamls/install.yaml runs.
 	GodwitImage = "docker.io/godwitcni/godwit:dev"
+	// OVNImage is what yamls/ovn.yaml runs.
+	OVNImage = "docker.io/godwitcni/godwit-ovn:dev"
 	// BusyboxImage has busybox with all its applets, echoserver and probe, see package echo, and traffic, see package traffic.
 	BusyboxImage = "docker.io/godwitcni/lab-busybox:1"
 	// LauncherImage runs a virtual machine, see package guest.
 	LauncherImage = pod.Image
 )
 
-const (
-	godwitArchive = "godwit.tar"
-	containerPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-)
+// product are Godwit's own images: what is in one is said by the lists in the directory dist/images/NAME of the checkout, which its Dockerfile goes by too.
+var product = []struct{ name, ref, title string }{{"godwit", GodwitImage, "Godwit"}, {"ovn", OVNImage, "Godwit OVN"}}
 
-// BuildImages builds the lab's images into dir as archives NAME.tar, each with its digest in NAME.tar.digest, and returns the Godwit image's
-// digest. That image is built if the CNI is CNIGodwit. What has not changed since the last time is not written again.
-func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit string, err error) {
+const containerPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Build says which images are built.
+type Build struct {
+	// CNI and OVN are as in Config: Godwit's own image is built for CNIGodwit, that of OVN for OVNPods besides.
+	CNI, OVN string
+	// SBOM writes what is in each of Godwit's images beside its archive, NAME.spdx.json.
+	SBOM bool
+	// Version is what the programs call themselves, and a label of the images; "dev" if empty.
+	Version string
+}
+
+// images are the product's that are built.
+func (b Build) images() []string {
+	switch {
+	case b.CNI != CNIGodwit:
+		return nil
+	case b.OVN != OVNPods:
+		return []string{"godwit"}
+	}
+	return []string{"godwit", "ovn"}
+}
+
+// BuildImages builds the lab's images into dir as archives NAME.tar, each with its digest in NAME.tar.digest, and returns the digests of Godwit's own, with commas in
+// between. What has not changed since the last time is not written again.
+func BuildImages(ctx context.Context, log *slog.Logger, dir string, b Build) (digests string, err error) {
 	root, err := packages.Ensure(ctx, log)
 	if err != nil {
 		return "", err
 	}
-	commands := append([]string{"./test/lab/echo/echoserver"}, bundle.Programs()...) // traffic among them
-	if cni == CNIGodwit {
-		commands = append(commands, "./cmd/godwit-agent", "./cmd/godwit-controller", "./cmd/godwit-cni")
+	top, err := source.Dir()
+	if err != nil {
+		return "", err
 	}
-	programs, release, err := source.Programs(ctx, log, commands...)
+	commands := append([]string{"./test/lab/echo/echoserver"}, bundle.Programs()...) // traffic among them
+	for _, name := range b.images() {
+		own, err := image.List(top, name, "commands")
+		if err != nil {
+			return "", err
+		}
+		for _, c := range own {
+			commands = append(commands, "./cmd/"+c)
+		}
+	}
+	programs, release, err := source.Versioned(ctx, log, b.Version, commands...)
 	if err != nil {
 		return "", err
 	}
@@ -67,14 +102,32 @@ func BuildImages(ctx context.Context, log *slog.Logger, dir, cni string) (godwit
 			return "", err
 		}
 	}
-	if cni != CNIGodwit {
-		return "", nil
+	var all []string
+	for _, p := range product {
+		if !slices.Contains(b.images(), p.name) {
+			continue
+		}
+		img, err := image.Product(top, p.name, root, programs)
+		if err != nil {
+			return "", err
+		}
+		img.Ref = p.ref
+		img.Labels = map[string]string{
+			"org.opencontainers.image.title": p.title, "org.opencontainers.image.source": "https://github.com/godwit-cni/godwit", "org.opencontainers.image.version": cmp.Or(b.Version, "dev"),
+		}
+		digest, err := img.Ensure(filepath.Join(dir, p.name+".tar"))
+		if err != nil {
+			return "", err
+		}
+		all = append(all, digest)
+		if !b.SBOM {
+			continue
+		}
+		if err := img.WriteSBOM(ctx, root, filepath.Join(dir, p.name+".tar"), digest); err != nil {
+			return "", err
+		}
 	}
-	img, err := godwitImage(root, programs)
-	if err != nil {
-		return "", err
-	}
-	return img.Ensure(filepath.Join(dir, godwitArchive))
+	return strings.Join(all, ","), nil
 }
 
 // busyboxImages are the image for tests' pods, and the one whose process keeps a sandbox: it ends when asked to, which pid 1 must say, so that a node
@@ -105,22 +158,4 @@ func busyboxImages(ctx context.Context, root *packages.Root, programs string) (b
 	}
 	busybox = image.Image{Ref: BusyboxImage, Entrypoint: []string{"/bin/sh"}, Env: []string{containerPath}, Files: files}
 	return busybox, pause, nil
-}
-
-// godwitImage has Godwit's programs and nft, which the agent drives.
-func godwitImage(root *packages.Root, programs string) (image.Image, error) {
-	nft, err := root.Program("nft")
-	if err != nil {
-		return image.Image{}, err
-	}
-	files, err := image.Program("/usr/bin/nft", nft, root.Libraries())
-	if err != nil {
-		return image.Image{}, err
-	}
-	for _, p := range []string{"godwit-agent", "godwit-controller", "godwit-cni"} {
-		files = append(files, image.File{Path: "/usr/bin/" + p, From: filepath.Join(programs, p)})
-	}
-	// Container runtimes speak of /var/run/netns; what is mounted is /run/netns. Every distribution's image has the link.
-	files = append(files, image.File{Path: "/tmp", Dir: true, Mode: 0o1777}, image.File{Path: "/var/run", Link: "/run"})
-	return image.Image{Ref: GodwitImage, Env: []string{containerPath}, Files: files}, nil
 }

@@ -64,13 +64,45 @@ func (l *Lab) Owned() bool {
 func (l *Lab) Kubeconfig() string { return l.path(kubeconfigFile) }
 
 // NB is the northbound database's endpoint, reachable in every namespace of this machine.
-func (l *Lab) NB() string {
-	return "unix:" + filepath.Join(boot.OVNDir(l.machineDir(hubName)), "nb.sock")
-}
+func (l *Lab) NB() string { return l.database("nb") }
 
 // SB is the southbound database's endpoint, reachable in every namespace of this machine.
-func (l *Lab) SB() string {
-	return "unix:" + filepath.Join(boot.OVNDir(l.machineDir(hubName)), "sb.sock")
+func (l *Lab) SB() string { return l.database("sb") }
+
+// database is the endpoint of one of OVN's databases; where they are pods, of the member on the first node that runs.
+func (l *Lab) database(kind string) string {
+	if l.ovn() != OVNPods {
+		return "unix:" + filepath.Join(boot.OVNDir(l.machineDir(hubName)), kind+".sock")
+	}
+	nodes := l.central()
+	at := nodes[0]
+	for _, name := range nodes {
+		if l.running(name) {
+			at = name
+			break
+		}
+	}
+	return l.Database(at, kind)
+}
+
+// Database is the endpoint of a node's member of a database, "nb" or "sb", where those are pods: reachable in every namespace of this machine.
+func (l *Lab) Database(node, kind string) string {
+	return "unix:" + filepath.Join(boot.OVNDir(l.machineDir(node)), "ovn"+kind+"_db.sock")
+}
+
+func (l *Lab) ovn() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.ovn()
+}
+
+// central are the nodes that hold OVN's databases where those are pods: three, or one in a lab that has fewer.
+func (l *Lab) central() []string {
+	nodes := l.NodeNames()
+	if len(nodes) < centralMembers {
+		return nodes[:1]
+	}
+	return nodes[:centralMembers]
 }
 
 // IPFamily is DualStack, IPv4 or IPv6.
@@ -150,6 +182,7 @@ func (l *Lab) spec(kind boot.Kind, name string, index int) *boot.Spec {
 		Kubernetes: l.binaries.Kubernetes(), CNI: l.binaries.CNI(), Images: l.path(imagesDir), Program: l.path(programFile), Userspace: !kernelDatapath(),
 		HubIPs: addrs(hostAddresses(family, mgmtNet, hubHost)), ServiceCIDRs: families(family, svcNet),
 	}
+	s.OVNPods = l.ovn() == OVNPods
 	switch kind {
 	case boot.Node:
 		s.TunMAC = hostMAC(tunBridge, hostNumber(s)).String()

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,8 @@ type state struct {
 	Nodes    int    `json:"nodes"`
 	IPFamily string `json:"ipFamily"`
 	CNI      string `json:"cni"`
+	// OVN is where it runs; empty in labs that were made before there was a choice.
+	OVN string `json:"ovn,omitempty"`
 	// Port is the local port that leads to the API server.
 	Port int `json:"port"`
 	// Complete is set when an Up has succeeded: from then on a failing Up repairs, and does not remove.
@@ -42,6 +45,8 @@ type state struct {
 	// Machines by name: hub, node1…, outside.
 	Machines map[string]*machine `json:"machines"`
 }
+
+func (s *state) ovn() string { return cmp.Or(s.OVN, OVNProcesses) }
 
 // machine is what is on record of a machine. It is there before the machine is.
 type machine struct {

@@ -67,13 +67,13 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 func record(dir string, s *state, c Config) (*Lab, error) {
 	switch {
 	case s == nil:
-		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, Machines: map[string]*machine{}}
+		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, OVN: c.OVN, Machines: map[string]*machine{}}
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the lab's directory: %w", err)
 		}
-	case s.IPFamily != c.IPFamily || s.CNI != c.CNI || s.Nodes > c.Nodes:
-		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s: remove it with godwit-lab down to have %d nodes, %s, %s",
-			s.Name, s.Nodes, s.IPFamily, s.CNI, c.Nodes, c.IPFamily, c.CNI)
+	case s.IPFamily != c.IPFamily || s.CNI != c.CNI || s.ovn() != c.OVN || s.Nodes > c.Nodes:
+		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s, ovn %s: remove it with godwit-lab down to have %d nodes, %s, %s, %s",
+			s.Name, s.Nodes, s.IPFamily, s.CNI, s.ovn(), c.Nodes, c.IPFamily, c.CNI, c.OVN)
 	}
 	if err := s.take(c); err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func (l *Lab) up(ctx context.Context, c Config) error {
 	if err := l.ensureHub(ctx); err != nil {
 		return err
 	}
-	digest, err := BuildImages(ctx, l.log, l.path(imagesDir), c.CNI)
+	digest, err := BuildImages(ctx, l.log, l.path(imagesDir), Build{CNI: c.CNI, OVN: c.OVN})
 	if err != nil {
 		return err
 	}

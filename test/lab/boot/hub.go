@@ -37,6 +37,9 @@ func runHub(ctx context.Context, log *slog.Logger, spec *Spec) error {
 		return err
 	}
 	var installer Installer = Processes{Packages: root}
+	if spec.OVNPods {
+		installer = Pods{}
+	}
 	sup := supervise.New(log, spec.Logs, spec.StatusFile())
 	services := append(append(controlPlane(spec), standIn(spec)), installer.Central(spec, sup.Command)...)
 	g, ctx := errgroup.WithContext(ctx)

@@ -26,7 +26,24 @@ type Installer interface {
 // Command runs a program of the machine to its end, with its output in the log of that name.
 type Command func(ctx context.Context, log string, argv ...string) error
 
-var _ Installer = Processes{}
+var (
+	_ Installer = Processes{}
+	_ Installer = Pods{}
+)
+
+// Pods leaves OVN and Open vSwitch to the cluster.
+type Pods struct{}
+
+// Central is nothing.
+func (Pods) Central(*Spec, Command) []supervise.Service { return nil }
+
+// Node is nothing.
+func (Pods) Node(*Spec, Command) []supervise.Service { return nil }
+
+// Replug does to Godwit's bridge what an operator does who has changed a node's cable.
+func (Pods) Replug(ctx context.Context, node *Spec, run Command) error {
+	return replug(ctx, node, run, ProductBridge)
+}
 
 // Processes installs the distribution's OVN as processes of the machines.
 type Processes struct {
@@ -115,12 +132,16 @@ func vswitchd(node *Spec, endpoint string) []string {
 
 // Replug takes the port of the underlay bridge out and puts it in again: the userspace datapath holds the link that it opened, not the name.
 func (p Processes) Replug(ctx context.Context, node *Spec, run Command) error {
+	return replug(ctx, node, run, UnderlayBridge)
+}
+
+func replug(ctx context.Context, node *Spec, run Command, bridge string) error {
 	if !node.Userspace {
 		return nil
 	}
 	return errors.Join(
-		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--if-exists", "del-port", UnderlayBridge, TunLink),
-		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--may-exist", "add-port", UnderlayBridge, TunLink),
+		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--if-exists", "del-port", bridge, TunLink),
+		run(ctx, "ovs-vsctl", "ovs-vsctl", "--timeout=20", "--may-exist", "add-port", bridge, TunLink),
 	)
 }
 

@@ -117,6 +117,11 @@ func privateTree(root string, spec *Spec) error {
 			return err
 		}
 	}
+	if spec.OVNPods { // so that the sockets of the databases are the host's as well
+		if err := bind(OVNDir(spec.Dir), filepath.Join(root, "run/ovn")); err != nil {
+			return err
+		}
+	}
 	for _, name := range []string{"var/lib", "var/log", "var/tmp", "var/cache", "opt/cni/bin", "etc/cni/net.d", "run/netns", "home", "mnt", "srv"} {
 		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
 			return fmt.Errorf("make the node's directories: %w", err)

@@ -27,6 +27,8 @@ type networker struct {
 	noOffload map[string]bool
 	// addresses of each link; a link without any is just set up.
 	addresses map[string][]netip.Prefix
+	// once are links that get their addresses when they appear, and may lose them afterwards: Godwit moves them to its bridge.
+	once map[string]bool
 	// replaced runs when another link has taken the place and name of one; nil for nothing. Open vSwitch goes on reading from the old one otherwise.
 	replaced map[string]func(context.Context) error
 	// indexes are the interface indexes seen last.
@@ -36,9 +38,12 @@ type networker struct {
 func newNetworker(log *slog.Logger, spec *Spec) *networker {
 	n := &networker{
 		log: log, spec: spec, noOffload: map[string]bool{}, addresses: map[string][]netip.Prefix{"lo": nil, MgmtLink: spec.Mgmt},
-		replaced: map[string]func(context.Context) error{}, indexes: map[string]int{},
+		once: map[string]bool{}, replaced: map[string]func(context.Context) error{}, indexes: map[string]int{},
 	}
 	switch {
+	case spec.Kind == Node && spec.OVNPods:
+		n.addresses[TunLink], n.once[TunLink] = spec.Tun, true
+		n.noOffload[TunLink] = spec.Userspace
 	case spec.Kind == Node && spec.Userspace:
 		n.addresses[TunLink], n.addresses[UnderlayBridge] = nil, spec.Tun
 		n.noOffload[TunLink], n.noOffload[UnderlayBridge] = true, true
@@ -116,12 +121,15 @@ func (n *networker) ensure(name string) error {
 			return fmt.Errorf("switch checksum offload of %s off: %w", name, err)
 		}
 	}
-	if name == TunLink && n.spec.Userspace {
+	if name == TunLink && n.spec.Userspace && !n.spec.OVNPods {
 		if err := silence(name); err != nil {
 			return err
 		}
 	}
 	for _, p := range n.addresses[name] {
+		if n.once[name] && n.indexes[name] == link.Attrs().Index {
+			break
+		}
 		if err := addAddress(link, p); err != nil {
 			return err
 		}

@@ -44,6 +44,9 @@ func runNode(ctx context.Context, log *slog.Logger, spec *Spec) error {
 	connected := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
 	var installer Installer = Processes{Packages: root}
+	if spec.OVNPods {
+		installer = Pods{}
+	}
 	net := newNetworker(log, spec)
 	net.replaced[TunLink] = func(ctx context.Context) error { return installer.Replug(ctx, spec, sup.Command) }
 	g.Go(func() error { return net.run(ctx, connected) })

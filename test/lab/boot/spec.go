@@ -33,6 +33,8 @@ const (
 	TunLink  = "eth1"
 	// UnderlayBridge holds TunLink and its addresses where OVS runs in userspace: it tunnels over a bridge's own port, not over a kernel link.
 	UnderlayBridge = "br-phys"
+	// ProductBridge is Godwit's own in its place, where OVN and Open vSwitch are pods.
+	ProductBridge = "br-underlay"
 )
 
 // PauseImage is the image of every pod's sandbox.
@@ -65,6 +67,8 @@ type Spec struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 	// Userspace says that OVS has no kernel datapath on this machine.
 	Userspace bool `json:"userspace"`
+	// OVNPods says that OVN and Open vSwitch are the cluster's own pods.
+	OVNPods bool `json:"ovnPods,omitempty"`
 	// Program is this program, where it stays.
 	Program string `json:"program"`
 	// Index is the node's number, from 1.

@@ -42,6 +42,8 @@ type Image struct {
 	Files      []File
 	Entrypoint []string
 	Env        []string
+	// Labels are the image's annotations.
+	Labels map[string]string
 }
 
 type config struct {
@@ -55,6 +57,8 @@ type config struct {
 type containerConfig struct {
 	Env        []string `json:"Env"`
 	Entrypoint []string `json:"Entrypoint"`
+	// Labels are left out where there are none.
+	Labels map[string]string `json:"Labels,omitempty"`
 }
 
 type rootFS struct {
@@ -88,7 +92,7 @@ func (img Image) Write(archive string) (digest string, err error) {
 		return "", fmt.Errorf("write image %s: %w", img.Ref, err)
 	}
 	conf, err := json.Marshal(config{
-		Architecture: runtime.GOARCH, OS: "linux", Config: containerConfig{Env: img.Env, Entrypoint: img.Entrypoint},
+		Architecture: runtime.GOARCH, OS: "linux", Config: containerConfig{Env: img.Env, Entrypoint: img.Entrypoint, Labels: img.Labels},
 		RootFS: rootFS{Type: "layers", DiffIDs: []string{"sha256:" + hex.EncodeToString(sum.Sum(nil))}}, History: []history{{CreatedBy: "godwit-lab"}},
 	})
 	if err != nil {

@@ -41,12 +41,18 @@ func (s set) fill(ctx context.Context, log *slog.Logger, dir string) error {
 	if err != nil {
 		return fmt.Errorf("list packages: %w", err)
 	}
+	var unpacked []Package
 	for _, f := range files {
 		if err := run(ctx, "dpkg-deb", "-x", f, dir); err != nil {
 			return fmt.Errorf("unpack %s: %w", filepath.Base(f), err)
 		}
+		p, err := inventory(ctx, f)
+		if err != nil {
+			return err
+		}
+		unpacked = append(unpacked, p)
 	}
-	if err := errors.Join(os.RemoveAll(debs), mergeUsr(dir), alternatives(dir)); err != nil {
+	if err := errors.Join(writeInventory(dir, unpacked), os.RemoveAll(debs), mergeUsr(dir), alternatives(dir)); err != nil {
 		return err
 	}
 	log.Info("packages are unpacked", "count", len(files), "dir", strings.TrimSuffix(dir, ".part"), "took", time.Since(start).Round(time.Millisecond))

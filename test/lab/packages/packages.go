@@ -21,7 +21,7 @@ import (
 )
 
 // layout is part of an entry's key; raise it when the unpacking changes.
-const layout = "1"
+const layout = "2"
 
 // ErrMissing says that the machine lacks programs and that they cannot be downloaded either.
 var ErrMissing = errors.New("programs are missing")

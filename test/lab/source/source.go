@@ -68,6 +68,11 @@ func isModule(dir string) bool {
 // Programs builds programs of the checkout, packages relative to its top, and returns their directory. Until release is called nobody else
 // changes them. They are kept: go build links only what has changed.
 func Programs(ctx context.Context, log *slog.Logger, packages ...string) (dir string, release func(), err error) {
+	return Versioned(ctx, log, "", packages...)
+}
+
+// Versioned is Programs with the version that the programs call themselves by; empty for what their source says.
+func Versioned(ctx context.Context, log *slog.Logger, version string, packages ...string) (dir string, release func(), err error) {
 	top, err := Dir()
 	if err != nil {
 		return "", nil, err
@@ -76,7 +81,11 @@ func Programs(ctx context.Context, log *slog.Logger, packages ...string) (dir st
 	if err != nil {
 		return "", nil, err
 	}
-	if err := (Build{Dir: top, Out: dir, LDFlags: "-s -w", Packages: packages}).Run(ctx, log); err != nil {
+	flags := "-s -w"
+	if version != "" {
+		flags += " -X main.version=" + version
+	}
+	if err := (Build{Dir: top, Out: dir, LDFlags: flags, Packages: packages}).Run(ctx, log); err != nil {
 		release()
 		return "", nil, err
 	}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/godwit-cni/godwit/pkg/ovnpod"
+)
+
+// options are what the subcommands share.
+type options struct {
+	ovnpod.Config
+	kubeconfig string
+	log        *slog.Logger
+}
+
+func command() *cobra.Command {
+	o := &options{Config: ovnpod.Defaults()}
+	cmd := &cobra.Command{
+		Use: "godwit-ovn", Short: "Runs OVN's and Open vSwitch's daemons as containers",
+		Long: `Each subcommand but members and probe prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
+after all others.`,
+		Version: version, SilenceUsage: true, SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			o.log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			return o.Validate()
+		},
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&o.NBRemote, "nb-remote", "", "northbound database, tcp:IP:PORT[,tcp:IP:PORT...]: all nodes that may hold a copy")
+	f.StringVar(&o.SBRemote, "sb-remote", "", "southbound database, likewise")
+	f.StringVar(&o.PodName, "pod-name", "", "name of this pod of the StatefulSet")
+	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace that Godwit runs in")
+	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "directory of the northbound and southbound databases")
+	f.StringVar(&o.SwitchDir, "switch-dir", o.SwitchDir, "directory of the node's own Open_vSwitch database")
+	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "directory of OVN's sockets")
+	f.StringVar(&o.SwitchRunDir, "switch-run-dir", o.SwitchRunDir, "directory of Open vSwitch's sockets")
+	f.StringVar(&o.SchemaDir, "schema-dir", o.SchemaDir, "directory of OVN's schemas")
+	f.StringVar(&o.SwitchSchemaDir, "switch-schema-dir", o.SwitchSchemaDir, "directory of Open vSwitch's schema")
+	f.DurationVar(&o.ElectionTimer, "election-timer", o.ElectionTimer, "for how long members of a new cluster do without their leader before they choose another")
+	f.IntVar(&o.Nice, "nice", o.Nice, "niceness of the daemon")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
+	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.members(), o.probe())
+	return cmd
+}
+
+func (o *options) member(kind, database string) *cobra.Command {
+	return &cobra.Command{
+		Use: kind + " [-- ARG…]", Short: "Make or join the cluster of the " + database + " database, and become its server",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := o.Database(kind)
+			if err != nil {
+				return err
+			}
+			api, err := o.api()
+			if err != nil {
+				return err
+			}
+			addresses, err := ovnpod.NodeAddresses()
+			if err != nil {
+				return err
+			}
+			o.Extra = args
+			argv, err := ovnpod.Member{Config: o.Config, Database: d, API: api, Log: o.log, Addresses: addresses}.Prepare(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return ovnpod.Become(o.log, o.Nice, argv)
+		},
+	}
+}
+
+func (o *options) northd() *cobra.Command {
+	return &cobra.Command{
+		Use: "northd [-- ARG…]", Short: "Become ovn-northd",
+		RunE: func(_ *cobra.Command, args []string) error {
+			o.Extra = args
+			argv, err := o.Northd()
+			if err != nil {
+				return err
+			}
+			return ovnpod.Become(o.log, o.Nice, argv)
+		},
+	}
+}
+
+func (o *options) ovsdb() *cobra.Command {
+	return o.local("ovsdb", "Make or convert the node's own database, and become its server",
+		func(ctx context.Context, s ovnpod.Switch) (argv []string, nice int, err error) {
+			argv, err = s.Database(ctx)
+			return argv, o.Nice, err
+		})
+}
+
+func (o *options) vswitchd() *cobra.Command {
+	return o.local("vswitchd", "Wait for the node's own database, and become ovs-vswitchd",
+		func(ctx context.Context, s ovnpod.Switch) (argv []string, nice int, err error) { return s.Daemon(ctx) })
+}
+
+func (o *options) controller() *cobra.Command {
+	return o.local("controller", "Wait for the node's own database, and become ovn-controller",
+		func(ctx context.Context, s ovnpod.Switch) (argv []string, nice int, err error) {
+			argv, err = s.Controller(ctx)
+			return argv, o.Nice, err
+		})
+}
+
+func (o *options) local(use, short string, prepare func(context.Context, ovnpod.Switch) ([]string, int, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " [-- ARG…]", Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Extra = args
+			argv, nice, err := prepare(cmd.Context(), ovnpod.Switch{Config: o.Config, Log: o.log})
+			if err != nil {
+				return err
+			}
+			return ovnpod.Become(o.log, nice, argv)
+		},
+	}
+}
+
+func (o *options) members() *cobra.Command {
+	return &cobra.Command{
+		Use: "members", Short: "Keep the clusters of both databases to the members that there should be, and to this image's schema", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := o.api()
+			if err != nil {
+				return err
+			}
+			var watchers []*ovnpod.Watcher
+			for _, kind := range []string{ovnpod.ProbeNB, ovnpod.ProbeSB} {
+				d, err := o.Database(kind)
+				if err != nil {
+					return err
+				}
+				watchers = append(watchers, &ovnpod.Watcher{Database: d, API: api, Log: o.log, Now: time.Now})
+			}
+			return ovnpod.Watch(cmd.Context(), watchers...)
+		},
+	}
+}
+
+func (o *options) probe() *cobra.Command {
+	alive := false
+	cmd := &cobra.Command{
+		Use: "probe " + strings.Join(ovnpod.Probes(), "|"), Short: "Say whether a daemon of this node is ready", Args: cobra.ExactArgs(1), ValidArgs: ovnpod.Probes(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.OnlyValidArgs(cmd, args); err != nil {
+				return err
+			}
+			if alive {
+				return o.Alive(cmd.Context(), args[0])
+			}
+			return o.Ready(cmd.Context(), args[0])
+		},
+	}
+	cmd.Flags().BoolVar(&alive, "alive", false, "only whether it answers")
+	return cmd
+}
+
+func (o *options) api() (ovnpod.API, error) {
+	config := rest.InClusterConfig
+	if o.kubeconfig != "" {
+		config = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", o.kubeconfig) }
+	}
+	api, err := config()
+	if err != nil {
+		return ovnpod.API{}, fmt.Errorf("find the API server: %w: pass --kubeconfig outside of a pod", err)
+	}
+	api.UserAgent = "godwit-ovn/" + version
+	client, err := kubernetes.NewForConfig(api)
+	if err != nil {
+		return ovnpod.API{}, fmt.Errorf("make a client of the API server: %w", err)
+	}
+	return ovnpod.API{Client: client, Namespace: o.Namespace}, nil
+}

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// underlay puts the node's underlay link into a bridge of the userspace datapath, which tunnels over nothing else, with the link's addresses and routes on the bridge's
+// own link. It does so once; from then on it gives the bridge back what it had whenever its link is made anew, as every ovs-vswitchd does.
+//
+// Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes} of the
+// bridge's Interface; addresses and routes of both links, and the sysctls that keep the kernel from answering on the node's.
+type underlay struct {
+	cfg  Config
+	host hostNetwork
+}
+
+// reconcile returns the configuration with which the tunnel's end is found now.
+func (u *underlay) reconcile(ctx context.Context, db switchDB, node *corev1.Node) (Config, error) {
+	cfg := u.cfg
+	if cfg.UnderlayBridge == "" {
+		return cfg, nil
+	}
+	bridge, found, err := db.Underlay(ctx, cfg.UnderlayBridge)
+	if err != nil {
+		return cfg, err
+	}
+	if !found {
+		if bridge, err = u.create(ctx, db, node); err != nil || bridge.Bridge == "" {
+			return cfg, err
+		}
+	}
+	held, err := u.host.Holdings(bridge.Link)
+	if err != nil {
+		return cfg, pendingLink(err)
+	}
+	grown := bridge // a node that was started anew has its configured addresses on the link, maybe more than before
+	for _, a := range held.Addresses {
+		if !slices.Contains(grown.Addresses, a) {
+			grown.Addresses = append(slices.Clone(grown.Addresses), a)
+		}
+	}
+	for _, r := range held.Routes {
+		if !slices.Contains(grown.Routes, r) {
+			grown.Routes = append(slices.Clone(grown.Routes), r)
+		}
+	}
+	if err := db.AddUnderlay(ctx, grown); err != nil {
+		return cfg, err
+	}
+	held.Addresses, held.Routes = grown.Addresses, grown.Routes
+	if err := u.host.TakeOver(bridge.Bridge, bridge.Link, held); err != nil {
+		return cfg, pendingLink(err)
+	}
+	if cfg.Underlay == bridge.Link {
+		cfg.Underlay = bridge.Bridge
+	}
+	return cfg, nil
+}
+
+// create makes the bridge for the link that the tunnels' address is on, unless that is Open vSwitch's already.
+func (u *underlay) create(ctx context.Context, db switchDB, node *corev1.Node) (ovs.Underlay, error) {
+	addrs, err := u.host.Addrs()
+	if err != nil {
+		return ovs.Underlay{}, err
+	}
+	t, err := chooseTunnel(u.cfg, internalIPs(node), addrs)
+	if err != nil {
+		return ovs.Underlay{}, err
+	}
+	switched, err := db.HasInterface(ctx, t.Link)
+	if err != nil || switched {
+		return ovs.Underlay{}, err
+	}
+	if err := separate(t.Link, node, addrs); err != nil {
+		return ovs.Underlay{}, err
+	}
+	held, err := u.host.Holdings(t.Link)
+	if err != nil {
+		return ovs.Underlay{}, pendingLink(err)
+	}
+	bridge := ovs.Underlay{Bridge: u.cfg.UnderlayBridge, Link: t.Link, MAC: held.MAC.String(), Addresses: held.Addresses, Routes: held.Routes}
+	return bridge, db.CreateUnderlay(ctx, bridge)
+}
+
+// separate refuses a link by which the node is reached: it would be without a network whenever ovs-vswitchd ends, and the agent without the API server that it
+// needs to start.
+func separate(link string, node *corev1.Node, addrs []netdev.HostAddr) error {
+	for _, a := range addrs {
+		if a.Link == link && slices.Contains(internalIPs(node), a.Addr.Addr()) {
+			return fmt.Errorf("this kernel has no module openvswitch, and on the userspace datapath tunnels need a link of their own: %s has the Node's InternalIP %s: load the "+
+				"module, or let GODWIT_UNDERLAY name another link", link, a.Addr.Addr())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
+)
+
+// userspaceNode has its InternalIP on eth0 and another link for tunnels.
+func userspaceNode(cfg Config) (*fakeNode, *corev1.Node, *chassis) {
+	n := newFakeNode()
+	n.addrs = []netdev.HostAddr{
+		{Link: "eth0", Addr: netip.MustParsePrefix("192.0.2.1/24"), MTU: 1500}, {Link: "eth1", Addr: netip.MustParsePrefix("198.51.100.1/24"), MTU: 9000},
+		{Link: "eth1", Addr: netip.MustParsePrefix("fd00:1::1/64"), MTU: 9000},
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{}}, Status: corev1.NodeStatus{
+		Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}},
+	}}
+	cfg.NodeName = "one"
+	return n, node, &chassis{cfg: cfg, host: n, annotate: func(context.Context, string, string) error { return nil }}
+}
+
+func TestUnderlayGetsItsBridge(t *testing.T) {
+	for _, underlay := range []string{"eth1", "198.51.100.0/24"} {
+		n, node, c := userspaceNode(Config{Underlay: underlay, UnderlayBridge: "br-underlay"})
+		for range 2 {
+			got, _, err := c.reconcile(t.Context(), n, node, "netdev")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Link != "br-underlay" || got.IP != netip.MustParseAddr("198.51.100.1") || got.MTU != 8942 {
+				t.Errorf("--underlay %s: tunnels end at %+v, want the bridge with eth1's address and MTU", underlay, got)
+			}
+		}
+		if n.underlay.Link != "eth1" || len(n.underlay.Addresses) != 2 {
+			t.Errorf("--underlay %s: the database remembers %+v, want eth1 and both addresses", underlay, n.underlay)
+		}
+	}
+}
+
+// A restarted ovs-vswitchd makes the bridge's link anew, without its addresses: the database has them.
+func TestUnderlayGivesAddressesBack(t *testing.T) {
+	n, node, c := userspaceNode(Config{Underlay: "eth1", UnderlayBridge: "br-underlay"})
+	if _, _, err := c.reconcile(t.Context(), n, node, "netdev"); err != nil {
+		t.Fatal(err)
+	}
+	n.addrs = n.addrs[:1]
+	n.fail["TakeOver"] = netdev.ErrNoLink
+	if _, _, err := c.reconcile(t.Context(), n, node, "netdev"); !errors.Is(err, errPending) {
+		t.Fatalf("without the bridge's link: %v, want to wait for it", err)
+	}
+	delete(n.fail, "TakeOver")
+	if got, _, err := c.reconcile(t.Context(), n, node, "netdev"); err != nil || got.Link != "br-underlay" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestUnderlayIsLeftAlone(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg      Config
+		datapath string
+	}{
+		"with the kernel's datapath":      {Config{Underlay: "eth1", UnderlayBridge: "br-underlay"}, "system"},
+		"where somebody has made one":     {Config{Underlay: "eth1"}, "netdev"},
+		"where Open vSwitch has the link": {Config{Underlay: "eth1", UnderlayBridge: "br-underlay"}, "netdev"},
+	} {
+		n, node, chassis := userspaceNode(c.cfg)
+		if strings.Contains(name, "has the link") {
+			n.interfaces = []string{"eth1"}
+		}
+		got, _, err := chassis.reconcile(t.Context(), n, node, c.datapath)
+		if err != nil || got.Link != "eth1" || slices.Contains(n.calls, "CreateUnderlay") {
+			t.Errorf("%s: %+v, %v, %v", name, got, err, n.calls)
+		}
+	}
+}
+
+func TestUnderlayIsNotTheNodesOwnLink(t *testing.T) {
+	n, node, c := userspaceNode(Config{UnderlayBridge: "br-underlay"})
+	_, _, err := c.reconcile(t.Context(), n, node, "netdev")
+	if err == nil || !strings.Contains(err.Error(), "GODWIT_UNDERLAY") || slices.Contains(n.calls, "CreateUnderlay") {
+		t.Errorf("the link by which the node is reached: %v, %v", err, n.calls)
+	}
+}

@@ -1,0 +1,187 @@
+package ovnpod
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/test/lab/packages"
+)
+
+// patience bounds each wait on a slow machine; elections take seconds.
+const patience = 2 * time.Minute
+
+// world is a cluster of real database servers on addresses of the loopback link, with the API in memory.
+type world struct {
+	t      *testing.T
+	api    API
+	schema string
+	ports  int
+}
+
+func newWorld(t *testing.T, replicas int32) *world {
+	t.Helper()
+	root, err := packages.Ensure(t.Context(), slog.Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range root.Environ() {
+		k, v, _ := strings.Cut(kv, "=")
+		t.Setenv(k, v)
+	}
+	schema, err := root.Path("usr/share/ovn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: CentralName, Namespace: "godwit-system"}, Spec: appsv1.StatefulSetSpec{Replicas: &replicas}}
+	return &world{t: t, api: API{Client: fake.NewClientset(set), Namespace: "godwit-system"}, schema: schema, ports: 20000 + os.Getpid()%20000}
+}
+
+// run is a member's container: the database server, and what looks after its cluster.
+type run struct {
+	database Database
+	// end kills the server, and what looks after its cluster; a second time it does nothing.
+	end func()
+}
+
+// start starts the member of a pod on a node, whose disk is dir.
+func (w *world) start(ordinal, node int, dir string) *run {
+	w.t.Helper()
+	c := Defaults()
+	c.PodName, c.StateDir, c.RunDir, c.SchemaDir, c.ElectionTimer = fmt.Sprintf("ovn-central-%d", ordinal), dir, dir, w.schema, time.Second
+	var remotes []string
+	for n := 1; n <= 4; n++ {
+		remotes = append(remotes, fmt.Sprintf("tcp:127.0.7.%d:%d", n, w.ports))
+	}
+	c.NBRemote = strings.Join(remotes, ",")
+	d, err := c.Database(ProbeNB)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(w.t.Output(), nil))
+	address := netip.MustParseAddr(fmt.Sprintf("127.0.7.%d", node))
+	argv, err := Member{Config: c, Database: d, API: w.api, Log: log, Addresses: []netip.Addr{address}}.Prepare(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	watcher := &Watcher{Database: d, API: w.api, Log: log, Now: time.Now}
+	done := make(chan error, 1)
+	go func() { done <- Watch(ctx, watcher) }()
+	r := &run{database: d, end: sync.OnceFunc(func() {
+		cancel()
+		_ = cmd.Wait() // killed
+		<-done
+	})}
+	w.t.Cleanup(r.end)
+	return r
+}
+
+// settled returns when a member takes writes and its cluster has so many members.
+func (w *world) settled(r *run, members int) {
+	w.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := w.look(r, members)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("after %s: %v", patience, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (w *world) look(r *run, members int) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), askTimeout)
+	defer cancel()
+	s, err := r.database.status(ctx)
+	if err != nil {
+		return err
+	}
+	if !s.Member || !s.Led || len(s.servers) != members {
+		return fmt.Errorf("member %t, led %t, %d servers, want %d", s.Member, s.Led, len(s.servers), members)
+	}
+	var results []struct{ Error, Details string }
+	insert := map[string]any{"op": "insert", "table": "Address_Set", "row": map[string]any{"name": fmt.Sprintf("s%d", time.Now().UnixNano())}}
+	if err := ovs.Call(ctx, r.database.Socket, "transact", []any{r.database.Name, insert}, &results); err != nil {
+		return err
+	}
+	for _, res := range results {
+		if res.Error != "" {
+			return fmt.Errorf("%s: %s", res.Error, res.Details)
+		}
+	}
+	return nil
+}
+
+// TestMemberIsReplaced: three members; one loses its disk and joins anew under its old address, another comes up on another node with an empty disk. Each time the member in
+// whose place it came is removed, and when its disk turns up again it joins as somebody new.
+func TestMemberIsReplaced(t *testing.T) {
+	w := newWorld(t, 3)
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	first := w.start(0, 1, dirs[0])
+	w.settled(first, 1)
+	second, third := w.start(1, 2, dirs[1]), w.start(2, 3, dirs[2])
+	w.settled(second, 3)
+	w.settled(third, 3)
+
+	third.end()
+	anew := w.start(2, 3, t.TempDir())
+	w.settled(anew, 3)
+
+	first.end()
+	elsewhere := w.start(0, 4, t.TempDir())
+	w.settled(elsewhere, 3)
+	w.settled(second, 3)
+
+	second.end()
+	back := w.start(1, 1, dirs[0]) // the first pod's former disk: its member was removed
+	w.settled(back, 3)
+	if _, err := os.Stat(filepath.Join(dirs[0], "nb.db.former")); err != nil {
+		t.Errorf("the file of a member that was removed is not put aside: %v", err)
+	}
+	r, err := w.api.Record(t.Context(), ProbeNB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Cluster == "" || len(r.Removed) < 3 {
+		t.Errorf("the API remembers %+v, want the cluster and three members that were removed", r)
+	}
+}
+
+// TestLostDatabaseIsNotMadeAnew: a single member whose disk is empty, while the API knows of a cluster, makes no other; it says what to do.
+func TestLostDatabaseIsNotMadeAnew(t *testing.T) {
+	w := newWorld(t, 1)
+	if err := w.api.Remember(t.Context(), ProbeNB, func(r *Record) { r.Cluster = "cd66955e-3753-4b01-8c70-ec84edfe55c8" }); err != nil {
+		t.Fatal(err)
+	}
+	c := Defaults()
+	c.PodName, c.StateDir, c.RunDir, c.SchemaDir, c.NBRemote = "ovn-central-0", t.TempDir(), t.TempDir(), w.schema, "tcp:127.0.7.1:6641"
+	d, err := c.Database(ProbeNB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Member{Config: c, Database: d, API: w.api, Log: slog.Default(), Addresses: d.Hosts}.Prepare(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "delete configmap godwit-ovn") {
+		t.Errorf("error %v, want one that says how to begin anew", err)
+	}
+}

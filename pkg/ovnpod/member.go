@@ -1,0 +1,245 @@
+package ovnpod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// retryInterval is the pause between attempts to read the record.
+const retryInterval = time.Second
+
+// Member is one server of NB or SB, on this node.
+type Member struct {
+	Config   Config
+	Database Database
+	API      API
+	Log      *slog.Logger
+	// Addresses are the node's.
+	Addresses []netip.Addr
+}
+
+// found is what there is before a member starts.
+type found struct {
+	// file: there is one; server, cluster and address are what it says of itself.
+	file                     bool
+	server, cluster, address string
+	// want is the address that the member has now.
+	want    string
+	ordinal int
+	record  Record
+}
+
+// step is what to do with the file.
+type step string
+
+const (
+	stepKeep   step = "keep"   // it is a member's
+	stepCreate step = "create" // the first member makes the cluster
+	stepJoin   step = "join"   // an empty disk joins the cluster
+	stepRejoin step = "rejoin" // the file is put aside first
+	stepWait   step = "wait"   // the first member has not made the cluster yet
+)
+
+// decide says what to do, and why.
+func decide(f found) (step, string) {
+	switch {
+	case f.file && slices.Contains(f.record.Removed, removedName(f.server, f.address)):
+		return stepRejoin, "this member was removed from the cluster while it was away"
+	case f.file && f.address != f.want && f.record.Cluster != "":
+		return stepRejoin, "this node's address was " + f.address
+	case f.file && f.record.Cluster != "" && f.record.Cluster != f.cluster:
+		return stepRejoin, "the file is of another cluster, " + f.cluster
+	case f.file:
+		return stepKeep, ""
+	case f.record.Cluster != "":
+		return stepJoin, "there is a cluster and no file"
+	case f.ordinal == 0:
+		return stepCreate, "there has never been a cluster"
+	}
+	return stepWait, "there is no cluster yet: the StatefulSet's first pod makes it"
+}
+
+// Prepare makes the member's file what it should be, and returns the command of its server. It waits for the API server where there is no file: a second
+// cluster must never come to be because nobody could ask for the first.
+func (m Member) Prepare(ctx context.Context) ([]string, error) {
+	for _, dir := range []string{m.Config.StateDir, m.Config.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make a directory for database %s: %w", m.Database.Name, err)
+		}
+	}
+	host, err := m.Database.local(m.Addresses)
+	if err != nil {
+		return nil, err
+	}
+	for told := ""; ; {
+		f, err := m.look(ctx, host)
+		if err != nil {
+			return nil, err
+		}
+		do, why := decide(f)
+		if do != stepWait {
+			m.Log.Info("preparing the database", "db", m.Database.Name, "file", m.Database.File, "step", do, "reason", why, "address", f.want)
+			if err := m.apply(ctx, do, host, f); err != nil {
+				return nil, err
+			}
+			return m.command(host), nil
+		}
+		if told != why {
+			told = why
+			m.Log.Info("waiting", "db", m.Database.Name, "reason", why)
+		}
+		if err := pause(ctx, retryInterval); err != nil {
+			return nil, fmt.Errorf("wait for the cluster of %s: %w", m.Database.Name, err)
+		}
+	}
+}
+
+func (m Member) look(ctx context.Context, host netip.Addr) (f found, err error) {
+	f.want = m.Database.raftAddress(host)
+	if f.ordinal, err = m.Config.Ordinal(); err != nil {
+		return f, err
+	}
+	if f.file, err = exists(m.Database.File); err != nil {
+		return f, err
+	}
+	if f.file {
+		if f.server, err = databaseTool(ctx, "db-sid", m.Database.File); err != nil {
+			return f, err
+		}
+		if f.address, err = databaseTool(ctx, "db-local-address", m.Database.File); err != nil {
+			return f, err
+		}
+		if f.cluster, err = databaseTool(ctx, "db-cid", m.Database.File); err != nil {
+			return f, err
+		}
+	}
+	for {
+		if f.record, err = m.API.Record(ctx, m.Database.Kind); err == nil {
+			return f, nil
+		}
+		if f.file { // OVN has to be there for the API server, not the other way round
+			m.Log.Warn("starting with the file as it is, since the API server does not answer", "db", m.Database.Name, "error", err)
+			return f, nil
+		}
+		m.Log.Warn("waiting for the API server: there is no file, and it knows whether there is a cluster", "db", m.Database.Name, "error", err)
+		if err := pause(ctx, retryInterval); err != nil {
+			return f, fmt.Errorf("wait for the API server: %w", err)
+		}
+	}
+}
+
+func (m Member) apply(ctx context.Context, do step, host netip.Addr, f found) error {
+	switch do {
+	case stepKeep, stepWait:
+		return nil
+	case stepCreate:
+		return m.create(ctx, f.want)
+	}
+	d := m.Database
+	others := d.others(host)
+	if len(others) == 0 {
+		reason := "is gone from this node"
+		if f.file {
+			reason = fmt.Sprintf("on this node is not what it was (it is of cluster %s at %s, wanted is %s at %s)", f.cluster, f.address, f.record.Cluster, f.want)
+		}
+		return fmt.Errorf("database %s %s, and %s names no other node that could have a copy: if there is none, remove %s and kubectl -n %s delete configmap %s: "+
+			"Godwit makes an empty database and fills it from the API", d.Name, reason, d.Flag, d.File, m.Config.Namespace, RecordName)
+	}
+	if do == stepRejoin {
+		if err := os.Rename(d.File, d.File+".former"); err != nil { // one is kept, for a look at it
+			return fmt.Errorf("put the former file of %s aside: %w", d.Name, err)
+		}
+	}
+	args := append([]string{"--cid=" + f.record.Cluster, "join-cluster", d.File, d.Name, f.want}, others...)
+	_, err := databaseTool(ctx, args...)
+	return err
+}
+
+// create makes the cluster under another name first: a file that was cut short when the machine died would never be completed. The record comes after the file, or it could
+// speak of a cluster that nobody has.
+func (m Member) create(ctx context.Context, address string) error {
+	tmp := m.Database.File + ".new"
+	if err := remove(tmp); err != nil {
+		return err
+	}
+	timer := strconv.FormatInt(m.Config.ElectionTimer.Milliseconds(), 10)
+	if _, err := databaseTool(ctx, "--election-timer="+timer, "create-cluster", tmp, m.Database.Schema, address); err != nil {
+		return err
+	}
+	cluster, err := databaseTool(ctx, "db-cid", tmp)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, m.Database.File); err != nil {
+		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
+	}
+	return m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster })
+}
+
+// command is the server's. Clients come from every node by the node's address, raft's members by what the file says.
+func (m Member) command(host netip.Addr) []string {
+	d := m.Database
+	bind := "p" + d.Protocol + ":" + strconv.Itoa(d.Port) + ":" + bracketed(host)
+	argv := []string{
+		"ovsdb-server", "--remote=punix:" + d.Socket, "--remote=" + bind, "--unixctl=" + d.Control, "-vconsole:info", "-vsyslog:off", "-vfile:off",
+	}
+	return append(append(argv, m.Config.Extra...), d.File)
+}
+
+func bracketed(a netip.Addr) string {
+	if a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return a.String()
+}
+
+// NodeAddresses are the addresses of the links in this network namespace.
+func NodeAddresses() ([]netip.Addr, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the node's addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out, nil
+}
+
+func exists(file string) (bool, error) {
+	_, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a file: %w", err)
+	}
+	return true, nil
+}
+
+func remove(file string) error {
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a file of an earlier run: %w", err)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,201 @@
+package ovnpod
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+func TestDecide(t *testing.T) {
+	here := "tcp:10.0.0.1:6643"
+	member := func(change func(*found)) found {
+		f := found{file: true, server: "abcd1234", cluster: "c1", address: here, want: here, record: Record{Cluster: "c1"}}
+		change(&f)
+		return f
+	}
+	for name, c := range map[string]struct {
+		f    found
+		want step
+	}{
+		"the first pod of a new cluster":                {found{want: here}, stepCreate},
+		"another pod of a new cluster":                  {found{want: here, ordinal: 1}, stepWait},
+		"an empty disk where there is a cluster":        {found{want: here, ordinal: 1, record: Record{Cluster: "c1"}}, stepJoin},
+		"the first pod with an empty disk never splits": {found{want: here, record: Record{Cluster: "c1"}}, stepJoin},
+		"a member starts again":                         {member(func(*found) {}), stepKeep},
+		"the API server cannot be asked":                {member(func(f *found) { f.record = Record{} }), stepKeep},
+		"it was removed meanwhile":                      {member(func(f *found) { f.record.Removed = []string{"abcd@" + here} }), stepRejoin},
+		"another of this node was removed":              {member(func(f *found) { f.record.Removed = []string{"ffff@" + here} }), stepKeep},
+		"the node has another address":                  {member(func(f *found) { f.want = "tcp:10.0.0.9:6643" }), stepRejoin},
+		"the cluster was made anew":                     {member(func(f *found) { f.record.Cluster = "c2" }), stepRejoin},
+	} {
+		if got, why := decide(c.f); got != c.want || got != stepKeep && why == "" {
+			t.Errorf("%s: %s (%s), want %s", name, got, why, c.want)
+		}
+	}
+}
+
+const leaderStatus = `abcd
+Name: OVN_Northbound
+Cluster ID: cd66 (cd66955e-3753-4b01-8c70-ec84edfe55c8)
+Server ID: abcd (abcd1111-30d1-4882-9c55-bbb388e451dd)
+Address: tcp:10.0.0.1:6643
+Status: cluster member
+Role: leader
+Term: 7
+Leader: self
+Vote: self
+
+Election timer: 2000
+Log: [2, 40]
+Connections: ->0000 <-1f2e ->1f2e
+Disconnections: 3
+Servers:
+    abcd (abcd at tcp:10.0.0.1:6643) (self) next_index=30 match_index=39
+    1f2e (1f2e at tcp:10.0.0.2:6643) next_index=40 match_index=39 last msg 312 ms ago
+    9a9a (9a9a at tcp:[fd00::3]:6643) next_index=40 match_index=0
+    7b7b (7b7b at tcp:10.0.0.3:6643) next_index=40 match_index=20 last msg 61000 ms ago
+`
+
+func TestParseStatus(t *testing.T) {
+	want := Status{
+		Cluster: "cd66955e-3753-4b01-8c70-ec84edfe55c8", Server: "abcd1111-30d1-4882-9c55-bbb388e451dd", Member: true, Leader: true, Led: true, Term: 7,
+		servers: []server{
+			{ID: "abcd", Address: "tcp:10.0.0.1:6643", Self: true, Silent: -1}, {ID: "1f2e", Address: "tcp:10.0.0.2:6643", Silent: 312 * time.Millisecond},
+			{ID: "9a9a", Address: "tcp:[fd00::3]:6643", Silent: -1}, {ID: "7b7b", Address: "tcp:10.0.0.3:6643", Silent: 61 * time.Second},
+		},
+	}
+	if diff := cmp.Diff(want, parseStatus(leaderStatus), cmp.AllowUnexported(Status{}), cmpopts.EquateComparable()); diff != "" {
+		t.Error(diff)
+	}
+	joining := parseStatus("Name: OVN_Northbound\nStatus: joining cluster\nRole: follower\nLeader: unknown\n")
+	if joining.Member || joining.Led || joining.Leader {
+		t.Errorf("a member that is joining: %+v", joining)
+	}
+}
+
+func TestSuperfluous(t *testing.T) {
+	s := parseStatus(leaderStatus)
+	for _, c := range []struct {
+		name     string
+		replicas int
+		led      time.Duration
+		want     string
+	}{
+		{"as many as there should be", 4, time.Hour, ""},
+		{"one too many: the longest silent", 3, time.Minute, "7b7b"},
+		{"a leader that has heard nothing of it for longer", 3, time.Hour, "9a9a"},
+	} {
+		if got, _ := superfluous(s, c.replicas, c.led); got.ID != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got.ID, c.want)
+		}
+	}
+	s.servers = s.servers[:2]
+	if got, ok := superfluous(s, 1, time.Hour); ok {
+		t.Errorf("a member that speaks is removed: %+v", got)
+	}
+}
+
+func TestDatabase(t *testing.T) {
+	c := Defaults()
+	c.NBRemote, c.SBRemote = "tcp:10.0.0.1:6641,tcp:10.0.0.2:6641", "ssl:[fd00::1]:6642"
+	d, err := c.Database(ProbeNB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := netip.MustParseAddr("10.0.0.2")
+	if local, err := d.local([]netip.Addr{netip.MustParseAddr("fe80::1"), two}); err != nil || local != two {
+		t.Errorf("local member %s, %v", local, err)
+	}
+	if diff := cmp.Diff([]string{"tcp:10.0.0.1:6643"}, d.others(two)); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := d.local([]netip.Addr{netip.MustParseAddr("10.9.9.9")}); err == nil || !strings.Contains(err.Error(), "--nb-remote") {
+		t.Errorf("a node that is not listed: %v", err)
+	}
+	if d, err = c.Database(ProbeSB); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.raftAddress(d.Hosts[0]); got != "ssl:[fd00::1]:6644" {
+		t.Errorf("raft address %s", got)
+	}
+	for _, bad := range []string{"", "tcp:host:6641", "unix:/run/nb.sock", "tcp:10.0.0.1:6641,tcp:10.0.0.2:6642", "tcp:10.0.0.1:6641,ssl:10.0.0.2:6641"} {
+		c.NBRemote = bad
+		if _, err := c.Database(ProbeNB); err == nil {
+			t.Errorf("--nb-remote %q is taken", bad)
+		}
+	}
+}
+
+func TestValidateReportsAll(t *testing.T) {
+	c := Defaults()
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	c.StateDir, c.ElectionTimer, c.Nice = "state", time.Hour, 40
+	err := c.Validate()
+	for _, flag := range []string{"--state-dir", "--election-timer", "--nice"} {
+		if err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%v does not speak of %s", err, flag)
+		}
+	}
+}
+
+func TestNewer(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{{"7.0.1", "7.0.0", true}, {"7.0.0", "7.0.0", false}, {"6.9.9", "7.0.0", false}, {"10.0.0", "9.9.9", true}, {"", "7.0.0", false}} {
+		if got := newer(c.a, c.b); got != c.want {
+			t.Errorf("newer(%q, %q) = %t", c.a, c.b, got)
+		}
+	}
+}
+
+func TestOrdinal(t *testing.T) {
+	c := Defaults()
+	for name, want := range map[string]int{"ovn-central-0": 0, "ovn-central-12": 12} {
+		c.PodName = name
+		if got, err := c.Ordinal(); err != nil || got != want {
+			t.Errorf("%s: %d, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{"", "ovn", "ovn-central-x7k2p"} {
+		c.PodName = name
+		if _, err := c.Ordinal(); err == nil {
+			t.Errorf("%q is taken for a StatefulSet's pod", name)
+		}
+	}
+}
+
+func TestHasKey(t *testing.T) {
+	for text, want := range map[string]bool{
+		`["map",[["hostname","n1"],["system-id","n1"]]]`: true, `["map",[]]`: false, `["map",[["hostname","system-id"]]]`: false, `[]`: false,
+	} {
+		var column []json.RawMessage
+		if err := json.Unmarshal([]byte(text), &column); err != nil {
+			t.Fatal(err)
+		}
+		if got := hasKey(column, "system-id"); got != want {
+			t.Errorf("%s: %t", text, got)
+		}
+	}
+}
+
+// A daemon that is still being prepared has no socket: it is alive, and not ready.
+func TestProbeBeforeTheDaemon(t *testing.T) {
+	c := Defaults()
+	c.RunDir, c.SwitchRunDir = t.TempDir(), t.TempDir()
+	for _, daemon := range Probes() {
+		if err := c.Alive(t.Context(), daemon); err != nil {
+			t.Errorf("%s is not alive: %v", daemon, err)
+		}
+		if err := c.Ready(t.Context(), daemon); err == nil {
+			t.Errorf("%s is ready without a daemon", daemon)
+		}
+	}
+}

@@ -1,0 +1,92 @@
+package ovnpod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/godwit-cni/godwit/pkg/ovs"
+)
+
+// Daemons that can be probed.
+const (
+	ProbeNB         = "nb"
+	ProbeSB         = "sb"
+	ProbeNorthd     = "northd"
+	ProbeSwitchDB   = "ovsdb"
+	ProbeSwitch     = "vswitchd"
+	ProbeController = "controller"
+)
+
+// Probes are their names.
+func Probes() []string {
+	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController}
+}
+
+var errNoSocket = errors.New("it does not run")
+
+// Alive returns nil when the daemon answers, or has no socket yet: what it needs is being prepared. One that ended has taken its container along.
+func (c *Config) Alive(ctx context.Context, daemon string) error {
+	err := c.answers(ctx, daemon)
+	if errors.Is(err, errNoSocket) {
+		return nil
+	}
+	return err
+}
+
+func (c *Config) answers(ctx context.Context, daemon string) error {
+	_, err := c.ask(ctx, daemon, "version")
+	return err
+}
+
+// Ready returns nil when the daemon does what it is there for: a database is a member of a cluster that has a leader, ovn-controller is connected to SB.
+func (c *Config) Ready(ctx context.Context, daemon string) error {
+	switch daemon {
+	case ProbeNB, ProbeSB:
+		d := c.named(daemon)
+		s, err := d.status(ctx)
+		switch {
+		case err != nil:
+			return err
+		case !s.Member:
+			return fmt.Errorf("%s has not joined its cluster yet", d.Name)
+		case !s.Led:
+			return fmt.Errorf("the cluster of %s has no leader: are most of its members there?", d.Name)
+		}
+		return nil
+	case ProbeController:
+		said, err := c.ask(ctx, daemon, "connection-status")
+		if err == nil && strings.TrimSpace(said) != "connected" {
+			err = fmt.Errorf("ovn-controller is %s to SB: has godwit-agent configured it, and can this node reach --sb-remote?", strings.TrimSpace(said))
+		}
+		return err
+	}
+	return c.answers(ctx, daemon)
+}
+
+// ask puts a question to each socket that the daemon may have, until one answers: one that was killed has left its own.
+func (c *Config) ask(ctx context.Context, daemon, command string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	pattern := map[string]string{
+		ProbeNB: filepath.Join(c.RunDir, "ovnnb_db.ctl"), ProbeSB: filepath.Join(c.RunDir, "ovnsb_db.ctl"), ProbeNorthd: filepath.Join(c.RunDir, "ovn-northd.ctl"),
+		ProbeSwitchDB: filepath.Join(c.SwitchRunDir, "ovsdb-server.*.ctl"), ProbeSwitch: filepath.Join(c.SwitchRunDir, "ovs-vswitchd.*.ctl"),
+		ProbeController: filepath.Join(c.RunDir, "ovn-controller.*.ctl"),
+	}[daemon]
+	sockets, err := filepath.Glob(pattern)
+	if err != nil || len(sockets) == 0 {
+		return "", fmt.Errorf("%s has no control socket %q: %w", daemon, pattern, errNoSocket)
+	}
+	var errs []error
+	for _, s := range sockets {
+		var said string
+		if err := ovs.Call(ctx, s, command, []string{}, &said); err != nil {
+			errs = append(errs, fmt.Errorf("ask %s at %s: %w", daemon, s, err))
+			continue
+		}
+		return said, nil
+	}
+	return "", errors.Join(errs...)
+}

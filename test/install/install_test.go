@@ -1,0 +1,346 @@
+package install
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/demo"
+)
+
+const (
+	// patience bounds each wait, on a machine five times slower than the one that this was written on.
+	patience = 4 * time.Minute
+	poll     = 100 * time.Millisecond
+	members  = 3
+)
+
+// TestInstall makes a lab whose nodes have nothing of OVN, applies yamls/, and uses what comes of it.
+func TestInstall(t *testing.T) {
+	l := labOfPods(t, members)
+	client, err := l.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !t.Run("Members", func(t *testing.T) { everyMemberSeesAll(t, l) }) {
+		t.FailNow() // what follows would fail for the same reason
+	}
+	t.Run("NothingRunsOutsideOfPods", func(t *testing.T) { nothingOutside(t, l) })
+	t.Run("PodsReachEachOther", func(t *testing.T) {
+		if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 6); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
+	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
+	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
+	t.Run("VMMigrates", func(t *testing.T) { // the demo fails if the VM's address, its port or one of its connections is not what it was
+		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
+
+// TestInstallSingle: one node has the databases' only members, and nodes without any use them.
+func TestInstallSingle(t *testing.T) {
+	l := labOfPods(t, 2)
+	said, err := clusterStatus(t.Context(), l, 0, "nb")
+	if err != nil || strings.Count(said, " at tcp:") != 1 || !strings.Contains(said, "Role: leader") {
+		t.Errorf("the only member of NB says (%v):\n%s", err, said)
+	}
+	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 4); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// labOfPods is a lab of the test's own.
+func labOfPods(t *testing.T, nodes int) *lab.Lab {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gwi") // short, for unix sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GODWIT_LAB_DIR", dir)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // t.Context has ended by now
+		defer cancel()
+		if l, err := lab.Open(filepath.Join(dir, "install")); err == nil {
+			if t.Failed() {
+				tell(ctx, t, l)
+			}
+			if err := l.Down(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	start := time.Now()
+	l, err := lab.Up(t.Context(), lab.Config{Name: "install", Nodes: nodes, IPFamily: lab.DualStack, OVN: lab.OVNPods, Keep: true, Log: logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("from nothing to %d ready nodes with the databases: %s", nodes, time.Since(start).Round(time.Second))
+	return l
+}
+
+// tell shows what Godwit's pods said.
+func tell(ctx context.Context, t *testing.T, l *lab.Lab) {
+	for _, args := range [][]string{
+		{"get", "pods", "-o", "wide"}, {"logs", "-l", "app.kubernetes.io/name=godwit", "--all-containers", "--prefix", "--tail=15", "--max-log-requests=50"},
+	} {
+		out, err := kubectl(ctx, l, append([]string{"-n", lab.Namespace}, args...)...)
+		t.Logf("kubectl %v (%v):\n%s", args, err, out)
+	}
+}
+
+func kubectl(ctx context.Context, l *lab.Lab, args ...string) (string, error) {
+	program, err := l.Kubectl()
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, program, append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// clusterStatus is what a member says of a database's cluster.
+func clusterStatus(ctx context.Context, l *lab.Lab, pod int, kind string) (string, error) {
+	name := map[string]string{"nb": "OVN_Northbound", "sb": "OVN_Southbound"}[kind]
+	return kubectl(ctx, l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", pod), "-c", kind, "--", "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl",
+		"cluster/status", name)
+}
+
+func everyMemberSeesAll(t *testing.T, l *lab.Lab) {
+	for _, kind := range []string{"nb", "sb"} {
+		for pod := range members {
+			eventually(t, func() error {
+				said, err := clusterStatus(t.Context(), l, pod, kind)
+				if err != nil {
+					return err
+				}
+				if n := strings.Count(said, " at tcp:"); n != members || !strings.Contains(said, "Status: cluster member") || strings.Contains(said, "Leader: unknown") {
+					return fmt.Errorf("member %d of %s has %d servers, want %d:\n%s", pod, kind, n, members, said)
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// nothingOutside: the machines supervise no daemon of OVN.
+func nothingOutside(t *testing.T, l *lab.Lab) {
+	names, err := l.LogNames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(names, "node1/kubelet") {
+		t.Fatalf("the logs %v lack node1/kubelet: this test looks at the wrong thing", names)
+	}
+	for _, n := range names {
+		if strings.Contains(n, "/ov") {
+			t.Errorf("%s runs as a process of the machine", n)
+		}
+	}
+}
+
+// leaderKilled kills NB's leader while pods start. All of them start; for how long nobody could write is told.
+func leaderKilled(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
+	const pods = 20
+	leader := leaderOf(t, l)
+	node := podNode(t, client, leader)
+	probe := startWriting(t, l, node)
+	namespace := "install-leader"
+	if _, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.CoreV1().Namespaces().Delete(context.Background(), namespace, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	start := time.Now()
+	if _, err := client.AppsV1().Deployments(namespace).Create(t.Context(), deployment(pods), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { // some have begun, most have not
+		if n, err := running(t.Context(), client, namespace); err != nil || n == 0 {
+			return fmt.Errorf("no pod runs: %w", err)
+		}
+		return nil
+	})
+	before, err := running(t.Context(), client, namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// By the socket in its command line: the shell's own begins otherwise.
+	const kill = `for p in /proc/[0-9]*; do tr '\0' ' ' 2>/dev/null <$p/cmdline | grep -q '^ovsdb-server.*ovnnb_db.sock' && kill -9 ${p#/proc/} && echo killed; done; true`
+	killed, err := l.Exec(t.Context(), node, "sh", "-c", kill)
+	if err != nil || !strings.Contains(killed, "killed") {
+		t.Fatalf("kill NB's server on %s: %q, %v", node, killed, err)
+	}
+	at := time.Now()
+	eventually(t, func() error {
+		if n, err := running(t.Context(), client, namespace); err != nil || n != pods {
+			return fmt.Errorf("%d of %d pods run: %w", n, pods, err)
+		}
+		return nil
+	})
+	all := time.Now()
+	everyMemberSeesAll(t, l)
+	gap := probe.stop(t, at)
+	t.Logf("NB's leader %s on %s was killed when %d of %d pods ran; all ran %s after the kill (%s after they were made); the longest time without a write to NB was %s",
+		leader, node, before, pods, all.Sub(at).Round(100*time.Millisecond), all.Sub(start).Round(100*time.Millisecond), gap.Round(10*time.Millisecond))
+	if gap > time.Minute {
+		t.Errorf("nobody could write to NB for %s", gap)
+	}
+}
+
+// allDeleted deletes all members at once: the first to come back must not wait for others that wait for it.
+func allDeleted(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
+	err := client.CoreV1().Pods(lab.Namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=ovn-central"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	eventually(t, func() error {
+		set, err := client.AppsV1().StatefulSets(lab.Namespace).Get(t.Context(), "ovn-central", metav1.GetOptions{})
+		if err == nil && set.Status.ReadyReplicas == members {
+			err = fmt.Errorf("none has gone yet")
+		}
+		return err
+	})
+	everyMemberSeesAll(t, l)
+	eventually(t, func() error {
+		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+	})
+	t.Logf("pods started and reached each other %s after all members were deleted", time.Since(start).Round(100*time.Millisecond))
+}
+
+// switchStartsAgain deletes a node's Open vSwitch, as an update does: the node gets its underlay back, and its pods are reached.
+func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
+	const node = "node2"
+	find := func() (*corev1.Pod, error) {
+		list, err := client.CoreV1().Pods(lab.Namespace).List(t.Context(), metav1.ListOptions{
+			LabelSelector: "app.kubernetes.io/component=ovs-node", FieldSelector: "spec.nodeName=" + node,
+		})
+		if err != nil {
+			return nil, err
+		}
+		for i := range list.Items {
+			if list.Items[i].DeletionTimestamp == nil {
+				return &list.Items[i], nil
+			}
+		}
+		return nil, fmt.Errorf("no pod of ovs-node is on %s", node)
+	}
+	old, err := find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.CoreV1().Pods(lab.Namespace).Delete(t.Context(), old.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		p, err := find()
+		if err != nil {
+			return err
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && p.UID != old.UID {
+				return nil
+			}
+		}
+		return fmt.Errorf("pod %s is not ready", p.Name)
+	})
+	eventually(t, func() error {
+		addresses, err := l.Exec(t.Context(), node, "ip", "-br", "address")
+		if err == nil && !strings.Contains(addresses, "172.30.1.12/24") {
+			err = fmt.Errorf("the underlay's address is gone:\n%s", addresses)
+		}
+		return err
+	})
+	eventually(t, func() error {
+		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+	})
+}
+
+func leaderOf(t *testing.T, l *lab.Lab) (pod string) {
+	eventually(t, func() error {
+		for i := range members {
+			said, err := clusterStatus(t.Context(), l, i, "nb")
+			if err == nil && strings.Contains(said, "Role: leader") {
+				pod = fmt.Sprintf("ovn-central-%d", i)
+				return nil
+			}
+		}
+		return fmt.Errorf("NB has no leader")
+	})
+	return pod
+}
+
+func podNode(t *testing.T, client kubernetes.Interface, name string) string {
+	p, err := client.CoreV1().Pods(lab.Namespace).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Spec.NodeName
+}
+
+func deployment(pods int32) *appsv1.Deployment {
+	labels, grace := map[string]string{"app": "many"}, int64(1)
+	return &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "many"}, Spec: appsv1.DeploymentSpec{
+		Replicas: &pods, Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
+			TerminationGracePeriodSeconds: &grace, Containers: []corev1.Container{{Name: "echo", Image: lab.BusyboxImage, Command: []string{"echoserver"}}},
+		}},
+	}}
+}
+
+// running counts the pods that run and have addresses of both families.
+func running(ctx context.Context, client kubernetes.Interface, namespace string) (int, error) {
+	list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for i := range list.Items {
+		if p := &list.Items[i]; p.Status.Phase == corev1.PodRunning && len(p.Status.PodIPs) == 2 {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) || t.Context().Err() != nil {
+			t.Fatalf("after %s: %v", patience, err)
+		}
+		time.Sleep(poll)
+	}
+}
