@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,7 +20,7 @@ func secure(endpoint string) (bool, error) {
 	proto, address, _ := strings.Cut(endpoint, ":")
 	switch proto {
 	case "unix":
-		if filepath.IsAbs(address) {
+		if address != "" {
 			return false, nil
 		}
 	case "tcp", "ssl":

@@ -22,7 +22,7 @@ func TestCheckEndpoints(t *testing.T) {
 		{"tcp:192.0.2.1:6641", true, "would be reached without TLS"},
 		{"ssl:ovn.example", true, "want ssl:HOST:PORT"},
 		{"tls:ovn.example:6641", true, "want ssl:HOST:PORT"},
-		{"unix:nb.sock", false, "want ssl:HOST:PORT"},
+		{"unix:", false, "want ssl:HOST:PORT"},
 	} {
 		var files *pki.Files
 		if c.certificates {
