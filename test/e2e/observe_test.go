@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -92,16 +93,16 @@ func TestObserveMigration(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	talking := make(chan error, 1)
 	go func() { talking <- talk(ctx, s) }()
-	began := time.Now()
+	began := time.Now().Add(-10 * time.Second)
 	shuttle(t, s, 0)
 	pm := lastRecord(t, s)
 	eventually(t, patience(settleTimeout), func(ctx context.Context) error { // a rate wants two scrapes after the end, and the band's lag is nothing at the end
 		_, err := series(ctx, api, chosen(`rate(godwit_vm_nic_transmit_bytes_total{namespace="$namespace",vm="$vm"}[15s])`, s.Namespace, s.VM.Name), promv1.Range{Start: time.Now(), End: time.Now(), Step: time.Second})
 		return err
 	})
-	t.Run("panels", func(t *testing.T) { panels(t, api, s, began) })
 	t.Run("band", func(t *testing.T) { band(t, api, s, pm) })
 	t.Run("one series", func(t *testing.T) { oneSeries(t, api, s, pm) })
+	t.Run("panels", func(t *testing.T) { panels(t, api, s, began) }) // after one series, which waits until there is something to see of what came after
 	t.Run("alerts", func(t *testing.T) { alerts(t, api) })
 	cancel()
 	if err := <-talking; err != nil && !errors.Is(err, context.Canceled) {
@@ -129,16 +130,56 @@ func lastRecord(t *testing.T, s *passage.Scene) *v1alpha1.PortMigration {
 	return pm
 }
 
+// panels asks for what each panel shows, and draws it into out/observe.
 func panels(t *testing.T, api promv1.API, s *passage.Scene, began time.Time) {
 	for _, d := range grafana.All() {
+		var graphs []prometheus.Graph
 		for _, p := range d.Panels {
+			g := prometheus.Graph{Title: p.Title, Unit: p.Unit, Colors: map[int]string{}}
+			for _, state := range p.States {
+				g.Colors[state.Value] = state.Color
+			}
 			for _, q := range p.Queries {
 				eventually(t, patience(settleTimeout), func(ctx context.Context) error {
-					_, err := series(ctx, api, chosen(q.Expr, s.Namespace, s.VM.Name), promv1.Range{Start: began, End: time.Now(), Step: time.Second})
-					return err
+					matrix, err := series(ctx, api, chosen(q.Expr, s.Namespace, s.VM.Name), promv1.Range{Start: began, End: time.Now(), Step: 200 * time.Millisecond})
+					if err != nil {
+						return err
+					}
+					for _, one := range matrix {
+						g.Lines = append(g.Lines, prometheus.Line{Name: legend(q.Legend, one.Metric), Points: one.Values})
+					}
+					return nil
 				})
 			}
+			graphs = append(graphs, g)
 		}
+		draw(t, d, graphs, began)
+	}
+}
+
+// legend is a series' name as Grafana makes it.
+func legend(format string, labels model.Metric) string {
+	for name, value := range labels {
+		format = strings.ReplaceAll(format, "{{"+string(name)+"}}", string(value))
+	}
+	return format
+}
+
+func draw(t *testing.T, d grafana.Dashboard, graphs []prometheus.Graph, began time.Time) {
+	top, err := source.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(top, "out", "observe")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, d.UID+".svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(prometheus.WriteSVG(f, d.Title, graphs, began, time.Now()), f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
