@@ -40,8 +40,6 @@ func TestLifecycleNodeGone(t *testing.T) {
 		}
 		e.start(t)
 		e.noChassis(t, "n2")
-	})
-	t.Run("chassis comes back while the controller is away", func(t *testing.T) {
 		eventually(t, func() error {
 			port, err := e.nb.Port(t.Context(), ident.NodePort("n2"))
 			if err == nil && (port == nil || len(port.Addresses) > 0 || port.Options[ident.OptionRequestedChassis] != string(ident.NoChassis)) {
@@ -49,7 +47,7 @@ func TestLifecycleNodeGone(t *testing.T) {
 			}
 			return err
 		})
-		e.stop()
+		e.stop() // and the chassis comes back
 		e.central.Chassis(t, "n2")
 		e.start(t)
 		e.noChassis(t, "n2")
