@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -82,22 +83,18 @@ func TestLifecycleDrain(t *testing.T) {
 	consistent(t)
 }
 
-// planned: `kubectl ovn drain plan` says of each VM that it moves.
+// planned: `kubectl ovn drain plan` says of each VM that it moves. Others that are on the node may have another fate, and make it an error.
 func planned(t *testing.T, vms []*machine) {
 	t.Helper()
 	var out printed
-	if err := kubectlOVN(t.Context(), &out, "default", "drain", "plan", drainedNode); err != nil {
-		t.Errorf("kubectl ovn drain plan: %v", err)
-	}
+	err := kubectlOVN(t.Context(), &out, "default", "drain", "plan", drainedNode)
+	t.Logf("kubectl ovn drain plan %s: %v\n%s", drainedNode, err, out.String())
 	for _, vm := range vms {
-		if err := mentions(out.String(), vm.Name); err != nil {
-			t.Error(err)
+		line := regexp.MustCompile(`(?m)^` + vm.Namespace + ` +` + vm.Name + ` +moves `)
+		if !line.MatchString(out.String()) {
+			t.Errorf("it does not say that VM %s moves", vm)
 		}
 	}
-	if err := mentions(out.String(), fmt.Sprintf("%d move, 0 end, 0 block", len(vms))); err != nil {
-		t.Error(err)
-	}
-	t.Logf("kubectl ovn drain plan %s\n%s", drainedNode, out.String())
 }
 
 // bootAll boots VMs on the node that is to be drained.
