@@ -47,6 +47,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"node"}),
 	}
 	// The first of a kind is counted by those who look at increases only if there was a series before.
+	for _, s := range timedStages() {
+		m.stages.WithLabelValues(s.name)
+	}
 	m.migrations.WithLabelValues(string(v1alpha1.MigrationSucceeded), string(migration.ReasonMigrationSucceeded))
 	for _, reason := range []migration.Reason{migration.ReasonMigrationFailed, migration.ReasonMigrationAborted, migration.ReasonMigrationGone, migration.ReasonTargetGone} {
 		m.migrations.WithLabelValues(string(v1alpha1.MigrationFailed), string(reason))

@@ -153,19 +153,26 @@ func (r *vmReconciler) recorded(pm *v1alpha1.PortMigration, next v1alpha1.PortMi
 	}
 }
 
+// timedStage is a part of a migration whose time is told.
+type timedStage struct {
+	name     string
+	from, to v1alpha1.StageName
+}
+
+func timedStages() []timedStage {
+	return []timedStage{
+		{"transfer", v1alpha1.StagePrepared, v1alpha1.StageActivated},
+		{"commit", v1alpha1.StageActivated, v1alpha1.StageCommitted},
+		{"completion", v1alpha1.StageCommitted, v1alpha1.StageCompleted},
+	}
+}
+
 // timeStages tells how long the stages of a migration took, those that it had.
 func (r *vmReconciler) timeStages(st v1alpha1.PortMigrationStatus) {
 	if st.Result != v1alpha1.MigrationSucceeded {
 		return
 	}
-	for _, s := range []struct {
-		name     string
-		from, to v1alpha1.StageName
-	}{
-		{"transfer", v1alpha1.StagePrepared, v1alpha1.StageActivated},
-		{"commit", v1alpha1.StageActivated, v1alpha1.StageCommitted},
-		{"completion", v1alpha1.StageCommitted, v1alpha1.StageCompleted},
-	} {
+	for _, s := range timedStages() {
 		from, began := st.Stage(s.from)
 		to, ended := st.Stage(s.to)
 		if began && ended {
