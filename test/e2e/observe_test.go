@@ -93,6 +93,14 @@ func TestObserveMigration(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	talking := make(chan error, 1)
 	go func() { talking <- talk(ctx, s) }()
+	eventually(t, patience(settleTimeout), func(ctx context.Context) error { // what counts up is seen to do so only if it was seen before
+		for _, known := range []string{`count_over_time(godwit_ovn_connected{database="northbound"}[15s]) >= 3`, fmt.Sprintf("count(count_over_time(godwit_agent_ready[15s]) >= 3) == %d", len(cluster.NodeNames()))} {
+			if _, err := series(ctx, api, known, promv1.Range{Start: time.Now(), End: time.Now(), Step: time.Second}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	began := time.Now().Add(-10 * time.Second)
 	shuttle(t, s, 0)
 	pm := lastRecord(t, s)
