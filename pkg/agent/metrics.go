@@ -67,6 +67,9 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 			Help: "Ports of VMs that were announced on the node after a migration: by the VM (vm), or by the agent because the VM did not (agent).",
 		}, []string{"by"}),
 	}
+	for _, s := range []string{stageReady, stageIdentity, stageVeth, stageOVS, stageInstalled} {
+		m.stages.WithLabelValues(s)
+	}
 	for _, s := range []side{sideSource, sideTarget} {
 		m.observed.WithLabelValues(string(s))
 	}
