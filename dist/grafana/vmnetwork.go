@@ -1,8 +1,8 @@
 package grafana
 
-// BandLag is the seconds by which the band of a migration looks ahead. A migration is told of at the first scrape after its start, with its exact time: a look at what was
+// bandLag is the seconds by which the band of a migration looks ahead. A migration is told of at the first scrape after its start, with its exact time: a look at what was
 // told this much later draws its edges where they were, not where the scrapes were. It must be longer than the time between two scrapes.
-const BandLag = "60s"
+const bandLag = "60s"
 
 // The values of the state timeline.
 const (
@@ -15,8 +15,8 @@ const (
 const ofVM = `{namespace=~"$namespace",vm=~"$vm"}`
 
 // migrationBand has a value at every moment at which a VM's last migration was under way.
-const migrationBand = `max by (namespace, vm) ((godwit_vm_migration_start_timestamp_seconds` + ofVM + ` offset -` + BandLag + ` <= time())` +
-	` unless (godwit_vm_migration_end_timestamp_seconds` + ofVM + ` offset -` + BandLag + ` < time()))`
+const migrationBand = `max by (namespace, vm) ((godwit_vm_migration_start_timestamp_seconds` + ofVM + ` offset -` + bandLag + ` <= time())` +
+	` unless (godwit_vm_migration_end_timestamp_seconds` + ofVM + ` offset -` + bandLag + ` < time()))`
 
 func vmNetwork() Dashboard {
 	rate := func(direction, what string) string {

@@ -138,10 +138,7 @@ func (g *claimGuard) node(ctx context.Context, chassis ident.ChassisName) (node 
 	case err != nil:
 		return nil, false, fmt.Errorf("read node %s: %w", chassis, err)
 	}
-	ready := slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
-	return node, !ready, nil
+	return node, !nodeReady(node), nil
 }
 
 // undo takes the port from the chassis, and tells.
