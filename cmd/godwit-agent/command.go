@@ -35,6 +35,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Namespace, "namespace", cfg.Namespace, "namespace that Godwit runs in")
 	f.StringVar(&opts.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
 	f.StringVar(&cfg.OVSEndpoint, "ovs-db", cfg.OVSEndpoint, "local Open_vSwitch database")
+	f.StringVar(&cfg.OVNRunDir, "ovn-run-dir", cfg.OVNRunDir, "directory of ovn-controller's control socket, for metrics")
 	f.StringVar(&cfg.SBRemote, "sb-remote", cfg.SBRemote, "OVN southbound database for ovn-controller, tcp:IP:PORT[,tcp:IP:PORT...], or ssl: for TLS; required")
 	f.StringVar(&cfg.OVNTLSDir, "ovn-tls-dir", cfg.OVNTLSDir, "directory for the node's certificate, the same path for ovn-controller; needed for ssl: alone. godwit-controller --ovn-issuer signs it")
 	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")

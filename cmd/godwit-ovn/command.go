@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -19,7 +20,9 @@ import (
 type options struct {
 	ovnpod.Config
 	kubeconfig string
-	log        *slog.Logger
+	// metrics is where members serves them.
+	metrics string
+	log     *slog.Logger
 }
 
 func command() *cobra.Command {
@@ -128,24 +131,39 @@ func (o *options) local(use, short string, prepare func(context.Context, ovnpod.
 }
 
 func (o *options) members() *cobra.Command {
-	return &cobra.Command{
-		Use: "members", Short: "Keep the clusters of both databases to the members that there should be, and to this image's schema", Args: cobra.NoArgs,
+	cmd := &cobra.Command{
+		Use: "members", Short: "Keep the clusters of both databases to the members that there should be, and to this image's schema; serve metrics of them and of ovn-northd", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := o.api()
 			if err != nil {
 				return err
 			}
+			census := &ovnpod.Census{Config: o.Config, Log: o.log}
 			var watchers []*ovnpod.Watcher
 			for _, kind := range []string{ovnpod.ProbeNB, ovnpod.ProbeSB} {
 				d, err := o.Database(kind)
 				if err != nil {
 					return err
 				}
+				census.Databases = append(census.Databases, d)
 				watchers = append(watchers, &ovnpod.Watcher{Database: d, API: api, Log: o.log, Now: time.Now})
 			}
-			return ovnpod.Watch(cmd.Context(), watchers...)
+			g, ctx := errgroup.WithContext(cmd.Context())
+			census.Context = ctx
+			g.Go(func() error { return ovnpod.Watch(ctx, watchers...) })
+			if o.metrics != "" {
+				g.Go(func() error {
+					if err := ovnpod.Serve(ctx, o.metrics, census); err != nil && ctx.Err() == nil {
+						o.log.Warn("there are no metrics; the clusters are looked after all the same", "error", err)
+					}
+					return nil
+				})
+			}
+			return g.Wait()
 		},
 	}
+	cmd.Flags().StringVar(&o.metrics, "metrics-address", ":9479", "address of /metrics; none if empty")
+	return cmd
 }
 
 func (o *options) probe() *cobra.Command {

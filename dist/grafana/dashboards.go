@@ -32,6 +32,8 @@ type Panel struct {
 	States []State
 	// Width is of 24.
 	Width uint32
+	// Central: it is of the databases' daemons, whose metrics there are where OVN runs as Godwit's pods.
+	Central bool
 }
 
 // State is one of a band's values.

@@ -209,6 +209,11 @@ func (a *Agent) serveBoth(ctx context.Context, cni, health net.Listener) error {
 func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 	a.ready.set(compOVS, "database "+a.cfg.OVSEndpoint+" is not reachable: is ovsdb-server running?")
 	a.ready.set(compAPI, "the API server has not answered: is it reachable from this node?")
+	endDaemons, err := a.tellDaemons(ctx)
+	if err != nil {
+		return err
+	}
+	defer endDaemons()
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: a.cfg.OVSEndpoint, Logger: a.log})
 	if err != nil {
 		if ctx.Err() != nil {

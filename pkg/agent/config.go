@@ -32,6 +32,8 @@ type Config struct {
 	Namespace string
 	// OVSEndpoint is the local Open_vSwitch database.
 	OVSEndpoint string
+	// OVNRunDir has ovn-controller's control socket, which is asked for metrics; where it has none, they are missing and nothing else.
+	OVNRunDir string
 	// SBRemote is the southbound database as ovn-controller connects to it, a comma-separated list of tcp:IP:PORT or ssl:IP:PORT.
 	SBRemote string
 	// OVNTLSDir is where the agent keeps the node's certificate for an SBRemote that is reached by TLS, the same path for ovn-controller; empty without TLS.
@@ -59,7 +61,7 @@ type Config struct {
 // Defaults fills in what a usual node needs. NodeName and SBRemote have none.
 func Defaults() Config {
 	return Config{
-		Namespace: "godwit-system", OVSEndpoint: ovs.DefaultEndpoint, Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
+		Namespace: "godwit-system", OVSEndpoint: ovs.DefaultEndpoint, OVNRunDir: "/run/ovn", Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
 		Services: true,
 	}
@@ -100,6 +102,7 @@ func (c *Config) Validate() error {
 	}
 	for flag, path := range map[string]string{
 		"--cni-socket": c.CNISocket, "--cni-bin-source": c.CNIBinSource, "--cni-bin-dir": c.CNIBinDir, "--cni-conf-dir": c.CNIConfDir,
+		"--ovn-run-dir": c.OVNRunDir,
 	} {
 		if !filepath.IsAbs(path) {
 			bad("%s %q is not an absolute path", flag, path)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -120,6 +122,15 @@ func (a *Agent) tell(ctx context.Context) (stop func(), err error) {
 			return db.Tunnels(ctx)
 		}},
 	}
+	return a.register(collectors...)
+}
+
+// tellDaemons registers what needs no connection to Open vSwitch's database.
+func (a *Agent) tellDaemons(ctx context.Context) (stop func(), err error) {
+	return a.register(&daemons{ctx: ctx, log: a.log, ovnDir: a.cfg.OVNRunDir, switchDir: filepath.Dir(strings.TrimPrefix(a.cfg.OVSEndpoint, "unix:"))})
+}
+
+func (a *Agent) register(collectors ...prometheus.Collector) (undo func(), err error) {
 	for _, c := range collectors {
 		err = errors.Join(err, a.registry.Register(c))
 	}

@@ -52,6 +52,8 @@ Vote: self
 
 Election timer: 2000
 Log: [2, 40]
+Entries not yet committed: 2
+Entries not yet applied: 0
 Connections: ->0000 <-1f2e ->1f2e
 Disconnections: 3
 Servers:
@@ -63,10 +65,10 @@ Servers:
 
 func TestParseStatus(t *testing.T) {
 	want := Status{
-		Cluster: "cd66955e-3753-4b01-8c70-ec84edfe55c8", Server: "abcd1111-30d1-4882-9c55-bbb388e451dd", Member: true, Leader: true, Led: true, Term: 7,
+		Cluster: "cd66955e-3753-4b01-8c70-ec84edfe55c8", Server: "abcd1111-30d1-4882-9c55-bbb388e451dd", Member: true, Leader: true, Led: true, Term: 7, First: 2, End: 40, Uncommitted: 2,
 		servers: []server{
-			{ID: "abcd", Address: "tcp:10.0.0.1:6643", Self: true, Silent: -1}, {ID: "1f2e", Address: "tcp:10.0.0.2:6643", Silent: 312 * time.Millisecond},
-			{ID: "9a9a", Address: "tcp:[fd00::3]:6643", Silent: -1}, {ID: "7b7b", Address: "tcp:10.0.0.3:6643", Silent: 61 * time.Second},
+			{ID: "abcd", Address: "tcp:10.0.0.1:6643", Self: true, Silent: -1, Match: 39}, {ID: "1f2e", Address: "tcp:10.0.0.2:6643", Silent: 312 * time.Millisecond, Match: 39},
+			{ID: "9a9a", Address: "tcp:[fd00::3]:6643", Silent: -1}, {ID: "7b7b", Address: "tcp:10.0.0.3:6643", Silent: 61 * time.Second, Match: 20},
 		},
 	}
 	if diff := cmp.Diff(want, parseStatus(leaderStatus), cmp.AllowUnexported(Status{}), cmpopts.EquateComparable()); diff != "" {

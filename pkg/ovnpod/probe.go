@@ -25,12 +25,10 @@ func Probes() []string {
 	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController}
 }
 
-var errNoSocket = errors.New("it does not run")
-
 // Alive returns nil when the daemon answers, or has no socket yet: what it needs is being prepared. One that ended has taken its container along.
 func (c *Config) Alive(ctx context.Context, daemon string) error {
 	err := c.answers(ctx, daemon)
-	if errors.Is(err, errNoSocket) {
+	if errors.Is(err, ovs.ErrNoSocket) {
 		return nil
 	}
 	return err
@@ -66,27 +64,22 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 	return c.answers(ctx, daemon)
 }
 
-// ask puts a question to each socket that the daemon may have, until one answers: one that was killed has left its own.
+// ask puts a question to a daemon.
 func (c *Config) ask(ctx context.Context, daemon, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	pattern := map[string]string{
+	said, err := ovs.Ask(ctx, c.socket(daemon), command)
+	if err != nil {
+		return "", fmt.Errorf("ask %s: %w", daemon, err)
+	}
+	return said, nil
+}
+
+// socket is the pattern of a daemon's control socket.
+func (c *Config) socket(daemon string) string {
+	return map[string]string{
 		ProbeNB: filepath.Join(c.RunDir, "ovnnb_db.ctl"), ProbeSB: filepath.Join(c.RunDir, "ovnsb_db.ctl"), ProbeNorthd: filepath.Join(c.RunDir, "ovn-northd.ctl"),
 		ProbeSwitchDB: filepath.Join(c.SwitchRunDir, "ovsdb-server.*.ctl"), ProbeSwitch: filepath.Join(c.SwitchRunDir, "ovs-vswitchd.*.ctl"),
 		ProbeController: filepath.Join(c.RunDir, "ovn-controller.*.ctl"),
 	}[daemon]
-	sockets, err := filepath.Glob(pattern)
-	if err != nil || len(sockets) == 0 {
-		return "", fmt.Errorf("%s has no control socket %q: %w", daemon, pattern, errNoSocket)
-	}
-	var errs []error
-	for _, s := range sockets {
-		var said string
-		if err := ovs.Call(ctx, s, command, []string{}, &said); err != nil {
-			errs = append(errs, fmt.Errorf("ask %s at %s: %w", daemon, s, err))
-			continue
-		}
-		return said, nil
-	}
-	return "", errors.Join(errs...)
 }

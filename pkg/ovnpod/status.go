@@ -19,6 +19,8 @@ type server struct {
 	Self        bool
 	// Silent is how long ago it said something; negative: never to this leader.
 	Silent time.Duration
+	// Match is the last entry of the log that it is known to have; the leader knows it of each.
+	Match int
 }
 
 // Status is what a database server says of its cluster.
@@ -28,7 +30,11 @@ type Status struct {
 	// Member: it belongs to the cluster. Leader: it leads it. Led: it knows a leader.
 	Member, Leader, Led bool
 	Term                int
-	servers             []server
+	// First and End bound the entries of the log that are not in the snapshot yet: from First to before End.
+	First, End int
+	// Uncommitted and Unapplied are how many of them most members do not have yet, or this one has not applied.
+	Uncommitted, Unapplied int
+	servers                []server
 }
 
 // status asks a database server, by its control socket.
@@ -43,9 +49,10 @@ func (d Database) status(ctx context.Context) (Status, error) {
 }
 
 var (
-	identity  = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
-	serverRow = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)
-	lastHeard = regexp.MustCompile(`last msg (\d+) ms ago`)
+	identity   = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
+	serverRow  = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)
+	matchIndex = regexp.MustCompile(`match_index=(\d+)`)
+	lastHeard  = regexp.MustCompile(`last msg (\d+) ms ago`)
 )
 
 // parseStatus reads the text of cluster/status (ovsdb/raft.c, raft_unixctl_status).
@@ -67,12 +74,19 @@ func parseStatus(said string) Status {
 			s.Led = value != "unknown"
 		case "Term":
 			s.Term, _ = strconv.Atoi(value)
+		case "Log":
+			_, _ = fmt.Sscanf(value, "[%d, %d]", &s.First, &s.End) // as the others: 0 for what is none
+		case "Entries not yet committed":
+			s.Uncommitted, _ = strconv.Atoi(value)
+		case "Entries not yet applied":
+			s.Unapplied, _ = strconv.Atoi(value)
 		}
 		if m := serverRow.FindStringSubmatch(line); m != nil {
 			one := server{ID: m[1], Address: m[2], Self: strings.Contains(m[3], "(self)"), Silent: -1}
 			if ms, err := strconv.Atoi(firstMatch(lastHeard, m[3])); err == nil {
 				one.Silent = time.Duration(ms) * time.Millisecond
 			}
+			one.Match, _ = strconv.Atoi(firstMatch(matchIndex, m[3]))
 			s.servers = append(s.servers, one)
 		}
 	}

@@ -16,29 +16,7 @@ func (c *Client) control(ctx context.Context, command string, arguments ...strin
 	if !ok {
 		return "", fmt.Errorf("Open vSwitch database %s is not a unix socket: ovs-vswitchd cannot be reached beside it", c.endpoint) //nolint:staticcheck // a name
 	}
-	sockets, err := filepath.Glob(filepath.Join(filepath.Dir(db), "ovs-vswitchd*.ctl"))
-	if err != nil || len(sockets) == 0 {
-		return "", fmt.Errorf("there is no control socket ovs-vswitchd*.ctl in %s: is ovs-vswitchd running, and its directory mounted?", filepath.Dir(db))
-	}
-	var errs []error
-	for _, s := range sockets { // one that was killed has left its own
-		said, err := ask(ctx, s, command, arguments)
-		if err == nil {
-			return said, nil
-		}
-		errs = append(errs, fmt.Errorf("%s %s at %s: %w", command, strings.Join(arguments, " "), s, err))
-	}
-	return "", errors.Join(errs...)
-}
-
-// ask is one question of the protocol of control sockets: JSON-RPC 1.0, whose answer and error are texts (lib/unixctl.c).
-func ask(ctx context.Context, socket, command string, arguments []string) (string, error) {
-	if arguments == nil {
-		arguments = []string{}
-	}
-	var said string
-	err := Call(ctx, socket, command, arguments, &said)
-	return said, err
+	return Ask(ctx, filepath.Join(filepath.Dir(db), "ovs-vswitchd*.ctl"), command, arguments...)
 }
 
 // Call is one question of JSON-RPC 1.0 to a unix socket of Open vSwitch's and OVN's daemons: a control socket, as ovs-appctl(8) uses it, or a database server's

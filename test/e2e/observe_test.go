@@ -143,6 +143,9 @@ func panels(t *testing.T, api promv1.API, s *passage.Scene, began time.Time) {
 	for _, d := range grafana.All() {
 		var graphs []prometheus.Graph
 		for _, p := range d.Panels {
+			if p.Central {
+				continue // here OVN's databases run without pods; test/install asks for these metrics
+			}
 			g := prometheus.Graph{Title: p.Title, Unit: p.Unit, Colors: map[int]string{}}
 			for _, state := range p.States {
 				g.Colors[state.Value] = state.Color

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"bytes"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/godwit-cni/godwit/test/lab/ovntest"
+)
+
+// familiesOf are the names of what a collector tells.
+func familiesOf(t *testing.T, c prometheus.Collector) map[string]int {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int{}
+	for _, f := range all {
+		out[f.GetName()] = len(f.GetMetric())
+	}
+	return out
+}
+
+// seriesOf are the values of a metric, by labels in order of their names.
+func seriesOf(t *testing.T, c prometheus.Collector, name string) map[string]float64 {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range all {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			key := ""
+			for _, l := range m.GetLabel() {
+				key += "/" + l.GetValue()
+			}
+			out[key] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return out
+}
+
+// TestDaemonsTellOfThemselves: a real ovn-controller and a real ovs-vswitchd have every metric, and ovn-controller is connected.
+func TestDaemonsTellOfThemselves(t *testing.T) {
+	central := ovntest.Central(t)
+	host := ovntest.Host(t, central, "node1")
+	host.ConfigureChassis(t, central)
+	d := &daemons{switchDir: host.RunDir, ovnDir: host.RunDir, log: slog.New(slog.NewTextHandler(t.Output(), nil)), ctx: t.Context()}
+	for deadline := time.Now().Add(time.Minute); seriesOf(t, d, "godwit_ovn_controller_connected")[""] != 1 || seriesOf(t, d, "godwit_ovs_flows")[""] == 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("ovn-controller is not connected, or has made no flow: %v", familiesOf(t, d))
+		}
+	}
+	want := map[string]int{
+		"godwit_ovn_daemon_up": 2, "godwit_ovn_controller_connected": 1, "godwit_ovn_controller_engine_runs_total": 3 * len(controllerNodes),
+		"godwit_ovn_task_seconds": 3 * len(controllerTasks), "godwit_ovn_task_runs_total": len(controllerTasks),
+		"godwit_ovs_flows": 1, "godwit_ovs_datapath_packets_total": 3, "godwit_ovs_datapath_flows": 1, "godwit_ovs_datapath_flow_limit": 1, "godwit_ovs_datapath_dump_seconds": 1,
+		"godwit_ovs_memory_objects": len(switchMemory), "godwit_ovs_events_total": len(switchEvents),
+	}
+	got := familiesOf(t, d)
+	for name, n := range want {
+		if got[name] != n {
+			t.Errorf("%s has %d series, want %d", name, got[name], n)
+		}
+	}
+	if n := seriesOf(t, d, "godwit_ovn_task_runs_total")["/ovn-controller/flow-generation"]; n == 0 {
+		t.Error("ovn-controller has generated no flows")
+	}
+	if n := seriesOf(t, d, "godwit_ovn_controller_engine_runs_total")["/bindings/recomputed"]; n == 0 {
+		t.Error("ovn-controller has not looked at what is bound")
+	}
+	if n := seriesOf(t, d, "godwit_ovs_events_total")["/bridge_reconfigure"]; n == 0 {
+		t.Error("ovs-vswitchd has configured no bridge")
+	}
+}
+
+// TestDaemonsThatAreNotThere: no socket, no series and nothing in the log; a socket that nobody serves, one series and one line.
+func TestDaemonsThatAreNotThere(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	d := &daemons{switchDir: dir, ovnDir: dir, log: slog.New(slog.NewTextHandler(&log, nil)), ctx: t.Context()}
+	if got := familiesOf(t, d); len(got) != 0 || log.Len() != 0 {
+		t.Errorf("without a socket: %v, %s", got, log.String())
+	}
+	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "ovn-controller.1.ctl"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.SetUnlinkOnClose(false)
+	if err := left.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if got := seriesOf(t, d, "godwit_ovn_daemon_up"); len(got) != 1 || got["/ovn-controller"] != 0 {
+			t.Errorf("with a dead socket: %v", got)
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("the log has %d lines:\n%s", n, log.String())
+	}
+}

@@ -1,0 +1,195 @@
+package ovnpod
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// answering serves a control socket that knows some commands.
+func answering(t *testing.T, socket string, says map[string]string) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			var question struct {
+				Method string `json:"method"`
+			}
+			answer := map[string]any{"id": 0, "error": nil}
+			if json.NewDecoder(conn).Decode(&question) == nil {
+				if said, ok := says[question.Method]; ok {
+					answer["result"] = said
+				} else {
+					answer["error"] = "no such command"
+				}
+				_ = json.NewEncoder(conn).Encode(answer) // the other end sees it
+			}
+			_ = conn.Close()
+		}
+	}()
+}
+
+func told(t *testing.T, c *Census) string {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, f := range all {
+		for _, m := range f.GetMetric() {
+			line := strings.TrimPrefix(f.GetName(), "godwit_ovn_")
+			for _, l := range m.GetLabel() {
+				line += "/" + l.GetValue()
+			}
+			lines = append(lines, fmt.Sprint(line, " ", m.GetGauge().GetValue()+m.GetCounter().GetValue()))
+		}
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// census is of a leader of NB, a follower of SB that knows no leader, and ovn-northd.
+func census(t *testing.T, log io.Writer) *Census {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gwo") // short, for unix sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	c := Defaults()
+	c.RunDir, c.StateDir = dir, dir
+	nb, sb := c.named(ProbeNB), c.named(ProbeSB)
+	if err := os.WriteFile(nb.File, make([]byte, 1234), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sb.File, make([]byte, 99), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	answering(t, nb.Control, map[string]string{"cluster/status": leaderStatus, "memory/show": "atoms:991 cells:733 monitors:4 sessions:5"})
+	answering(t, sb.Control, map[string]string{
+		"cluster/status": "Name: OVN_Southbound\nStatus: cluster member\nRole: candidate\nTerm: 9\nLeader: unknown\nLog: [1, 4]\n", "memory/show": "cells:7 sessions:2",
+	})
+	answering(t, filepath.Join(dir, "ovn-northd.ctl"), map[string]string{
+		"status": "Status: active\n",
+		"stopwatch/show": "Statistics for 'ovn-northd-loop'\n  Total samples: 61\n  Maximum: 127 msec\n  Minimum: 0 msec\n  95th percentile: 47.5 msec\n" +
+			"  Short term average: 0.5 msec\n  Long term average: 2.5 msec\nStatistics for 'lflows_igmp'\n  Total samples: 3\n",
+	})
+	return &Census{Config: c, Databases: []Database{nb, sb}, Log: slog.New(slog.NewTextHandler(log, nil)), Context: t.Context()}
+}
+
+func TestCensus(t *testing.T) {
+	got := told(t, census(t, t.Output()))
+	const want = `daemon_up/ovn-northd 1
+daemon_up/ovsdb-server-nb 1
+daemon_up/ovsdb-server-sb 1
+database_cells/nb 733
+database_cells/sb 7
+database_file_bytes/nb 1234
+database_file_bytes/sb 99
+database_sessions/nb 5
+database_sessions/sb 2
+northd_active 1
+raft_leader/nb 1
+raft_leader/sb 0
+raft_leader_known/nb 1
+raft_leader_known/sb 0
+raft_log_entries/nb 38
+raft_log_entries/sb 3
+raft_member_lag_entries/nb/10.0.0.2 0
+raft_member_lag_entries/nb/10.0.0.3 19
+raft_member_lag_entries/nb/fd00::3 39
+raft_member_silent_seconds/nb/10.0.0.2 0.312
+raft_member_silent_seconds/nb/10.0.0.3 61
+raft_servers/nb 4
+raft_servers/sb 0
+raft_term/nb 7
+raft_term/sb 9
+raft_uncommitted_entries/nb 2
+raft_uncommitted_entries/sb 0
+task_runs_total/ovn-northd/ovn-northd-loop 61
+task_seconds/ovn-northd/average/ovn-northd-loop 0.0025
+task_seconds/ovn-northd/max/ovn-northd-loop 0.127
+task_seconds/ovn-northd/p95/ovn-northd-loop 0.0475
+`
+	if got != want {
+		t.Errorf("told\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestCensusOfNothing: no daemon, no series, and nothing in the log; one that has died in its socket, a series that says so and one line in the log.
+func TestCensusOfNothing(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	c := &Census{Config: Config{RunDir: dir}, Log: slog.New(slog.NewTextHandler(&log, nil)), Context: t.Context()}
+	if got := told(t, c); got != "\n" || log.Len() != 0 {
+		t.Errorf("told %q, log %q", got, log.String())
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ovn-northd.ctl"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := told(t, c); got != "daemon_up/ovn-northd 0\n" {
+			t.Errorf("told %q", got)
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("the log has %d lines:\n%s", n, log.String())
+	}
+}
+
+func TestServeMetrics(t *testing.T) {
+	probe, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := probe.Addr().String()
+	if err := Serve(t.Context(), address, census(t, t.Output())); err == nil || !strings.Contains(err.Error(), "--metrics-address") {
+		t.Errorf("with a port that another has: %v", err)
+	}
+	if err := probe.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, address, census(t, t.Output())) }()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := http.Get("http://" + address + "/metrics")
+		if err == nil {
+			text, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil || !strings.Contains(string(text), `godwit_ovn_raft_leader{database="nb"} 1`) {
+				t.Errorf("%v: %s", err, text)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
