@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
@@ -32,7 +33,7 @@ It reads the API with your own rights and changes nothing.`,
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
 	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
-	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand())
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.diagnoseCommand())
 	return root
 }
 
@@ -74,7 +75,7 @@ func (s *session) connect() (cluster, error) {
 
 // kinds are those that the plugin reads.
 func kinds(scheme *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
+	return errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
 }
 
 // names completes names of VMs, by their Ports.

@@ -78,7 +78,7 @@ type request struct {
 
 // diagnose looks, looks again if something differs, and tells.
 func (c cluster) diagnose(ctx context.Context, r request) error {
-	f, err := c.look(ctx, c.system, r.ask, time.Now())
+	f, err := c.look(ctx, r.ask, time.Now())
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (c cluster) diagnose(ctx context.Context, r request) error {
 			return ctx.Err()
 		case <-time.After(again):
 		}
-		if f, err = c.look(ctx, c.system, r.ask, time.Now()); err != nil {
+		if f, err = c.look(ctx, r.ask, time.Now()); err != nil {
 			return err
 		}
 		d = lasting(d, examine(f))
@@ -146,7 +146,9 @@ func lasting(first, second diagnosis) diagnosis {
 	out := diagnosis{Time: second.Time}
 	for i, l := range second.Checks {
 		found := func(of diagnosis) bool {
-			return slices.ContainsFunc(of.Checks, func(have line) bool { return have.Check == l.Check && have.Grade == l.Grade && have.Finding == l.Finding })
+			return slices.ContainsFunc(of.Checks, func(have line) bool {
+				return have.Check == l.Check && have.Grade == l.Grade && have.Finding == l.Finding
+			})
 		}
 		if l.Grade == fine || found(first) {
 			out.Checks = append(out.Checks, l)

@@ -29,6 +29,11 @@ const (
 // asker runs a program that reads nothing in a container of a pod of Godwit's, and returns what it wrote; what it wrote to stderr is in the error.
 type asker func(ctx context.Context, pod, container string, args ...string) (string, error)
 
+// ask implements asker.
+func (c cluster) ask(ctx context.Context, pod, name string, args ...string) (string, error) {
+	return output(ctx, c.containers, container{pod: client.ObjectKey{Namespace: c.system, Name: pod}, name: name}, args...)
+}
+
 // reading collects facts. Safe for concurrent use once the API was read.
 type reading struct {
 	cluster
@@ -38,8 +43,8 @@ type reading struct {
 }
 
 // look reads everything. The error is of what nothing can be said without: the API.
-func (c cluster) look(ctx context.Context, system string, ask asker, now time.Time) (*facts, error) {
-	r := &reading{cluster: c, ask: ask, facts: facts{now: now, system: system, certificates: map[string]time.Time{}, switches: map[string]switchOf{}}}
+func (c cluster) look(ctx context.Context, ask asker, now time.Time) (*facts, error) {
+	r := &reading{cluster: c, ask: ask, facts: facts{now: now, system: c.system, certificates: map[string]time.Time{}, switches: map[string]switchOf{}}}
 	if err := r.readAPI(ctx); err != nil {
 		return nil, err
 	}
@@ -49,7 +54,7 @@ func (c cluster) look(ctx context.Context, system string, ask asker, now time.Ti
 		return &r.facts, nil
 	}
 	r.ovn = true
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // its parts note what they cannot read, and go on
 	g.SetLimit(askAtOnce)
 	for _, p := range central {
 		for kind := range databaseNames() {
@@ -182,10 +187,15 @@ func (r *reading) readSwitch(ctx context.Context, p *corev1.Pod) {
 func (r *reading) askController(ctx context.Context, pod string) string {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if _, err := r.ask(ctx, pod, "ovn-controller", "/usr/bin/godwit-ovn", "probe", "controller"); err != nil {
-		return err.Error()
+	_, err := r.ask(ctx, pod, "ovn-controller", "/usr/bin/godwit-ovn", "probe", "controller")
+	var exit *ExitError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &exit) && exit.stderr != "":
+		return strings.TrimPrefix(exit.stderr, "godwit-ovn: ")
 	}
-	return ""
+	return err.Error()
 }
 
 // readDatabases reads the tables of both where they are led, or else anywhere.

@@ -294,7 +294,7 @@ func (f *facts) databases() (well string, wrong []verdict) {
 	want := len(f.component("ovn-central"))
 	var said []string
 	for _, name := range slices.Sorted(maps.Keys(by)) {
-		leader, faults := cluster1(name, by[name], want)
+		leader, faults := raftOf(name, by[name], want)
 		wrong = append(wrong, faults...)
 		said = append(said, fmt.Sprintf("%s is led by %s", name, leader))
 	}
@@ -304,12 +304,12 @@ func (f *facts) databases() (well string, wrong []verdict) {
 	return fmt.Sprintf("%s; all %d members know it", strings.Join(said, ", "), want), wrong
 }
 
-// cluster1 is one database's.
-func cluster1(name string, members []member, want int) (leader string, wrong []verdict) {
+// raftOf looks at one database's.
+func raftOf(name string, members []member, want int) (leader string, wrong []verdict) {
 	for _, m := range members {
 		switch {
 		case !m.joined:
-			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s has not joined its cluster", name, m.pod), "the log of its containers " + strings.ToLower(name[4:5]) + "b and members; are raft's ports (6643, 6644) open between the nodes?"})
+			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s has not joined its cluster", name, m.pod), "the logs of the pod's containers; are raft's ports (6643, 6644) open between the nodes?"})
 		case !m.led:
 			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s knows no leader", name, m.pod), "docs/runbooks.md, GodwitRaftWithoutLeader"})
 		}

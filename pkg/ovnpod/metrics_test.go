@@ -21,7 +21,7 @@ import (
 // answering serves a control socket that knows some commands.
 func answering(t *testing.T, socket string, says map[string]string) {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,8 +35,10 @@ func Call(ctx context.Context, socket, method string, params, result any) error 
 		Result json.RawMessage `json:"result"`
 		Error  json.RawMessage `json:"error"`
 	}
-	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
-		return errors.Join(err, ctx.Err())
+	if err := json.NewDecoder(conn).Decode(&answer); ctx.Err() != nil {
+		return fmt.Errorf("it does not answer: %w", ctx.Err())
+	} else if err != nil {
+		return err
 	}
 	if len(answer.Error) > 0 && string(answer.Error) != "null" {
 		var text string

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// ErrNoSocket: a daemon has no control socket. It does not run, or its directory is not mounted.
+// ErrNoSocket says that a daemon has no control socket.
 var ErrNoSocket = errors.New("it does not run, or its directory is not mounted")
 
 // Ask puts a question to a daemon of OVN or Open vSwitch by its control socket, as ovs-appctl(8) does. The socket's name has the daemon's process number, so a pattern

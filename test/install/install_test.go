@@ -44,6 +44,8 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("ObserveDaemons", func(t *testing.T) { daemonsTell(t, l) })
+	t.Run("KubectlDiagnose", func(t *testing.T) { diagnosed(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
