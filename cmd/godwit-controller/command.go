@@ -59,6 +59,7 @@ northbound database. Run any number of it: one leads, the others take over withi
 	f.StringVar(&c.HealthAddress, "health-address", c.HealthAddress, "HOST:PORT of /healthz and /readyz; 0 for none")
 	f.IntVar(&c.PodWorkers, "pod-workers", c.PodWorkers, "pods that are reconciled at once")
 	f.IntVar(&c.KeepMigrations, "keep-migrations", c.KeepMigrations, "PortMigrations that are over to keep of each VM")
+	f.StringVar(&c.OTLPEndpoint, "otlp-endpoint", "", "http://HOST:PORT of an OTLP receiver (its HTTP port, usually 4318), for a trace of each live migration; none if empty")
 	f.BoolVar(&c.HandoverRules, "handover-rules", c.HandoverRules, "let TCP connections of a migrating VM that NetworkPolicies isolate go on where it arrives; new connections are judged by policy in any case")
 	f.DurationVar(&c.HandoverGrace, "handover-grace", c.HandoverGrace, "for how long after a migration TCP segments of connections that are not known yet are taken for such")
 	f.BoolVar(&c.Services, "services", c.Services, "balance what pods send to Services; off where kube-proxy or another does, and then off for godwit-agent too")

@@ -49,6 +49,8 @@ type Config struct {
 	PodWorkers int
 	// KeepMigrations is how many PortMigrations that are over are kept of each VM.
 	KeepMigrations int
+	// OTLPEndpoint is where the leader sends a trace of each migration, http://HOST:PORT of an OTLP receiver; empty: nowhere.
+	OTLPEndpoint string
 	// HandoverRules lets the connections of a VM that migrates, and that NetworkPolicies isolate, go on where it arrives; HandoverGrace is for how long after it did.
 	HandoverRules bool
 	HandoverGrace time.Duration
@@ -113,6 +115,9 @@ func (c Config) Validate() error {
 	}
 	if c.PodWorkers < 1 {
 		errs = append(errs, fmt.Errorf("--pod-workers %d: want at least 1", c.PodWorkers))
+	}
+	if _, err := newTracer(c.OTLPEndpoint, c.Logger); err != nil {
+		errs = append(errs, err)
 	}
 	if c.KeepMigrations < 1 {
 		errs = append(errs, fmt.Errorf("--keep-migrations %d: want at least 1", c.KeepMigrations))

@@ -2,7 +2,7 @@ package controller
 
 // PortMigration reconciler.
 // In:   PortMigrations, with what the agents of both sides observed.
-// Out:  status.interruption; deletes the oldest of a VM beyond those that are kept.
+// Out:  status.interruption; deletes the oldest of a VM beyond those that are kept; a trace of each that is over, if that is wanted (trace.go).
 
 import (
 	"context"
@@ -22,6 +22,9 @@ type portMigrationReconciler struct {
 	api     client.Client
 	keep    int
 	metrics *metrics
+	// traces is nil if nobody wants any.
+	traces *tracer
+	now    func() time.Time
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -31,6 +34,7 @@ func (r *portMigrationReconciler) Reconcile(ctx context.Context, req reconcile.R
 		if client.IgnoreNotFound(err) != nil {
 			return reconcile.Result{}, fmt.Errorf("read PortMigration %s: %w", req.NamespacedName, err)
 		}
+		r.traces.forget(req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
 	if d, u, ok := interruption(pm.Status); ok {
@@ -38,7 +42,7 @@ func (r *portMigrationReconciler) Reconcile(ctx context.Context, req reconcile.R
 			return reconcile.Result{}, err
 		}
 	}
-	return reconcile.Result{}, r.prune(ctx, &pm)
+	return reconcile.Result{RequeueAfter: r.traces.tell(&pm, r.now())}, r.prune(ctx, &pm)
 }
 
 // interruption is the time between the last frame on the source and the moment from which the network heard the VM on the target, with the bound

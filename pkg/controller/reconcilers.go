@@ -102,6 +102,10 @@ func addReconcilers(ctx context.Context, p parts) error {
 		return err
 	}
 	p.watchOVN(ctx, virt, vms)
+	traces, err := newTracer(p.OTLPEndpoint, p.Logger)
+	if err != nil {
+		return err
+	}
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, byClaim: byClaim, events: events, log: p.Logger}
 	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, events: events, log: p.Logger}
@@ -117,7 +121,8 @@ func addReconcilers(ctx context.Context, p parts) error {
 			Watches(&v1alpha1.Subnet{}, handler.EnqueueRequestsFromMapFunc(ports.allowing), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 			WatchesRawSource(&p.ports).WithOptions(options(vmWorkers)).Complete(ports),
 		ctrl.NewControllerManagedBy(mgr).Named("portmigration").For(&v1alpha1.PortMigration{}).WithOptions(options(1)).
-			Complete(&portMigrationReconciler{api: api, keep: p.KeepMigrations, metrics: m}),
+			Complete(&portMigrationReconciler{api: api, keep: p.KeepMigrations, metrics: m, traces: traces, now: time.Now}),
+		mgr.Add(leaderTask(traces.run)),
 		ctrl.NewControllerManagedBy(mgr).Named("subnet").For(&v1alpha1.Subnet{}).
 			Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(subnets.afterNode), readdressed()).
 			WatchesRawSource(&p.subnets).WithOptions(options(1)).Complete(subnets),
