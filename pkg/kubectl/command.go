@@ -1,4 +1,4 @@
-// Package kubectl is `kubectl ovn`: it reads the API with the rights of whoever runs it, and changes nothing.
+// Package kubectl is `kubectl ovn`: it reads the API, and asks OVN in Godwit's pods, with the rights of whoever runs it. It changes nothing by itself.
 package kubectl
 
 import (
@@ -24,7 +24,7 @@ func Command(version string) *cobra.Command {
 		Use: "kubectl-ovn", Version: version, SilenceUsage: true,
 		Short: "What the network knows of VMs, and did to them",
 		Long: `kubectl ovn reads what Godwit's controller and agents have written down: the ports of VMs, and how each live migration went.
-It reads the API with your own rights and changes nothing.`,
+It reads the API with your own rights, and asks OVN and Open vSwitch where they run as Godwit's pods. It changes nothing by itself.`,
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl ovn"},
 	}
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
@@ -34,6 +34,7 @@ It reads the API with your own rights and changes nothing.`,
 	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
 	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.diagnoseCommand())
+	root.AddCommand(s.passCommands()...)
 	return root
 }
 

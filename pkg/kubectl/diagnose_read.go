@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// askTimeout bounds one program in a container.
-	askTimeout = 20 * time.Second
+	// containerTimeout bounds one program in a container.
+	containerTimeout = 20 * time.Second
 	// askAtOnce is how many programs run at once: the API server carries each.
 	askAtOnce = 8
 )
@@ -141,7 +141,7 @@ func (r *reading) readCertificate(ctx context.Context, name string) {
 }
 
 func (r *reading) question(ctx context.Context, pod, container string, args ...string) (string, bool) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
 	defer cancel()
 	said, err := r.ask(ctx, pod, container, args...)
 	if err != nil {
@@ -185,7 +185,7 @@ func (r *reading) readSwitch(ctx context.Context, p *corev1.Pod) {
 
 // askController says why an ovn-controller is not well, empty if it is.
 func (r *reading) askController(ctx context.Context, pod string) string {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
 	defer cancel()
 	_, err := r.ask(ctx, pod, "ovn-controller", "/usr/bin/godwit-ovn", "probe", "controller")
 	var exit *ExitError
@@ -202,7 +202,7 @@ func (r *reading) askController(ctx context.Context, pod string) string {
 func (r *reading) readDatabases(ctx context.Context) {
 	at := map[string]string{}
 	for _, m := range r.members {
-		if at[m.database] == "" || m.leads {
+		if at[m.database] == "" || m.Leads() {
 			at[m.database] = m.pod
 		}
 	}

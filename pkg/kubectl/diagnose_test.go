@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 func recording(t *testing.T, name string) string {
@@ -201,21 +202,21 @@ func TestDiagnoseFaults(t *testing.T) {
 		"database without a leader": {func(f *facts) {
 			for i := range f.members {
 				if m := &f.members[i]; m.database == "OVN_Southbound" {
-					m.leads, m.led = false, false
+					m.Role, m.Leader = "candidate", "unknown"
 				}
 			}
 		}, []string{"fail databases: OVN_Southbound at ovn-central-0 knows no leader", "fail databases: OVN_Southbound at ovn-central-1", "fail databases: OVN_Southbound at ovn-central-2",
 			"fail databases: OVN_Southbound has no leader: nobody can write to it → docs/runbooks.md, GodwitRaftWithoutLeader"}},
 		"two leaders": {func(f *facts) {
-			f.members[1].leads, f.members[1].servers, f.members[1].database = true, f.members[0].servers, f.members[0].database
+			f.members[1].Role, f.members[1].Servers, f.members[1].database = "leader", f.members[0].Servers, f.members[0].database
 		}, []string{"fail databases: OVN_", "*"}},
-		"member not joined": {func(f *facts) { f.members[0].joined = false }, []string{"fail databases: OVN_"}},
+		"member not joined": {func(f *facts) { f.members[0].Member = false }, []string{"fail databases: OVN_"}},
 		"member away": {func(f *facts) {
 			for i := range f.members {
-				if f.members[i].leads {
-					f.members[i].servers = append([]peer(nil), f.members[i].servers...)
-					for j := range f.members[i].servers {
-						f.members[i].servers[j].silent = time.Minute // of itself too, which says nothing
+				if f.members[i].Leads() {
+					f.members[i].Servers = append([]raft.Server(nil), f.members[i].Servers...)
+					for j := range f.members[i].Servers {
+						f.members[i].Servers[j].Silent = time.Minute // of itself too, which says nothing
 					}
 					return
 				}

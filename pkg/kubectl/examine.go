@@ -308,20 +308,20 @@ func (f *facts) databases() (well string, wrong []verdict) {
 func raftOf(name string, members []member, want int) (leader string, wrong []verdict) {
 	for _, m := range members {
 		switch {
-		case !m.joined:
+		case !m.Member:
 			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s has not joined its cluster", name, m.pod), "the logs of the pod's containers; are raft's ports (6643, 6644) open between the nodes?"})
-		case !m.led:
+		case !m.led():
 			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s knows no leader", name, m.pod), "docs/runbooks.md, GodwitRaftWithoutLeader"})
 		}
-		if m.leads {
+		if m.Leads() {
 			if leader != "" {
 				wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s is led by %s and by %s", name, leader, m.pod), "members are cut off from one another: are raft's ports (6643, 6644) open between the nodes?"})
 			}
 			leader = m.pod
 			wrong = append(wrong, silentPeers(name, m)...)
 		}
-		if m.joined && len(m.servers) != want {
-			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has %d members by %s, and %d pods", name, len(m.servers), m.pod, want), "container members removes those that are gone, and says so in its log; kubectl ovn db status"})
+		if m.Member && len(m.Servers) != want {
+			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has %d members by %s, and %d pods", name, len(m.Servers), m.pod, want), "container members removes those that are gone, and says so in its log; kubectl ovn db status"})
 		}
 	}
 	if leader == "" {
@@ -332,9 +332,9 @@ func raftOf(name string, members []member, want int) (leader string, wrong []ver
 
 func silentPeers(name string, leader member) []verdict {
 	var wrong []verdict
-	for _, p := range leader.servers {
-		if !p.self && p.silent > silentLimit {
-			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has not heard of its member %s for %s", name, p.address, p.silent.Round(time.Second)), "docs/runbooks.md, GodwitRaftMemberAway"})
+	for _, p := range leader.Servers {
+		if !p.Self && p.Silent > silentLimit {
+			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has not heard of its member %s for %s", name, p.Address, p.Silent.Round(time.Second)), "docs/runbooks.md, GodwitRaftMemberAway"})
 		}
 	}
 	return wrong

@@ -1,7 +1,6 @@
 package kubectl
 
 import (
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 // facts are what all parts of a cluster say of themselves and of each other. The checks compare them.
@@ -74,57 +74,17 @@ func (p logicalPort) asked() []string {
 // member is one of a database's cluster, by what it says itself.
 type member struct {
 	pod, database string
-	// joined: it belongs to the cluster; leads it; led: it knows a leader.
-	joined, leads, led bool
-	term               int
-	servers            []peer
+	raft.Status
 	// raw is what it said.
 	raw string
 }
 
-// peer is a member as another sees it.
-type peer struct {
-	address string
-	self    bool
-	// silent is for how long nothing was heard of it; negative: not known.
-	silent time.Duration
-}
-
-var (
-	peerLine = regexp.MustCompile(`^\s+[0-9a-f]{4,} \([0-9a-f]+ at ([^)]*)\)(.*)$`)
-	heard    = regexp.MustCompile(`last msg (\d+) ms ago`)
-)
-
-// parseMember reads the text of cluster/status (ovsdb-server(1)).
 func parseMember(pod, database, said string) member {
-	m := member{pod: pod, database: database, raw: said}
-	for line := range strings.Lines(said) {
-		line = strings.TrimRight(line, "\n")
-		key, value, _ := strings.Cut(line, ": ")
-		switch key {
-		case "Status":
-			m.joined = value == "cluster member"
-		case "Role":
-			m.leads = value == "leader"
-		case "Leader":
-			m.led = value != "unknown"
-		case "Term":
-			if n, err := strconv.Atoi(value); err == nil {
-				m.term = n
-			}
-		}
-		if found := peerLine.FindStringSubmatch(line); found != nil {
-			p := peer{address: found[1], self: strings.Contains(found[2], "(self)"), silent: -1}
-			if ms := heard.FindStringSubmatch(found[2]); ms != nil {
-				if n, err := strconv.Atoi(ms[1]); err == nil {
-					p.silent = time.Duration(n) * time.Millisecond
-				}
-			}
-			m.servers = append(m.servers, p)
-		}
-	}
-	return m
+	return member{pod: pod, database: database, Status: raft.Parse(said), raw: said}
 }
+
+// led: it knows a leader.
+func (m member) led() bool { return m.Leader != "" && m.Leader != "unknown" }
 
 // switchOf is a node's Open vSwitch.
 type switchOf struct {

@@ -1,15 +1,12 @@
 package ovnpod
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"regexp"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 // server is a member as the leader sees it.
@@ -48,54 +45,14 @@ func (d Database) status(ctx context.Context) (Status, error) {
 	return parseStatus(said), nil
 }
 
-var (
-	identity   = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
-	serverRow  = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)
-	matchIndex = regexp.MustCompile(`match_index=(\d+)`)
-	lastHeard  = regexp.MustCompile(`last msg (\d+) ms ago`)
-)
-
-// parseStatus reads the text of cluster/status (ovsdb/raft.c, raft_unixctl_status).
 func parseStatus(said string) Status {
-	var s Status
-	for sc := bufio.NewScanner(strings.NewReader(said)); sc.Scan(); {
-		line := sc.Text()
-		key, value, _ := strings.Cut(line, ": ")
-		switch key {
-		case "Cluster ID":
-			s.Cluster = firstMatch(identity, value)
-		case "Server ID":
-			s.Server = firstMatch(identity, value)
-		case "Status":
-			s.Member = value == "cluster member"
-		case "Role":
-			s.Leader = value == "leader"
-		case "Leader":
-			s.Led = value != "unknown"
-		case "Term":
-			s.Term, _ = strconv.Atoi(value)
-		case "Log":
-			_, _ = fmt.Sscanf(value, "[%d, %d]", &s.First, &s.End) // as the others: 0 for what is none
-		case "Entries not yet committed":
-			s.Uncommitted, _ = strconv.Atoi(value)
-		case "Entries not yet applied":
-			s.Unapplied, _ = strconv.Atoi(value)
-		}
-		if m := serverRow.FindStringSubmatch(line); m != nil {
-			one := server{ID: m[1], Address: m[2], Self: strings.Contains(m[3], "(self)"), Silent: -1}
-			if ms, err := strconv.Atoi(firstMatch(lastHeard, m[3])); err == nil {
-				one.Silent = time.Duration(ms) * time.Millisecond
-			}
-			one.Match, _ = strconv.Atoi(firstMatch(matchIndex, m[3]))
-			s.servers = append(s.servers, one)
-		}
+	r := raft.Parse(said)
+	s := Status{
+		Cluster: r.Cluster, Server: r.Server, Member: r.Member, Leader: r.Leads(), Led: r.Leader != "" && r.Leader != "unknown", Term: r.Term,
+		First: r.First, End: r.End, Uncommitted: r.Uncommitted, Unapplied: r.Unapplied,
+	}
+	for _, one := range r.Servers {
+		s.servers = append(s.servers, server(one))
 	}
 	return s
-}
-
-func firstMatch(re *regexp.Regexp, text string) string {
-	if m := re.FindStringSubmatch(text); m != nil {
-		return m[1]
-	}
-	return ""
 }
