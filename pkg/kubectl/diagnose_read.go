@@ -19,12 +19,8 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
 
-const (
-	// containerTimeout bounds one program in a container.
-	containerTimeout = 20 * time.Second
-	// askAtOnce is how many programs run at once: the API server carries each.
-	askAtOnce = 8
-)
+// askAtOnce is how many programs run at once: the API server carries each.
+const askAtOnce = 8
 
 // asker runs a program that reads nothing in a container of a pod of Godwit's, and returns what it wrote; what it wrote to stderr is in the error.
 type asker func(ctx context.Context, pod, container string, args ...string) (string, error)
@@ -141,7 +137,7 @@ func (r *reading) readCertificate(ctx context.Context, name string) {
 }
 
 func (r *reading) question(ctx context.Context, pod, container string, args ...string) (string, bool) {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	said, err := r.ask(ctx, pod, container, args...)
 	if err != nil {
@@ -185,7 +181,7 @@ func (r *reading) readSwitch(ctx context.Context, p *corev1.Pod) {
 
 // askController says why an ovn-controller is not well, empty if it is.
 func (r *reading) askController(ctx context.Context, pod string) string {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	_, err := r.ask(ctx, pod, "ovn-controller", "/usr/bin/godwit-ovn", "probe", "controller")
 	var exit *ExitError
