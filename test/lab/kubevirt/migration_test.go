@@ -58,6 +58,7 @@ func TestStandIn(t *testing.T) {
 		{"paused", paused},
 		{"forgotten", forgotten},
 		{"virtual machine", virtualMachine},
+		{"NIC plugged and unplugged", nicPlugged},
 		{"restart of the stand-in", restart},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, e.in(t)) })
