@@ -47,11 +47,12 @@ func (l *launcher) place(network string) (*qemu, int, plumb.Port, error) {
 	return l.qemu, i, l.ports[i], nil
 }
 
-func (l *launcher) setPlugged(i int, plugged bool) {
+// turned: the NIC in a place was given to the VM, or taken from it.
+func (l *launcher) turned(i int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ports = slices.Clone(l.ports)
-	l.ports[i].Plugged = plugged
+	l.ports[i].Plugged = !l.ports[i].Plugged
 }
 
 // plug gives the VM a NIC.
@@ -68,7 +69,7 @@ func (l *launcher) plug(ctx context.Context, network string) (any, error) {
 	if err := q.monitor(ctx, "device_add "+device(i, p)); err != nil {
 		return nil, errors.Join(err, q.monitor(ctx, "netdev_del "+backendName(i)))
 	}
-	l.setPlugged(i, true)
+	l.turned(i)
 	l.config.Log.Info("plugged", "network", network)
 	return nil, nil
 }
@@ -103,7 +104,7 @@ func (l *launcher) unplug(ctx context.Context, network string) (any, error) {
 	if err := q.monitor(ctx, "netdev_del "+backendName(i)); err != nil {
 		return nil, err
 	}
-	l.setPlugged(i, false)
+	l.turned(i)
 	l.config.Log.Info("unplugged", "network", network)
 	return nil, nil
 }

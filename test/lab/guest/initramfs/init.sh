@@ -23,7 +23,10 @@ done
 # Those that come later, and go.
 uevent /bin/nic &
 
-traffic serve -second 8081 -desk 8008 &
+{
+	traffic serve -second 8081 -desk 8008
+	echo "lab: traffic has ended with status $?" # what it says itself, and what the kernel says of it, is before this
+} &
 
 # The power button, by ACPI.
 acpid -d -f >/dev/null 2>&1 &
