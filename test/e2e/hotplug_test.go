@@ -69,7 +69,7 @@ func TestLifecycleHotplug(t *testing.T) {
 	}
 	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
 		if err := cluster.api.Get(ctx, client.ObjectKeyFromObject(port), port); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("the NIC is unplugged, and its Port is there: %+v (%v)", port.Status, err)
+			return fmt.Errorf("the NIC is unplugged, and its Port is there: %+v (%w)", port.Status, err)
 		}
 		row, err := cluster.nb.Port(ctx, ident.VMPort(ns, "plugs", "blue"))
 		if err == nil && row != nil {
