@@ -217,6 +217,8 @@ func targetEndsLate(t *testing.T, e *env) {
 func targetEndsAfterItRan(t *testing.T, e *env) { e.failing(t, FaultTargetResumed, kubevirtv1.Running) }
 
 func sourceCrashes(t *testing.T, e *env) {
+	defer func(usual time.Duration) { e.launchers.copying = usual }(e.launchers.copying)
+	e.launchers.copying = 10 * time.Second // it crashes meanwhile, however busy the machine is
 	e.failing(t, FaultSourceCrash, kubevirtv1.Failed)
 	eventually(t, "without launchers", func() bool {
 		return len(e.live(t, e.awaitVMI(t, "vm1", "there", func(*kubevirtv1.VirtualMachineInstance) bool { return true }))) == 0
