@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -91,6 +92,7 @@ func (r *reading) readAPI(ctx context.Context) error {
 			return fmt.Errorf("list %s: %w", l.what, explained(err))
 		}
 	}
+	nodes.Items = slices.DeleteFunc(nodes.Items, func(n corev1.Node) bool { return n.Status.NodeInfo.OperatingSystem == "windows" }) // Godwit is for Linux
 	r.nodes, r.pods, r.ports, r.moves = nodes.Items, pods.Items, ports.Items, moves.Items
 	var config corev1.ConfigMap
 	if r.get(ctx, "godwit-config", &config) {

@@ -155,6 +155,7 @@ func TestDiagnoseFaults(t *testing.T) {
 			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
 		}, []string{"fail components: pod godwit-agent-ckdht of agent on node2 is not ready: container agent: CrashLoopBackOff → kubectl -n godwit-system describe pod godwit-agent-ckdht"}},
 		"pod missing": {func(f *facts) { component(f, "ovn-controller").Status.Phase = corev1.PodFailed }, []string{"fail components: node node3 has no pod of ovn-controller → kubectl -n godwit-system get pods"}},
+		"node down":   {func(f *facts) { f.nodes[2].Status.Conditions = nil }, []string{"fail components: node node3 is not Ready → kubectl describe node node3"}},
 		"no controller": {func(f *facts) {
 			for _, p := range f.component("controller") {
 				p.Status.Phase = corev1.PodFailed

@@ -78,6 +78,11 @@ func (f *facts) components() (well string, wrong []verdict) {
 		}
 	}
 	for i := range f.nodes {
+		if !slices.ContainsFunc(f.nodes[i].Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			wrong = append(wrong, verdict{stuck, fmt.Sprintf("node %s is not Ready", f.nodes[i].Name), "kubectl describe node " + f.nodes[i].Name + " says why; a node that is dead is fenced before its VMs start elsewhere (docs/maintenance.md)"})
+		}
 		for _, name := range f.everywhere() {
 			if !slices.ContainsFunc(f.component(name), func(p *corev1.Pod) bool { return p.Spec.NodeName == f.nodes[i].Name }) {
 				wrong = append(wrong, verdict{stuck, fmt.Sprintf("node %s has no pod of %s", f.nodes[i].Name, name),
