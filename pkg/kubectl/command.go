@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
@@ -27,13 +26,14 @@ func Command(version string) *cobra.Command {
 It reads the API with your own rights, and asks OVN and Open vSwitch where they run as Godwit's pods. It changes nothing by itself.`,
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl ovn"},
 	}
+	root.AddCommand(s.diagnoseCommand())
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	flags := root.PersistentFlags()
 	flags.StringVar(&rules.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig file; as kubectl's if empty")
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
 	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
-	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.diagnoseCommand())
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand())
 	root.AddCommand(s.passCommands()...)
 	return root
 }
@@ -76,7 +76,7 @@ func (s *session) connect() (cluster, error) {
 
 // kinds are those that the plugin reads.
 func kinds(scheme *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
+	return errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
 }
 
 // names completes names of VMs, by their Ports.

@@ -41,6 +41,9 @@ type reading struct {
 
 // look reads everything. The error is of what nothing can be said without: the API.
 func (c cluster) look(ctx context.Context, ask asker, now time.Time) (*facts, error) {
+	if err := coordinationv1.AddToScheme(c.api.Scheme()); err != nil { // no other command reads Leases
+		return nil, err
+	}
 	r := &reading{cluster: c, ask: ask, facts: facts{now: now, system: c.system, certificates: map[string]time.Time{}, switches: map[string]switchOf{}}}
 	if err := r.readAPI(ctx); err != nil {
 		return nil, err
@@ -219,7 +222,7 @@ func (r *reading) readDatabases(ctx context.Context) {
 	}
 }
 
-func (r *reading) tables(ctx context.Context, pod, container string, want int, args ...string) ([][]row, bool) {
+func (r *reading) tables(ctx context.Context, pod, container string, want int, args ...string) ([][]dbRow, bool) {
 	said, ok := r.question(ctx, pod, container, args...)
 	if !ok {
 		return nil, false

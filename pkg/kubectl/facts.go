@@ -107,7 +107,7 @@ type netInterface struct {
 }
 
 // readInterfaces are those of a table Interface.
-func readInterfaces(rows []row) []netInterface {
+func readInterfaces(rows []dbRow) []netInterface {
 	number := func(text string) int {
 		n, err := strconv.Atoi(text)
 		if err != nil {
@@ -127,7 +127,7 @@ func readInterfaces(rows []row) []netInterface {
 }
 
 // readRows are a table Logical_Switch_Port's, without those of routers.
-func readRows(rows []row) map[string]logicalPort {
+func readRows(rows []dbRow) map[string]logicalPort {
 	out := map[string]logicalPort{}
 	for _, r := range rows {
 		out[r.text("name")] = logicalPort{kind: r.text("type"), addresses: r.all("addresses"), options: r.pairs("options")}
@@ -136,7 +136,7 @@ func readRows(rows []row) map[string]logicalPort {
 }
 
 // readSouth are the tables Chassis, Encap and Port_Binding.
-func readSouth(hosts, encaps, ports []row) ([]chassis, map[string]binding) {
+func readSouth(hosts, encaps, ports []dbRow) ([]chassis, map[string]binding) {
 	ends, names := map[string]string{}, map[string]string{}
 	for _, e := range encaps {
 		ends[e.text("_uuid")] = e.text("ip")

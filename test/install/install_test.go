@@ -39,13 +39,13 @@ func TestInstall(t *testing.T) {
 		t.FailNow() // what follows would fail for the same reason
 	}
 	t.Run("NothingRunsOutsideOfPods", func(t *testing.T) { nothingOutside(t, l) })
+	t.Run("ObserveDaemons", func(t *testing.T) { daemonsTell(t, l) })
+	t.Run("KubectlDiagnose", func(t *testing.T) { diagnosed(t, l, client) })
 	t.Run("PodsReachEachOther", func(t *testing.T) {
 		if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 6); err != nil {
 			t.Fatal(err)
 		}
 	})
-	t.Run("ObserveDaemons", func(t *testing.T) { daemonsTell(t, l) })
-	t.Run("KubectlDiagnose", func(t *testing.T) { diagnosed(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })

@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// row is one of a table of OVN's or Open vSwitch's databases, as ovn-nbctl, ovn-sbctl and ovs-vsctl print it with --format=json: the values of its columns are those of
+// dbRow is one of a table of OVN's or Open vSwitch's databases, as ovn-nbctl, ovn-sbctl and ovs-vsctl print it with --format=json: the values of its columns are those of
 // RFC 7047, section 5.1.
-type row map[string]any
+type dbRow map[string]any
 
 // parseTables reads what list commands printed, one table after another.
-func parseTables(text string) ([][]row, error) {
-	var out [][]row
+func parseTables(text string) ([][]dbRow, error) {
+	var out [][]dbRow
 	for dec := json.NewDecoder(strings.NewReader(text)); ; {
 		var table struct {
 			Headings []string `json:"headings"`
@@ -26,12 +26,12 @@ func parseTables(text string) ([][]row, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read a table of a database: %w", err)
 		}
-		rows := []row{}
+		rows := []dbRow{}
 		for _, values := range table.Data {
 			if len(values) != len(table.Headings) {
 				return nil, fmt.Errorf("read a table of a database: a row has %d values, the table %d columns", len(values), len(table.Headings))
 			}
-			r := row{}
+			r := dbRow{}
 			for i, v := range values {
 				r[table.Headings[i]] = v
 			}
@@ -42,7 +42,7 @@ func parseTables(text string) ([][]row, error) {
 }
 
 // all are the atoms of a column: none of an empty set, and of a value that is no set, one.
-func (r row) all(column string) []string {
+func (r dbRow) all(column string) []string {
 	list, ok := r[column].([]any)
 	if !ok {
 		if r[column] == nil {
@@ -62,18 +62,18 @@ func (r row) all(column string) []string {
 	}
 	var out []string
 	for _, m := range members {
-		out = append(out, row{"": m}.all("")...)
+		out = append(out, dbRow{"": m}.all("")...)
 	}
 	return out
 }
 
 // text is a column with at most one atom, empty without.
-func (r row) text(column string) string {
+func (r dbRow) text(column string) string {
 	return strings.Join(r.all(column), " ")
 }
 
 // pairs are those of a map.
-func (r row) pairs(column string) map[string]string {
+func (r dbRow) pairs(column string) map[string]string {
 	out := map[string]string{}
 	list, ok := r[column].([]any)
 	if !ok || len(list) != 2 || list[0] != "map" {
