@@ -41,9 +41,6 @@ type reading struct {
 
 // look reads everything. The error is of what nothing can be said without: the API.
 func (c cluster) look(ctx context.Context, ask asker, now time.Time) (*facts, error) {
-	if err := coordinationv1.AddToScheme(c.api.Scheme()); err != nil { // no other command reads Leases
-		return nil, err
-	}
 	r := &reading{cluster: c, ask: ask, facts: facts{now: now, system: c.system, certificates: map[string]time.Time{}, switches: map[string]switchOf{}}}
 	if err := r.readAPI(ctx); err != nil {
 		return nil, err
