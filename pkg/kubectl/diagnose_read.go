@@ -207,7 +207,7 @@ func (r *reading) readDatabases(ctx context.Context) {
 	if pod := at["OVN_Northbound"]; pod != "" {
 		tables, ok := r.tables(ctx, pod, "nb", 1, "ovn-nbctl", "--timeout=15", "--no-leader-only", "--format=json", "--columns=name,type,addresses,options", "list", "Logical_Switch_Port")
 		if ok {
-			r.rows = readRows(tables[0])
+			r.facts.rows = readRows(tables[0])
 		}
 	}
 	if pod := at["OVN_Southbound"]; pod != "" {

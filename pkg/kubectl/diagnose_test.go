@@ -20,7 +20,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
-func recording(t *testing.T, name string) string {
+func fromLab(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "diagnose", name))
 	if err != nil {
@@ -33,7 +33,7 @@ func recording(t *testing.T, name string) string {
 func recordedObjects(t *testing.T) []client.Object {
 	t.Helper()
 	var raw []json.RawMessage
-	if err := json.Unmarshal([]byte(recording(t, "api.json")), &raw); err != nil {
+	if err := json.Unmarshal([]byte(fromLab(t, "api.json")), &raw); err != nil {
 		t.Fatal(err)
 	}
 	var out []client.Object
@@ -57,13 +57,13 @@ func recordedDaemons(t *testing.T) asker {
 	return func(_ context.Context, pod, container string, args ...string) (string, error) {
 		switch {
 		case args[0] == "ovs-appctl" && strings.HasPrefix(pod, "ovn-central-"):
-			return recording(t, pod+"-"+container+".txt"), nil
+			return fromLab(t, pod+"-"+container+".txt"), nil
 		case args[0] == "ovn-nbctl" && container == "nb":
-			return recording(t, "nb.txt"), nil
+			return fromLab(t, "nb.txt"), nil
 		case args[0] == "ovn-sbctl" && container == "sb":
-			return recording(t, "sb.txt"), nil
+			return fromLab(t, "sb.txt"), nil
 		case args[0] == "ovs-vsctl" && container == "vswitchd":
-			return recording(t, pod+".txt"), nil
+			return fromLab(t, pod+".txt"), nil
 		case args[0] == "/usr/bin/godwit-ovn" && container == "ovn-controller":
 			return "", nil
 		}
