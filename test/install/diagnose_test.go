@@ -67,7 +67,7 @@ func daemonsTell(t *testing.T, l *lab.Lab) {
 // diagnose runs kubectl ovn diagnose as an operator does.
 func diagnose(ctx context.Context, l *lab.Lab) (string, error) {
 	var out strings.Builder
-	cmd := plugin.Command("test")
+	cmd := plugin.Command("test") //nolint:contextcheck // it is given to ExecuteContext
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
 	cmd.SetArgs([]string{"--kubeconfig", l.Kubeconfig(), "diagnose"})
