@@ -126,9 +126,9 @@ func ruleText(rule string) string {
 }
 
 // drops says whether the packet ends in the leg.
-func (l *leg) drops() bool {
-	n := len(l.flows)
-	return n > 0 && len(l.flows[n-1].actions) > 0 && l.flows[n-1].actions[len(l.flows[n-1].actions)-1] == "drop;"
+func (p *leg) drops() bool {
+	n := len(p.flows)
+	return n > 0 && len(p.flows[n-1].actions) > 0 && p.flows[n-1].actions[len(p.flows[n-1].actions)-1] == "drop;"
 }
 
 // isolated is the end that NetworkPolicies isolate where the packet was dropped for want of one that permits it, and in which direction.
