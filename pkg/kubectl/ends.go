@@ -33,9 +33,15 @@ type end struct {
 	service *corev1.Service
 }
 
+// Lengths of addresses by family, in bits.
+const (
+	bitsIPv4 = 32
+	bitsIPv6 = 128
+)
+
 // address is that of a family.
-func (e end) address(six bool) (netip.Prefix, bool) {
-	i := slices.IndexFunc(e.addresses, func(p netip.Prefix) bool { return p.Addr().Is6() == six })
+func (e end) address(bits int) (netip.Prefix, bool) {
+	i := slices.IndexFunc(e.addresses, func(p netip.Prefix) bool { return p.Addr().BitLen() == bits })
 	if i < 0 {
 		return netip.Prefix{}, false
 	}

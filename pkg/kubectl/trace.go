@@ -111,17 +111,9 @@ func connection(from, to end, args []string, f traceFlags) (microflow, error) {
 	if from.port == "" {
 		return m, fmt.Errorf("%s is neither a pod nor a VM: a packet is traced from one of these", from.name)
 	}
-	six := f.six
-	if _, ok := to.address(false); !f.four && !ok {
-		six = true
-	}
-	if _, ok := from.address(false); !f.four && !ok {
-		six = true
-	}
-	src, ok := from.address(six)
-	dst, too := to.address(six)
-	if !ok || !too {
-		return m, fmt.Errorf("%s and %s have no addresses of one family, %s", from.name, to.name, map[bool]string{false: "IPv4", true: "IPv6"}[six])
+	src, dst, err := addresses(from, to, f)
+	if err != nil {
+		return m, err
 	}
 	m.src, m.dst = src.Addr(), dst.Addr()
 	m.dstMAC = to.mac
@@ -151,6 +143,21 @@ func connection(from, to end, args []string, f traceFlags) (microflow, error) {
 	}
 	m.port = uint16(port)
 	return m, nil
+}
+
+// addresses are those of both ends, of IPv4 where nothing else is asked for and both have it.
+func addresses(from, to end, f traceFlags) (src, dst netip.Prefix, err error) {
+	bits := bitsIPv4
+	_, ok := from.address(bits)
+	if _, too := to.address(bits); f.six || !f.four && (!ok || !too) {
+		bits = bitsIPv6
+	}
+	src, ok = from.address(bits)
+	dst, too := to.address(bits)
+	if !ok || !too {
+		return src, dst, fmt.Errorf("%s and %s have no addresses of one family, %s", from.name, to.name, map[int]string{bitsIPv4: "IPv4", bitsIPv6: "IPv6"}[bits])
+	}
+	return src, dst, nil
 }
 
 // vacant says whether an address is of a Subnet and nobody's: what is sent there ends in a question that nobody answers.
