@@ -128,3 +128,29 @@ func TestMicroflow(t *testing.T) {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
+
+// Who is meant by a name or an address.
+func TestFind(t *testing.T) {
+	launcher := ovnPod("virt-launcher-db1-x", "none", "node1")
+	launcher.Namespace, launcher.Labels = "shop", map[string]string{"kubevirt.io/domain": "db1"}
+	controls := true
+	launcher.OwnerReferences = []metav1.OwnerReference{{Kind: v1alpha1.KindVirtualMachineInstance, Name: "db1", Controller: &controls}}
+	c := shop(t, answers{})
+	if err := c.api.Create(t.Context(), launcher); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"db1":             "VM shop/db1 vm/shop/db1/default node1 0a:67:0a:f4:00:09 domain db1",
+		"vm:shop/db1":     "VM shop/db1 vm/shop/db1/default node1 0a:67:0a:f4:00:09 domain db1",
+		"10.244.0.9":      "VM shop/db1 vm/shop/db1/default node1 0a:67:0a:f4:00:09 domain db1",
+		"pod:api":         "pod shop/api pod/shop/api/default node2 0a:67:0a:f4:00:04 domain ",
+		"fd00:10:244::4":  "pod shop/api pod/shop/api/default node2 0a:67:0a:f4:00:04 domain ",
+		"::ffff:10.0.0.1": "10.0.0.1    domain ",
+		"10.0.0.31":       "Service shop/empty    domain ",
+	} {
+		e, err := c.find(t.Context(), text)
+		if got := fmt.Sprintf("%s %s %s %s domain %s", e.name, e.port, e.node, e.mac, e.labels["kubevirt.io/domain"]); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", text, got, err, want)
+		}
+	}
+}
