@@ -46,6 +46,7 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("KubectlAsksOVN", func(t *testing.T) { kubectlAsksOVN(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
