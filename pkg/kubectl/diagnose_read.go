@@ -64,7 +64,9 @@ func (c cluster) look(ctx context.Context, ask asker, now time.Time) (*facts, er
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	slices.SortFunc(r.members, func(a, b member) int { return strings.Compare(a.database+a.pod, b.database+b.pod) }) // they came as they answered
 	r.readDatabases(ctx)
+	slices.SortFunc(r.unread, func(a, b verdict) int { return strings.Compare(a.finding, b.finding) })
 	return &r.facts, ctx.Err()
 }
 
