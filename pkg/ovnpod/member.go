@@ -9,9 +9,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // retryInterval is the pause between attempts to read the record.
@@ -185,14 +188,27 @@ func (m Member) create(ctx context.Context, address string) error {
 	return m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster })
 }
 
-// command is the server's. Clients come from every node by the node's address, raft's members by what the file says.
+// command is the server's. Clients come from every node by the node's address, raft's members by what the file says. By TLS, the northbound database trusts administrators, and the southbound one nodes.
 func (m Member) command(host netip.Addr) []string {
 	d := m.Database
-	bind := "p" + d.Protocol + ":" + strconv.Itoa(d.Port) + ":" + bracketed(host)
-	argv := []string{
-		"ovsdb-server", "--remote=punix:" + d.Socket, "--remote=" + bind, "--unixctl=" + d.Control, "-vconsole:info", "-vsyslog:off", "-vfile:off",
+	remote, tls := "p"+d.Protocol+":"+strconv.Itoa(d.Port)+":"+bracketed(host), []string(nil)
+	if d.secure() {
+		tls = tlsArgs(m.Config.AdminTLS)
 	}
-	return append(append(argv, m.Config.Extra...), d.File)
+	if d.secure() && d.Kind == ProbeSB { // a role can be given in the database alone: Watcher does
+		remote, tls = "db:"+d.Name+",SB_Global,connections", tlsArgs(m.Config.ServerTLS)
+	}
+	argv := []string{
+		"ovsdb-server", "--remote=punix:" + d.Socket, "--remote=" + remote, "--unixctl=" + d.Control, "-vconsole:info", "-vsyslog:off", "-vfile:off",
+	}
+	return slices.Concat(argv, tls, m.Config.Extra, []string{d.File})
+}
+
+// tlsArgs are the options of all of OVN's programs. They look at the files again and again.
+func tlsArgs(dir string) []string {
+	return []string{
+		"--private-key=" + filepath.Join(dir, pki.KeyFile), "--certificate=" + filepath.Join(dir, pki.CertFile), "--ca-cert=" + filepath.Join(dir, pki.CAFile),
+	}
 }
 
 func bracketed(a netip.Addr) string {

@@ -82,7 +82,7 @@ func (w *Watcher) look(ctx context.Context) error {
 	if w.leads.IsZero() {
 		w.leads = w.Now()
 	}
-	return errors.Join(w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx))
+	return errors.Join(w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx), w.listen(ctx))
 }
 
 // record tells the API of a cluster that it does not know.

@@ -28,6 +28,9 @@ const (
 	members  = 3
 )
 
+// raftBy is how the members of a database reach one another, as cluster/status says it.
+var raftBy = map[string]string{"nb": " at ssl:", "sb": " at unix:"}
+
 // TestInstall makes a lab whose nodes have nothing of OVN, applies yamls/, and uses what comes of it.
 func TestInstall(t *testing.T) {
 	l := labOfPods(t, members)
@@ -60,7 +63,7 @@ func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.O
 func TestInstallSingle(t *testing.T) {
 	l := labOfPods(t, 2)
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
-	if err != nil || strings.Count(said, " at tcp:") != 1 || !strings.Contains(said, "Role: leader") {
+	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
 	}
 	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 4); err != nil {
@@ -137,7 +140,7 @@ func everyMemberSeesAll(t *testing.T, l *lab.Lab) {
 				if err != nil {
 					return err
 				}
-				if n := strings.Count(said, " at tcp:"); n != members || !strings.Contains(said, "Status: cluster member") || strings.Contains(said, "Leader: unknown") {
+				if n := strings.Count(said, raftBy[kind]); n != members || !strings.Contains(said, "Status: cluster member") || strings.Contains(said, "Leader: unknown") {
 					return fmt.Errorf("member %d of %s has %d servers, want %d:\n%s", pod, kind, n, members, said)
 				}
 				return nil
