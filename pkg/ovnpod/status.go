@@ -44,7 +44,7 @@ func (d Database) status(ctx context.Context) (Status, error) {
 
 var (
 	identity  = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
-	serverRow = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)
+	serverRow = regexp.MustCompile(`^\s+\S+ \(([0-9a-f]+) at ([^)]*)\)(.*)$`) // what is before the parenthesis is made of the address, if that is a unix socket
 	lastHeard = regexp.MustCompile(`last msg (\d+) ms ago`)
 )
 

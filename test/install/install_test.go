@@ -47,6 +47,7 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("NodeCertificate", func(t *testing.T) { nodeCertificate(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
@@ -241,20 +242,7 @@ func allDeleted(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 // switchStartsAgain deletes a node's Open vSwitch, as an update does: the node gets its underlay back, and its pods are reached.
 func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	const node = "node2"
-	find := func() (*corev1.Pod, error) {
-		list, err := client.CoreV1().Pods(lab.Namespace).List(t.Context(), metav1.ListOptions{
-			LabelSelector: "app.kubernetes.io/component=ovs-node", FieldSelector: "spec.nodeName=" + node,
-		})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			if list.Items[i].DeletionTimestamp == nil {
-				return &list.Items[i], nil
-			}
-		}
-		return nil, fmt.Errorf("no pod of ovs-node is on %s", node)
-	}
+	find := func() (*corev1.Pod, error) { return podOn(t.Context(), client, "ovs-node", node) }
 	old, err := find()
 	if err != nil {
 		t.Fatal(err)
