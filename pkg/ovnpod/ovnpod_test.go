@@ -33,6 +33,11 @@ func TestDecide(t *testing.T) {
 		"another of this node was removed":              {member(func(f *found) { f.record.Removed = []string{"ffff@" + here} }), stepKeep},
 		"the node has another address":                  {member(func(f *found) { f.want = "tcp:10.0.0.9:6643" }), stepRejoin},
 		"the cluster was made anew":                     {member(func(f *found) { f.record.Cluster = "c2" }), stepRejoin},
+		"the first pod goes to TLS":                     {member(func(f *found) { f.want = "ssl:10.0.0.1:6643" }), stepMove},
+		"the first pod goes to TLS and another address": {member(func(f *found) { f.want = "ssl:10.0.0.9:6643" }), stepMove},
+		"another pod goes to TLS":                       {member(func(f *found) { f.want, f.ordinal = "unix:/run/ovn/sb.sock", 1 }), stepWait},
+		"another pod, and the first has gone":           {member(func(f *found) { f.want, f.ordinal, f.record.Cluster = "ssl:10.0.0.1:6643", 1, "c2" }), stepRejoin},
+		"to TLS, and the API server cannot be asked":    {member(func(f *found) { f.want, f.unasked, f.record = "ssl:10.0.0.1:6643", true, Record{} }), stepWait},
 	} {
 		if got, why := decide(c.f); got != c.want || got != stepKeep && why == "" {
 			t.Errorf("%s: %s (%s), want %s", name, got, why, c.want)
