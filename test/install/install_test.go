@@ -50,6 +50,7 @@ func TestInstall(t *testing.T) {
 	t.Run("NodeCertificate", func(t *testing.T) { nodeCertificate(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
+	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
 	t.Run("VMMigrates", func(t *testing.T) { // the demo fails if the VM's address, its port or one of its connections is not what it was
 		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}); err != nil {
@@ -247,6 +248,19 @@ func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	probes := watched(t, l, client, func() { replaceSwitch(t, l, client, old, find) })
+	for i := range probes {
+		p := &probes[i]
+		t.Logf("Open vSwitch of %s was restarted: of %d packets to %s %d were lost, the longest time without one was %s", node, p.Counts.Sent, p.Peer, p.Counts.Lost,
+			p.Gap.Length().Round(time.Millisecond))
+	}
+	eventually(t, func() error {
+		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+	})
+}
+
+// replaceSwitch deletes node2's pod of Open vSwitch, and returns when the next one is ready and the underlay has its address.
+func replaceSwitch(t *testing.T, l *lab.Lab, client kubernetes.Interface, old *corev1.Pod, find func() (*corev1.Pod, error)) {
 	if err := client.CoreV1().Pods(lab.Namespace).Delete(t.Context(), old.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -263,14 +277,11 @@ func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		return fmt.Errorf("pod %s is not ready", p.Name)
 	})
 	eventually(t, func() error {
-		addresses, err := l.Exec(t.Context(), node, "ip", "-br", "address")
+		addresses, err := l.Exec(t.Context(), "node2", "ip", "-br", "address")
 		if err == nil && !strings.Contains(addresses, "172.30.1.12/24") {
 			err = fmt.Errorf("the underlay's address is gone:\n%s", addresses)
 		}
 		return err
-	})
-	eventually(t, func() error {
-		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
 	})
 }
 
