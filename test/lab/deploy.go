@@ -294,7 +294,7 @@ func (l *Lab) adaptCentral(ctx context.Context, objects []*unstructured.Unstruct
 		if err := unstructured.SetNestedField(o.Object, int64(len(l.central())), "spec", "replicas"); err != nil {
 			return fmt.Errorf("set the replicas of %s: %w", centralSet, err)
 		}
-		if err := optionalSecrets(o, !l.tls()); err != nil {
+		if err := l.optionalSecrets(o); err != nil {
 			return err
 		}
 	}
@@ -314,8 +314,8 @@ func (l *Lab) adaptCentral(ctx context.Context, objects []*unstructured.Unstruct
 	return nil
 }
 
-// optionalSecrets says whether the databases' certificates may be missing.
-func optionalSecrets(set *unstructured.Unstructured, optional bool) error {
+// optionalSecrets lets the databases' certificates be missing without TLS.
+func (l *Lab) optionalSecrets(set *unstructured.Unstructured) error {
 	path := []string{"spec", "template", "spec", "volumes"}
 	volumes, _, err := unstructured.NestedSlice(set.Object, path...)
 	if err != nil {
@@ -323,7 +323,7 @@ func optionalSecrets(set *unstructured.Unstructured, optional bool) error {
 	}
 	for _, v := range volumes {
 		if m, ok := v.(map[string]any); ok && m["secret"] != nil {
-			if err := unstructured.SetNestedField(m, optional, "secret", "optional"); err != nil {
+			if err := unstructured.SetNestedField(m, !l.tls(), "secret", "optional"); err != nil {
 				return fmt.Errorf("set a volume of %s: %w", centralSet, err)
 			}
 		}
