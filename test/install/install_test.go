@@ -248,15 +248,20 @@ func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	probes := watched(t, l, client, func() { replaceSwitch(t, l, client, old, find) })
+	probes := watched(t, l, client, func() {
+		replaceSwitch(t, l, client, old, find)
+		eventually(t, func() error {
+			return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+		})
+	})
 	for i := range probes {
 		p := &probes[i]
 		t.Logf("Open vSwitch of %s was restarted: of %d packets to %s %d were lost, the longest time without one was %s", node, p.Counts.Sent, p.Peer, p.Counts.Lost,
 			p.Gap.Length().Round(time.Millisecond))
+		if p.Gap.Open || p.Gap.Length() > time.Minute {
+			t.Errorf("%s was not heard for %s", p.Peer, p.Gap.Length())
+		}
 	}
-	eventually(t, func() error {
-		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
-	})
 }
 
 // replaceSwitch deletes node2's pod of Open vSwitch, and returns when the next one is ready and the underlay has its address.

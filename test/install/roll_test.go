@@ -31,11 +31,10 @@ func watched(t *testing.T, l *lab.Lab, client kubernetes.Interface, f func()) []
 		}
 	})
 	from, to := echoPod(t, client, ns.Name, "node1"), echoPod(t, client, ns.Name, "node2")
-	path, err := l.PodNamespace("node1", from[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	run, err := traffic.Begin(t.Context(), traffic.Place{Namespace: path}, traffic.Spec{Peers: to, Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}}})
+	answer(t, placeOf(t, l, "node2", to[0]))
+	run, err := traffic.Begin(t.Context(), placeOf(t, l, "node1", from[0]), traffic.Spec{
+		Peers: to, Ports: probePorts, Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +51,37 @@ func watched(t *testing.T, l *lab.Lab, client kubernetes.Interface, f func()) []
 	return result.Probes
 }
 
-// echoPod makes a pod that answers, and returns its addresses.
+// probePorts leave those of the pod's own server alone.
+var probePorts = traffic.Ports{Echo: 1007, Sink: 1009, Source: 1019, Probe: 1007, Control: 1008}
+
+func placeOf(t *testing.T, l *lab.Lab, node string, ip netip.Addr) traffic.Place {
+	t.Helper()
+	path, err := l.PodNamespace(node, ip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return traffic.Place{Namespace: path}
+}
+
+// answer answers probes in a pod until the test ends.
+func answer(t *testing.T, at traffic.Place) {
+	t.Helper()
+	server, err := traffic.Listen(t.Context(), traffic.ServerConfig{Place: at, Ports: probePorts, Log: logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// echoPod makes a pod, and returns its addresses.
 func echoPod(t *testing.T, client kubernetes.Interface, namespace, node string) (ips []netip.Addr) {
 	t.Helper()
 	grace := int64(1)
