@@ -18,8 +18,5 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := kubectl.Command(version).ExecuteContext(ctx); err != nil {
-		return 1 // cobra has printed it
-	}
-	return 0
+	return kubectl.ExitCode(kubectl.Command(version).ExecuteContext(ctx)) // cobra has printed the error
 }

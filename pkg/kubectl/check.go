@@ -19,8 +19,7 @@ import (
 const systemNamespace = "godwit-system"
 
 func (s *session) checkCommand() *cobra.Command {
-	var system string
-	cmd := &cobra.Command{
+	return &cobra.Command{
 		Use: "check VM", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
 		Short: "Whether a VM can move, and whether anybody would notice",
 		Long: `check looks at what the API has of a VM before it moves: whether KubeVirt can migrate it, how its NICs are bound, whether its ports are attached, which nodes can take it, which
@@ -32,19 +31,17 @@ It exits with 1 if any line is not ok. It sends nothing: whether the tunnels car
 			if err != nil {
 				return err
 			}
-			p, err := c.preflight(cmd.Context(), args[0], system)
+			p, err := c.preflight(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return report(cmd.OutOrStdout(), p.judge())
 		},
 	}
-	cmd.Flags().StringVar(&system, "system-namespace", systemNamespace, "where Godwit runs")
-	return cmd
 }
 
 // preflight reads what is judged.
-func (c cluster) preflight(ctx context.Context, vm, system string) (p preflight, err error) {
+func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err error) {
 	p.vmi = &kubevirtv1.VirtualMachineInstance{}
 	err = c.api.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: vm}, p.vmi)
 	if apierrors.IsNotFound(err) {
@@ -69,7 +66,7 @@ func (c cluster) preflight(ctx context.Context, vm, system string) (p preflight,
 	}
 	p.services, p.nodes = services.Items, nodes.Items
 	p.ports = slices.DeleteFunc(ports.Items, func(port v1alpha1.Port) bool { return port.Spec.Target.Name != vm })
-	if p.agents, err = c.agents(ctx, system); err != nil {
+	if p.agents, err = c.agents(ctx); err != nil {
 		return p, err
 	}
 	l := listing{cluster: c, vm: vm}
@@ -81,13 +78,13 @@ func (c cluster) preflight(ctx context.Context, vm, system string) (p preflight,
 }
 
 // agents are the nodes on which an agent is ready.
-func (c cluster) agents(ctx context.Context, system string) (map[string]bool, error) {
+func (c cluster) agents(ctx context.Context) (map[string]bool, error) {
 	var pods corev1.PodList
-	if err := c.api.List(ctx, &pods, client.InNamespace(system), client.MatchingLabels{"app.kubernetes.io/name": "godwit", "app.kubernetes.io/component": "agent"}); err != nil {
-		return nil, fmt.Errorf("list the agents in namespace %s: %w", system, err)
+	if err := c.api.List(ctx, &pods, client.InNamespace(c.system), client.MatchingLabels{labelName: "godwit", labelComponent: "agent"}); err != nil {
+		return nil, fmt.Errorf("list the agents in namespace %s: %w", c.system, err)
 	}
 	if len(pods.Items) == 0 {
-		return nil, fmt.Errorf("there is no agent of Godwit in namespace %s: --system-namespace says where it runs", system)
+		return nil, fmt.Errorf("there is no agent of Godwit in namespace %s: --system-namespace says where it runs", c.system)
 	}
 	ready := map[string]bool{}
 	for i := range pods.Items {

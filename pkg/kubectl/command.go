@@ -1,7 +1,8 @@
-// Package kubectl is `kubectl ovn`: it reads the API with the rights of whoever runs it, and changes nothing.
+// Package kubectl is `kubectl ovn`: it reads the API, and asks OVN in Godwit's pods, with the rights of whoever runs it. It changes nothing by itself.
 package kubectl
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -22,15 +23,17 @@ func Command(version string) *cobra.Command {
 		Use: "kubectl-ovn", Version: version, SilenceUsage: true,
 		Short: "What the network knows of VMs, and did to them",
 		Long: `kubectl ovn reads what Godwit's controller and agents have written down: the ports of VMs, and how each live migration went.
-It reads the API with your own rights and changes nothing.`,
+It reads the API with your own rights, and asks OVN and Open vSwitch where they run as Godwit's pods. It changes nothing by itself.`,
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl ovn"},
 	}
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	flags := root.PersistentFlags()
 	flags.StringVar(&rules.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig file; as kubectl's if empty")
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
+	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
 	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand())
+	root.AddCommand(s.passCommands()...)
 	return root
 }
 
@@ -38,12 +41,14 @@ It reads the API with your own rights and changes nothing.`,
 type session struct {
 	rules     *clientcmd.ClientConfigLoadingRules
 	overrides clientcmd.ConfigOverrides
+	system    string
 }
 
-// cluster is an API server and the namespace that is meant.
+// cluster is an API server, the way into its containers, the namespace that is meant and that of Godwit.
 type cluster struct {
-	api       client.WithWatch
-	namespace string
+	api               client.WithWatch
+	containers        containers
+	namespace, system string
 }
 
 // connect reads the kubeconfig. Nothing is asked of the API server yet.
@@ -58,16 +63,19 @@ func (s *session) connect() (cluster, error) {
 		return cluster{}, fmt.Errorf("read the kubeconfig: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, kubevirtv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return cluster{}, err
-		}
+	if err := kinds(scheme); err != nil {
+		return cluster{}, err
 	}
 	api, err := client.NewWithWatch(rest, client.Options{Scheme: scheme})
 	if err != nil {
 		return cluster{}, fmt.Errorf("API server %s: %w", rest.Host, err)
 	}
-	return cluster{api: api, namespace: namespace}, nil
+	return cluster{api: api, containers: execs{rest}, namespace: namespace, system: s.system}, nil
+}
+
+// kinds are those that the plugin reads.
+func kinds(scheme *runtime.Scheme) error {
+	return errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
 }
 
 // names completes names of VMs, by their Ports.
