@@ -69,3 +69,23 @@ func nodeCertificate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		}
 	}
 }
+
+// onlyListener: whatever somebody lets the southbound database listen on besides, or without the role, is taken back.
+func onlyListener(t *testing.T, l *lab.Lab) {
+	sbctl := func(command ...string) (string, error) {
+		return kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=10"}, command...)...)
+	}
+	const want = "ovn-controller pssl:6642"
+	listeners := func() error {
+		said, err := sbctl("--bare", "--columns=role,target", "list", "connection")
+		if got := strings.Join(strings.Fields(said), " "); err == nil && got != want {
+			err = fmt.Errorf("listeners are %q, want %q", got, want)
+		}
+		return err
+	}
+	eventually(t, listeners)
+	if _, err := sbctl("set-connection", "pssl:6642", "ptcp:7777"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, listeners)
+}
