@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"testing"
 	"time"
@@ -13,6 +14,9 @@ import (
 // settingTimeout is how long a VM and its peer may take to start.
 const settingTimeout = 2 * time.Minute
 
+// lastWordsTimeout bounds how long a guest's console is listened to.
+const lastWordsTimeout = 2 * time.Second
+
 // newScene makes a namespace for a VM, which setScene boots, of so much memory in MiB, the usual if zero. The end of the test removes both.
 func newScene(t *testing.T, name string, memory int) *passage.Scene {
 	t.Helper()
@@ -21,11 +25,30 @@ func newScene(t *testing.T, name string, memory int) *passage.Scene {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		lastWords(t, s.VM)
 		if err := s.Remove(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
 		}
 	})
 	return s
+}
+
+// lastWords logs what a VM's guest has printed last, if the test has failed: why a program there has ended, say.
+func lastWords(t *testing.T, vm *lab.VM) {
+	t.Helper()
+	if !t.Failed() || vm == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), lastWordsTimeout)
+	defer cancel()
+	console, err := vm.Console(ctx)
+	if err != nil {
+		t.Logf("the guest of VM %s says nothing: %v", vm, err)
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = console.Close() })()
+	said, _ := io.ReadAll(console) // which ends when it is closed
+	t.Logf("the guest of VM %s said last:\n%s", vm, said)
 }
 
 // setScene boots the scene's VM and its peer.

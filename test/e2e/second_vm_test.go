@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -37,36 +35,11 @@ func TestLifecycleSecondNetworkVM(t *testing.T) {
 	if len(status.IPs) != families() || status.Subnet != "second-vm" {
 		t.Fatalf("the Port of the second NIC has %+v, want %d addresses in Subnet second-vm", status, families())
 	}
-	answers := func() {
-		t.Helper()
-		var cmd []string
-		for _, text := range status.IPs {
-			cmd = append(cmd, "tcp://"+netip.AddrPortFrom(netip.MustParseAddr(text), 7).String())
-		}
-		for _, ip := range m.ips {
-			cmd = append(cmd, "tcp://"+netip.AddrPortFrom(ip, 7).String())
-		}
-		eventually(t, time.Minute, func(ctx context.Context) error {
-			out, err := kubectl(ctx, append([]string{"-n", from.Namespace, "exec", from.Name, "--", "/bin/probe", "-timeout", "2s"}, cmd...)...)
-			if err != nil {
-				err = fmt.Errorf("the guest does not answer: %w: %s", err, out)
-			}
-			return err
-		})
-	}
-	answers()
+	m.answersFrom(t, from, status.IPs)
 	for range 2 { // there, and to another
 		to := m.another(t, asks.Spec.NodeSelector["kubernetes.io/hostname"])
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		defer cancel()
-		mig, err := m.Migrate(ctx, lab.MigrateOptions{To: to})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := mig.AwaitSuccess(ctx); err != nil {
-			t.Fatal(err)
-		}
-		answers()
+		m.moveTo(t, to)
+		m.answersFrom(t, from, status.IPs)
 		m.untouched(t)
 		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
 			err := cluster.api.Get(ctx, client.ObjectKeyFromObject(port), port)

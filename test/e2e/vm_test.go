@@ -36,6 +36,7 @@ func bootVM(t *testing.T, o lab.VMOptions) *machine {
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 			defer cancel()
+			lastWords(t, m.VM)
 			if err := m.Delete(ctx); err != nil {
 				t.Errorf("delete VM %s: %v", m, err)
 			}

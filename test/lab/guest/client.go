@@ -98,6 +98,16 @@ func (c *Client) Incoming(ctx context.Context, d Domain, in Incoming) error {
 	return c.call(ctx, "incoming", IncomingRequest{d, in}, nil)
 }
 
+// Plug gives the VM, which runs, the NIC of a network that was plumbed. A VM that has it keeps it.
+func (c *Client) Plug(ctx context.Context, network string) error {
+	return c.call(ctx, "plug", network, nil)
+}
+
+// Unplug takes the NIC of a network from the VM, which runs; it returns when the guest has let go of it. Only the last NIC can be unplugged: the others keep their places.
+func (c *Client) Unplug(ctx context.Context, network string) error {
+	return c.call(ctx, "unplug", network, nil)
+}
+
 // Migrate starts to send the VM to OutgoingSocket, and returns when QEMU has taken the order. How it ends is told by events and Status.
 func (c *Client) Migrate(ctx context.Context, m Migration) error {
 	return c.call(ctx, "migrate", m, nil)

@@ -55,6 +55,8 @@ type Plumbed struct {
 	MTU int `json:"mtu"`
 	// DHCP says that the pod has a DHCP server for the guest.
 	DHCP bool `json:"dhcp"`
+	// Plugged says that the VM has the NIC: it had it when it started, or was given it since.
+	Plugged bool `json:"plugged"`
 }
 
 // Domain describes a VM to QEMU. Source and target of a migration must be described the same.
@@ -77,6 +79,8 @@ type Incoming struct {
 	HoldResume bool `json:"holdResume,omitempty"`
 	// PostCopy must be set if the source may switch to post-copy.
 	PostCopy bool `json:"postCopy,omitempty"`
+	// Later are the NICs, by their networks' names, that the VM does not have where it comes from: they are for Plug, when it has come.
+	Later []string `json:"later,omitempty"`
 	// KillOn makes the launcher kill its QEMU at the first such event (of type Migration: with KillOnStatus), for migrations that fail late. Empty: never.
 	KillOn       EventType       `json:"killOn,omitempty"`
 	KillOnStatus MigrationStatus `json:"killOnStatus,omitempty"`

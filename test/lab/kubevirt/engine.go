@@ -185,7 +185,7 @@ func (e *engine) Reconcile(ctx context.Context, r reconcile.Request) (reconcile.
 			return reconcile.Result{}, err
 		}
 		e.connect(w)
-		s := first(w, vmRules, vmiRules, closingRules, leftoverRules, migrationRules, evacuate, silentNode)
+		s := first(w, vmRules, vmiRules, hotplugRules, closingRules, leftoverRules, migrationRules, evacuate, silentNode)
 		if s == nil {
 			return reconcile.Result{}, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -157,7 +158,7 @@ func (l *fakeLauncher) Plumb(_ context.Context, nics []guest.NIC) ([]guest.Plumb
 			if n.MAC == "" {
 				n.MAC = "0a:58:0a:f4:00:05"
 			}
-			l.status.NICs = append(l.status.NICs, guest.Plumbed{NIC: n, Addresses: []netip.Prefix{netip.MustParsePrefix("10.244.0.5/16")}})
+			l.status.NICs = append(l.status.NICs, guest.Plumbed{NIC: n, Plugged: true, Addresses: []netip.Prefix{netip.MustParsePrefix("10.244.0.5/16")}})
 		}
 	}, guest.Event{Type: guest.PlumbingDone})
 	return l.status.NICs, nil
@@ -170,7 +171,36 @@ func (l *fakeLauncher) Start(context.Context, guest.Domain) error {
 }
 
 func (l *fakeLauncher) Incoming(_ context.Context, _ guest.Domain, in guest.Incoming) error {
-	l.change(func() { l.status.State, l.in = guest.Receiving, in }, guest.Event{Type: guest.QEMUStarted})
+	l.change(func() {
+		l.status.State, l.in = guest.Receiving, in
+		for _, network := range in.Later {
+			l.setPlugged(network, false)
+		}
+	}, guest.Event{Type: guest.QEMUStarted})
+	return nil
+}
+
+// setPlugged is called with l locked.
+func (l *fakeLauncher) setPlugged(network string, plugged bool) {
+	l.status.NICs = slices.Clone(l.status.NICs)
+	for i := range l.status.NICs {
+		if l.status.NICs[i].Name == network {
+			l.status.NICs[i].Plugged = plugged
+		}
+	}
+}
+
+func (l *fakeLauncher) Plug(_ context.Context, network string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.setPlugged(network, true)
+	return nil
+}
+
+func (l *fakeLauncher) Unplug(_ context.Context, network string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.setPlugged(network, false)
 	return nil
 }
 

@@ -27,6 +27,8 @@ type Launcher interface {
 	Plumb(ctx context.Context, nics []guest.NIC) ([]guest.Plumbed, error)
 	Start(ctx context.Context, d guest.Domain) error
 	Incoming(ctx context.Context, d guest.Domain, in guest.Incoming) error
+	Plug(ctx context.Context, network string) error
+	Unplug(ctx context.Context, network string) error
 	Migrate(ctx context.Context, m guest.Migration) error
 	ContinueMigration(ctx context.Context) error
 	StartPostCopy(ctx context.Context) error

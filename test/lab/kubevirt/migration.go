@@ -172,6 +172,8 @@ func (m *vmim) prepare() *step {
 		case slices.ContainsFunc(m.w.launchers, func(p *corev1.Pod) bool { return p != m.w.current() && !down(p) }):
 			// A VMI never has more than two.
 			return waits("a launcher of the migration before has not ended", 0)
+		case len(absent(m.w.vmi)) > 0:
+			return waits("a NIC is being unplugged", 0)
 		}
 		nonroot := m.w.changeVMI("nonroot", func(vmi *kubevirtv1.VirtualMachineInstance) {
 			metav1.SetMetaDataAnnotation(&vmi.ObjectMeta, kubevirtv1.DeprecatedNonRootVMIAnnotation, "true")

@@ -58,6 +58,7 @@ func TestStandIn(t *testing.T) {
 		{"paused", paused},
 		{"forgotten", forgotten},
 		{"virtual machine", virtualMachine},
+		{"NIC plugged and unplugged", nicPlugged},
 		{"restart of the stand-in", restart},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, e.in(t)) })
@@ -216,6 +217,8 @@ func targetEndsLate(t *testing.T, e *env) {
 func targetEndsAfterItRan(t *testing.T, e *env) { e.failing(t, FaultTargetResumed, kubevirtv1.Running) }
 
 func sourceCrashes(t *testing.T, e *env) {
+	defer func(usual time.Duration) { e.launchers.copying = usual }(e.launchers.copying)
+	e.launchers.copying = 10 * time.Second // it crashes meanwhile, however busy the machine is
 	e.failing(t, FaultSourceCrash, kubevirtv1.Failed)
 	eventually(t, "without launchers", func() bool {
 		return len(e.live(t, e.awaitVMI(t, "vm1", "there", func(*kubevirtv1.VirtualMachineInstance) bool { return true }))) == 0

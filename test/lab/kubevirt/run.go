@@ -2,6 +2,7 @@ package kubevirt
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -64,14 +65,16 @@ func (m *vmim) incoming() *step {
 		in.KillOn, in.FailStatus = guest.Resumed, 1
 	default:
 	}
-	// The guest keeps its MAC address whatever the target's pod has.
-	if source := m.w.current(); source != nil {
-		for _, has := range m.w.view(source.UID).NICs {
-			for i := range nics {
-				if nics[i].Name == has.Name {
-					nics[i].MAC = has.MAC
-				}
+	// The guest keeps its MAC address whatever the target's pod has. A NIC that it does not have yet is plugged when it has come.
+	if source := m.w.current(); source != nil && m.w.view(source.UID).connected {
+		has := m.w.view(source.UID).NICs
+		for i := range nics {
+			at := slices.IndexFunc(has, func(n guest.Plumbed) bool { return n.Name == nics[i].Name && n.Plugged })
+			if at < 0 {
+				in.Later = append(in.Later, nics[i].Name)
+				continue
 			}
+			nics[i].MAC = has[at].MAC
 		}
 	}
 	return m.w.request(m.target, m.requestName("incoming"), func(ctx context.Context, l Launcher) error {

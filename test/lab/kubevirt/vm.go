@@ -96,6 +96,9 @@ func newVMI(vm *kubevirtv1.VirtualMachine) *kubevirtv1.VirtualMachineInstance {
 		vmi.ObjectMeta = *t.ObjectMeta.DeepCopy()
 		vmi.Spec = *t.Spec.DeepCopy()
 	}
+	for _, name := range absent(vmi) {
+		dropNIC(&vmi.Spec, name)
+	}
 	vmi.Name, vmi.Namespace, vmi.GenerateName = vm.Name, vm.Namespace, ""
 	vmi.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(vm, kubevirtv1.VirtualMachineGroupVersionKind)}
 	if vmi.Spec.Domain.Firmware == nil {

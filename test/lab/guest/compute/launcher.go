@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -154,7 +155,10 @@ func (l *launcher) start(ctx context.Context, d guest.Domain, in *guest.Incoming
 	l.ordered.Lock()
 	defer l.ordered.Unlock()
 	l.mu.Lock()
-	state, ports := l.state, l.ports
+	state, ports := l.state, slices.Clone(l.ports)
+	for i := range ports {
+		ports[i].Plugged = in == nil || !slices.Contains(in.Later, ports[i].Name)
+	}
 	l.mu.Unlock()
 	if state != guest.Idle {
 		return fmt.Errorf("the launcher is %s: want %s: it runs one VM in its life", state, guest.Idle)
@@ -167,7 +171,7 @@ func (l *launcher) start(ctx context.Context, d guest.Domain, in *guest.Incoming
 		}
 	}
 	l.mu.Lock()
-	l.domain, l.incoming, l.state = d, in, begins
+	l.domain, l.incoming, l.state, l.ports = d, in, begins, ports
 	l.mu.Unlock()
 	l.journal.add(guest.Event{Type: guest.QEMUStarted})
 	q, err := l.startQEMU(l.life(), args) //nolint:contextcheck // it outlives the request

@@ -60,8 +60,9 @@ func arguments(c Config, d guest.Domain, ports []plumb.Port) []string {
 		args = append(args, "-uuid", d.UUID)
 	}
 	for i, p := range ports {
-		args = append(args, "-netdev", fmt.Sprintf("tap,id=host%d,ifname=%s,script=no,downscript=no", i, p.Tap),
-			"-device", fmt.Sprintf("virtio-net-pci,id=nic%d,netdev=host%d,mac=%s,host_mtu=%d,romfile=,%s,%s", i, i, p.MAC, p.MTU, announce, offloads))
+		if p.Plugged {
+			args = append(args, "-netdev", backend(i, p), "-device", device(i, p))
+		}
 	}
 	return args
 }

@@ -32,6 +32,8 @@ func (l *launcher) handler() http.Handler {
 				return nil, l.start(ctx, r.Domain, &r.Incoming)
 			})
 		},
+		"plug":   func(ctx context.Context, body []byte) (any, error) { return decoded(ctx, body, l.plug) },
+		"unplug": func(ctx context.Context, body []byte) (any, error) { return decoded(ctx, body, l.unplug) },
 		"migrate": func(ctx context.Context, body []byte) (any, error) {
 			return decoded(ctx, body, func(ctx context.Context, m guest.Migration) (any, error) { return nil, l.migrate(ctx, m) })
 		},

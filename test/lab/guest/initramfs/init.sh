@@ -18,16 +18,15 @@ done
 
 ip link set lo up
 for link in /sys/class/net/eth*; do
-	nic=${link##*/}
-	# The network makes no second claim on an address that it has itself given out.
-	echo 0 >"/proc/sys/net/ipv6/conf/$nic/accept_dad"
-	ip link set "$nic" up
-	echo "lab: $nic is $(cat "$link/address")"
-	udhcpc -i "$nic" -s /bin/lease -x "hostname:$(hostname)" -O mtu -O staticroutes -t 10 -T 1 -A 5 -b >/dev/null 2>&1 &
-	dhcp6 "$nic" &
+	nic "${link##*/}"
 done
+# Those that come later, and go.
+uevent /bin/nic &
 
-traffic serve -second 8081 -desk 8008 &
+{
+	traffic serve -second 8081 -desk 8008
+	echo "lab: traffic has ended with status $?" # what it says itself, and what the kernel says of it, is before this
+} &
 
 # The power button, by ACPI.
 acpid -d -f >/dev/null 2>&1 &

@@ -20,6 +20,9 @@ var initScript []byte
 //go:embed lease.sh
 var leaseScript []byte
 
+//go:embed nic.sh
+var nicScript []byte
+
 // modules of the kernel that the guest loads, in this order, each after what it depends on. Some kernels have them built in.
 var modules = []string{"virtio_pci", "virtio_net", "button", "evdev"}
 
@@ -45,6 +48,7 @@ func Build(p Parts) ([]byte, error) {
 	}
 	a.file("init", 0o755, initScript)
 	a.file("bin/lease", 0o755, leaseScript)
+	a.file("bin/nic", 0o755, nicScript)
 	a.file(powerButton, 0o755, []byte("#!/bin/sh\npoweroff -f\n"))
 	a.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	// Without a device the kernel has no console for init before devtmpfs is mounted.
