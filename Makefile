@@ -77,6 +77,10 @@ images: preflight $(LAB) ## build the container images into out/images
 kubectl-ovn: go ## kubectl's plugin, out/bin/kubectl-ovn: put it into your PATH
 	@test/tools/build.sh -o out/bin/kubectl-ovn -ldflags "-X main.version=$$(git describe --always --dirty 2>/dev/null || echo dev)" ./cmd/kubectl-ovn
 
+.PHONY: krew
+krew: go ## archives of kubectl's plugin for all platforms, and krew's manifest of them, out/krew: VERSION=v1.2.3
+	go test -v -count=1 -timeout 30m -run TestRelease ./dist/krew -args -release='$(VERSION)' -o='$(CURDIR)/out/krew'
+
 bench-%: preflight ## a benchmark: bench-cni, bench-migration, bench-drain, bench-policy, bench-services, bench-paths, bench-scale, bench-ipam; a table, and out/bench/NAME.json
 	@test -d test/bench/$* || { echo "no benchmark $*: there are $$(cd test/bench && ls -d */main.go | xargs -n1 dirname | tr '\n' ' ')"; exit 2; }
 	go run ./test/bench/$*

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -32,7 +33,7 @@ It reads the API with your own rights, and asks OVN and Open vSwitch where they 
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
 	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
-	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand())
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.dbCommand(), s.traceCommand())
 	root.AddCommand(s.passCommands()...)
 	return root
 }
@@ -75,7 +76,7 @@ func (s *session) connect() (cluster, error) {
 
 // kinds are those that the plugin reads.
 func kinds(scheme *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
+	return errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
 }
 
 // names completes names of VMs, by their Ports.

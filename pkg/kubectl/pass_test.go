@@ -89,7 +89,7 @@ func TestPass(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			cmd := &cobra.Command{SilenceUsage: true}
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return pass(cmd, test.code, container{}, test.args) }
-			cmd.SetArgs(nil)
+			cmd.SetArgs([]string{})
 			cmd.SetIn(strings.NewReader("table=0,actions=drop"))
 			cmd.SetOut(&stdout)
 			cmd.SetErr(&stderr)

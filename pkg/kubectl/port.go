@@ -20,31 +20,38 @@ import (
 )
 
 func (s *session) portCommand() *cobra.Command {
-	return &cobra.Command{
+	var f format
+	cmd := &cobra.Command{
 		Use: "port VM|POD", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
 		Short: "Who a VM or a pod is in the network, and where",
 		Long: `port tells the addresses, the logical port and the place of each network interface of a VM, or of a pod: what the API has of it. Of a VM also its launcher pods, which of
-them may attach, and its last migration.`,
-		Example: "  kubectl ovn port web1",
+them may attach, and its last migration. With -o wide also what OVN has of it, where OVN runs as Godwit's pods: its row and what it asks for, the chassis to which it is bound, its interface on the node,
+port groups, the NetworkPolicies that permit it something, and the load balancers that it is an endpoint of.`,
+		Example: "  kubectl ovn port web1\n  kubectl ovn port web1 -o wide",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
 				return err
 			}
-			return c.port(cmd.Context(), cmd.OutOrStdout(), args[0])
+			if f == asJSON || f == asYAML {
+				return fmt.Errorf("-o %s is not of this command: kubectl get ports,pods -o %s has what the API knows", f, f)
+			}
+			return c.port(cmd.Context(), cmd.OutOrStdout(), args[0], f)
 		},
 	}
+	cmd.Flags().VarP(&f, "output", "o", "wide: what OVN has of it too")
+	return cmd
 }
 
 // port prints what is known of a VM, or else of a pod.
-func (c cluster) port(ctx context.Context, w io.Writer, name string) error {
+func (c cluster) port(ctx context.Context, w io.Writer, name string, f format) error {
 	var list v1alpha1.PortList
 	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
 		return fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
 	}
 	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
 	if len(ports) > 0 {
-		return c.vmPorts(ctx, w, name, ports)
+		return c.vmPorts(ctx, w, ports, f)
 	}
 	var pod corev1.Pod
 	err := c.api.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: name}, &pod)
@@ -55,12 +62,22 @@ func (c cluster) port(ctx context.Context, w io.Writer, name string) error {
 		return fmt.Errorf("read pod %s/%s: %w", c.namespace, name, err)
 	}
 	rows := append([][]string{{"pod", pod.Namespace + "/" + pod.Name}}, podRows(&pod)...)
+	if f == wide {
+		e, err := podNIC(&pod)
+		if err != nil {
+			return err
+		}
+		if rows, err = c.appendInside(ctx, rows, e); err != nil {
+			return err
+		}
+	}
 	(&table{out: w}).rows(rows...)
 	return nil
 }
 
 // vmPorts prints a VM's Ports, its launchers and its last migration.
-func (c cluster) vmPorts(ctx context.Context, w io.Writer, vm string, ports []v1alpha1.Port) error {
+func (c cluster) vmPorts(ctx context.Context, w io.Writer, ports []v1alpha1.Port, f format) error {
+	vm := ports[0].Spec.Target.Name
 	var pods corev1.PodList
 	if err := c.api.List(ctx, &pods, client.InNamespace(c.namespace)); err != nil {
 		return fmt.Errorf("list the pods in namespace %s: %w", c.namespace, err)
@@ -73,6 +90,16 @@ func (c cluster) vmPorts(ctx context.Context, w io.Writer, vm string, ports []v1
 	rows := [][]string{{"VM", c.namespace + "/" + vm}}
 	for i := range ports {
 		rows = append(rows, portRows(&ports[i])...)
+		if f != wide || ports[i].Status.MAC == "" {
+			continue
+		}
+		e, err := portEnd(&ports[i])
+		if err != nil {
+			return err
+		}
+		if rows, err = c.appendInside(ctx, rows, e); err != nil {
+			return err
+		}
 	}
 	for i := range pods.Items {
 		if pod := &pods.Items[i]; launches(pod, vm) {
@@ -86,6 +113,16 @@ func (c cluster) vmPorts(ctx context.Context, w io.Writer, vm string, ports []v1
 	}
 	(&table{out: w}).rows(rows...)
 	return nil
+}
+
+// appendInside adds what OVN has of a port.
+func (c cluster) appendInside(ctx context.Context, rows [][]string, e *end) ([][]string, error) {
+	var addresses []netip.Addr
+	for _, p := range e.addresses {
+		addresses = append(addresses, p.Addr())
+	}
+	in, err := c.inside(ctx, e.port, e.node, addresses)
+	return append(rows, in.tell()...), err
 }
 
 // portRows tell a Port.

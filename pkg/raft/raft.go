@@ -40,6 +40,16 @@ type Status struct {
 // Leads says whether the server itself is the leader.
 func (s Status) Leads() bool { return s.Role == "leader" }
 
+// Self is the member that was asked; zero if it is none.
+func (s Status) Self() Server {
+	for _, one := range s.Servers {
+		if one.Self {
+			return one
+		}
+	}
+	return Server{}
+}
+
 var (
 	identity   = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
 	serverRow  = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)

@@ -1,0 +1,178 @@
+package kubectl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/godwit-cni/godwit/pkg/raft"
+)
+
+func (s *session) dbCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "db", Short: "OVN's databases: their members, a copy"}
+	status := &cobra.Command{
+		Use: "status", Args: cobra.NoArgs,
+		Short: "Who is a member of OVN's databases, who leads, who is behind",
+		Long: `status asks every member of the northbound and the southbound database for what it says of its cluster. BEHIND is how many entries of the log a member lacks, by the leader's word, and HEARD
+how long ago the leader had an answer of it. It exits with 1 if a database has no leader, or a member does not answer.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			return c.dbStatus(cmd.Context(), cmd.OutOrStdout())
+		},
+	}
+	backup := &cobra.Command{
+		Use: "backup FILE", Args: cobra.ExactArgs(1),
+		Short: "A consistent copy of the northbound database",
+		Long: `backup writes a copy of the northbound database as it is at one moment, read at its leader; to standard output if FILE is "-". It is a file of ovsdb-server's, for ovsdb-tool and
+ovsdb-client restore. FILE is only there once it is complete.
+Godwit needs no copy: godwit-controller writes everything of its own again from the API. The copy is for looking at, and for rows that somebody else has added.`,
+		Example: "  kubectl ovn db backup nb.db",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			return c.backup(cmd.Context(), cmd.OutOrStdout(), args[0])
+		},
+	}
+	cmd.AddCommand(status, backup)
+	return cmd
+}
+
+// dbMember is what a pod's member of a database says, or why it says nothing.
+type dbMember struct {
+	pod, node string
+	status    raft.Status
+	err       error
+}
+
+// dbStatus prints both databases.
+func (c cluster) dbStatus(ctx context.Context, w io.Writer) error {
+	pods, err := c.ovnPods(ctx, centralComponent, "")
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for _, d := range []database{northbound, southbound} {
+		members := make([]dbMember, len(pods))
+		for i := range pods {
+			members[i] = c.dbMember(ctx, d, &pods[i])
+		}
+		problems = append(problems, writeMembers(w, d, members))
+	}
+	return errors.Join(problems...)
+}
+
+func (c cluster) dbMember(ctx context.Context, d database, pod *corev1.Pod) dbMember {
+	s, err := c.clusterStatus(ctx, d, pod)
+	return dbMember{pod: pod.Name, node: pod.Spec.NodeName, status: s, err: err}
+}
+
+// writeMembers prints the members of a database, those that run in no pod among them, and is an error if one does not answer or none leads.
+func writeMembers(w io.Writer, d database, members []dbMember) error {
+	var leader *dbMember
+	var problems []error
+	for i := range members {
+		if m := &members[i]; m.err != nil {
+			problems = append(problems, fmt.Errorf("%s: member in %s does not answer: %w", d.name, m.pod, m.err))
+		} else if m.status.Leads() && (leader == nil || m.status.Term > leader.status.Term) {
+			leader = m
+		}
+	}
+	head := d.name + ": no leader"
+	if leader != nil {
+		head = fmt.Sprintf("%s: %s leads in term %d, cluster %s", d.name, leader.pod, leader.status.Term, leader.status.Cluster)
+	} else {
+		problems = append(problems, fmt.Errorf("%s has no leader: nothing can be written until more than half of its members are there", d.name))
+	}
+	say(w, "%s", head)
+	rows := [][]string{{"MEMBER", "NODE", "ADDRESS", "ROLE", "TERM", "LOG", "BEHIND", "UNCOMMITTED", "HEARD"}}
+	known := map[string]bool{}
+	for _, m := range members {
+		if m.err != nil {
+			rows = append(rows, []string{m.pod, m.node, noColumn, "silent", noColumn, noColumn, noColumn, noColumn, noColumn})
+			continue
+		}
+		self := m.status.Self()
+		known[self.Address] = true
+		role := m.status.Role
+		if !m.status.Member {
+			role = "joining"
+		}
+		behind, heard := lag(leader, self.Address)
+		rows = append(rows, []string{
+			m.pod, m.node, self.Address, role, fmt.Sprint(m.status.Term), fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), behind, fmt.Sprint(m.status.Uncommitted), heard,
+		})
+	}
+	if leader != nil {
+		for _, s := range leader.status.Servers {
+			if !known[s.Address] {
+				behind, heard := lag(leader, s.Address)
+				rows = append(rows, []string{s.ID, noColumn, s.Address, "not seen", noColumn, noColumn, behind, noColumn, heard})
+			}
+		}
+	}
+	(&table{out: w}).rows(rows...)
+	say(w, "")
+	return errors.Join(problems...)
+}
+
+// lag is how far a member is behind, and for how long it was silent, by the leader's word.
+func lag(leader *dbMember, address string) (behind, heard string) {
+	behind, heard = noColumn, noColumn
+	if leader == nil {
+		return behind, heard
+	}
+	for _, s := range leader.status.Servers {
+		if s.Address != address || s.Self {
+			continue
+		}
+		behind = fmt.Sprint(max(0, leader.status.End-1-s.Match))
+		if s.Silent >= 0 {
+			heard = s.Silent.Round(time.Millisecond).String() + " ago"
+		}
+	}
+	return behind, heard
+}
+
+// backup writes a copy of NB.
+func (c cluster) backup(ctx context.Context, stdout io.Writer, name string) (err error) {
+	in, err := c.leader(ctx, northbound)
+	if err != nil {
+		return err
+	}
+	out := stdout
+	if name != "-" {
+		var f *os.File
+		if f, err = os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*.partial"); err != nil {
+			return fmt.Errorf("write the copy: %w", err)
+		}
+		defer func() {
+			if err = errors.Join(err, f.Close()); err == nil {
+				err = os.Rename(f.Name(), name)
+			}
+			if err != nil {
+				err = errors.Join(err, os.Remove(f.Name()))
+			}
+		}()
+		out = f
+	}
+	var stderr strings.Builder
+	err = c.containers.run(ctx, program{in: in, args: []string{"ovsdb-client", "backup", "unix:/run/ovn/ovnnb_db.sock", northbound.name}, stdout: out, stderr: &stderr})
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		return fmt.Errorf("copy %s: %w: %s", northbound.name, err, strings.TrimSpace(stderr.String()))
+	}
+	return err
+}

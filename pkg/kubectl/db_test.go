@@ -1,0 +1,53 @@
+package kubectl
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/raft"
+)
+
+func TestDatabaseStatus(t *testing.T) {
+	leader := raft.Status{Cluster: "7b2c3d4e-1111-4222-8333-444455556666", Role: "leader", Member: true, Term: 3, First: 2, End: 17, Uncommitted: 1, Servers: []raft.Server{
+		{Address: "tcp:10.0.0.1:6643", Self: true, Silent: -1, Match: 16}, {Address: "tcp:10.0.0.2:6643", Silent: 40 * time.Millisecond, Match: 12},
+		{ID: "9a9a", Address: "tcp:10.0.0.9:6643", Silent: 61 * time.Second, Match: 3},
+	}}
+	follower := raft.Status{Role: "follower", Member: true, Term: 3, First: 2, End: 13, Servers: []raft.Server{{Address: "tcp:10.0.0.2:6643", Self: true, Silent: -1}}}
+	all := []dbMember{
+		{pod: "ovn-central-0", node: "node1", status: leader}, {pod: "ovn-central-1", node: "node2", status: follower}, {pod: "ovn-central-2", node: "node3", err: errors.New("no such socket")},
+	}
+	var out bytes.Buffer
+	err := writeMembers(&out, northbound, all)
+	if err == nil || !strings.Contains(err.Error(), "member in ovn-central-2 does not answer: no such socket") || strings.Contains(err.Error(), "leader") {
+		t.Errorf("error %v", err)
+	}
+	golden(t, "db-status.txt", out.String())
+	out.Reset()
+	if err := writeMembers(&out, northbound, all[1:2]); err == nil || !strings.Contains(err.Error(), "OVN_Northbound has no leader: nothing can be written") {
+		t.Errorf("without a leader: %v", err)
+	}
+}
+
+func TestBackup(t *testing.T) {
+	said := answers{"ovn-central-0" + askNB: status("leader"), "ovn-central-0/nb: ovsdb-client backup unix:/run/ovn/ovnnb_db.sock OVN_Northbound": {stdout: "OVSDB JSON …"}}
+	c := clusterOf(t, said, ovnPod("ovn-central-0", centralComponent, "node1"))
+	dir := t.TempDir()
+	if err := c.backup(t.Context(), nil, filepath.Join(dir, "nb.db")); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "nb.db")); err != nil || string(text) != "OVSDB JSON …" {
+		t.Errorf("%q, %v", text, err)
+	}
+	said["ovn-central-0/nb: ovsdb-client backup unix:/run/ovn/ovnnb_db.sock OVN_Northbound"] = answer{stdout: "OVSDB", stderr: "lost the connection", code: 1}
+	if err := c.backup(t.Context(), nil, filepath.Join(dir, "half.db")); err == nil || !strings.Contains(err.Error(), "lost the connection") {
+		t.Errorf("a copy that fails: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
