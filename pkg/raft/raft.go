@@ -11,7 +11,7 @@ import (
 
 // Server is a member as the one who was asked sees it.
 type Server struct {
-	// ID is the first digits of its identity; Address is raft's, as tcp:192.0.2.1:6643.
+	// ID is the first digits of its identity; Address is raft's, as tcp:192.0.2.1:6643 or unix:/PATH.
 	ID, Address string
 	// Self: it is the one who was asked.
 	Self bool
@@ -25,7 +25,7 @@ type Server struct {
 type Status struct {
 	// Cluster and Server are identities.
 	Cluster, Server string
-	// Role is leader, candidate or follower; Leader the leader's first digits, "self" or "unknown".
+	// Role is leader, candidate or follower; Leader the leader's first digits (or the name of its socket), "self" or "unknown".
 	Role, Leader string
 	// Member: it belongs to the cluster.
 	Member bool
@@ -52,7 +52,7 @@ func (s Status) Self() Server {
 
 var (
 	identity   = regexp.MustCompile(`\(([0-9a-f]{8}-[0-9a-f-]{27})\)`)
-	serverRow  = regexp.MustCompile(`^\s+([0-9a-f]{4,}) \([0-9a-f]+ at ([^)]*)\)(.*)$`)
+	serverRow  = regexp.MustCompile(`^\s+\S+ \(([0-9a-f]+) at ([^)]*)\)(.*)$`) // what is before the parenthesis is made of the address, if that is a unix socket
 	matchIndex = regexp.MustCompile(`match_index=(\d+)`)
 	lastHeard  = regexp.MustCompile(`last msg (\d+) ms ago`)
 )
