@@ -109,8 +109,8 @@ func echoPod(t *testing.T, client kubernetes.Interface, namespace, node string) 
 	return ips
 }
 
-// lossPermille and silence are what a machine may do by itself that has too much to do: where ovs-vswitchd, which forwards here, gets no processor for a second, its queues overflow. With enough
-// processors nothing is lost.
+// lossPermille and silence bound what is lost. On idle machines it was none to three of 2,165 packets, in a pause of 0.2 s; where ovs-vswitchd, which forwards here, gets no processor for a second,
+// its queues overflow too.
 const (
 	lossPermille = 10
 	silence      = 10 * time.Second
@@ -135,7 +135,7 @@ func rolls(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		t.Logf("agents, controllers, central and ovn-controllers were restarted in %s: of %d packets to %s %d were lost, the longest time without one was %s",
 			time.Since(start).Round(time.Second), p.Counts.Sent, p.Peer, p.Counts.Lost, p.Gap.Length().Round(time.Millisecond))
 		if p.Counts.Lost*1000 > p.Counts.Sent*lossPermille || p.Gap.Open || p.Gap.Length() > silence {
-			t.Errorf("of %d packets to %s %d were lost, none came for %s: want none lost, and at most %d of a thousand on a busy machine", p.Counts.Sent, p.Peer, p.Counts.Lost, p.Gap.Length(), lossPermille)
+			t.Errorf("of %d packets to %s %d were lost, none came for %s: want at most %d of a thousand lost", p.Counts.Sent, p.Peer, p.Counts.Lost, p.Gap.Length(), lossPermille)
 		}
 	}
 }
