@@ -82,6 +82,7 @@ func sayUsage(cmd *cobra.Command) {
 
 func (o *options) upCommand() *cobra.Command {
 	var c lab.Config
+	var tls bool
 	cmd := &cobra.Command{
 		Use: "up", Short: "Make the lab, or repair and update it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,7 +90,7 @@ func (o *options) upCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("find this program: %w", err)
 			}
-			c.Name, c.Log, c.Program = o.name, o.logger(), self
+			c.Name, c.Log, c.Program, c.Plain = o.name, o.logger(), self, !tls
 			l, err := lab.Up(cmd.Context(), c)
 			if err != nil {
 				return err
@@ -102,6 +103,7 @@ func (o *options) upCommand() *cobra.Command {
 	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
 	cmd.Flags().StringVar(&c.CNI, "cni", "", "godwit (in a new lab), or none for nodes that stay NotReady")
 	cmd.Flags().StringVar(&c.OVN, "ovn", "", "processes (in a new lab) of the machines, or pods, as yamls/ovn.yaml has them")
+	cmd.Flags().BoolVar(&tls, "tls", true, "with --ovn pods, in a new lab: OVN's databases by mutual TLS, as yamls/ has it")
 	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
 	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")
 	return cmd

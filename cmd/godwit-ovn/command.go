@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func command() *cobra.Command {
 	o := &options{Config: ovnpod.Defaults()}
 	cmd := &cobra.Command{
 		Use: "godwit-ovn", Short: "Runs OVN's and Open vSwitch's daemons as containers",
-		Long: `Each subcommand but members and probe prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
+		Long: `Each subcommand but gate, members and probe prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
 after all others.`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,8 +39,12 @@ after all others.`,
 		},
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&o.NBRemote, "nb-remote", "", "northbound database, tcp:IP:PORT[,tcp:IP:PORT...]: all nodes that may hold a copy")
-	f.StringVar(&o.SBRemote, "sb-remote", "", "southbound database, likewise")
+	// A container's probes have its environment, and not its arguments.
+	f.StringVar(&o.NBRemote, "nb-remote", os.Getenv("GODWIT_NB_REMOTE"), "northbound database, tcp:IP:PORT[,tcp:IP:PORT...], or ssl: for TLS: all nodes that may hold a copy; $GODWIT_NB_REMOTE if left out")
+	f.StringVar(&o.SBRemote, "sb-remote", os.Getenv("GODWIT_SB_REMOTE"), "southbound database, likewise; $GODWIT_SB_REMOTE if left out")
+	f.StringVar(&o.SBGate, "sb-gate", os.Getenv("GODWIT_SB_GATE"), "with ssl:, the southbound database's gate for administrators, by the same addresses: --sb-remote is for nodes; $GODWIT_SB_GATE if left out")
+	f.StringVar(&o.ServerTLS, "server-tls-dir", o.ServerTLS, "with ssl:, directory of the southbound database's certificate for nodes: ca.crt, tls.crt, tls.key")
+	f.StringVar(&o.AdminTLS, "admin-tls-dir", o.AdminTLS, "with ssl:, directory of the administrators' certificate, likewise")
 	f.StringVar(&o.PodName, "pod-name", "", "name of this pod of the StatefulSet")
 	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace that Godwit runs in")
 	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "directory of the northbound and southbound databases")
@@ -51,7 +56,7 @@ after all others.`,
 	f.DurationVar(&o.ElectionTimer, "election-timer", o.ElectionTimer, "for how long members of a new cluster do without their leader before they choose another")
 	f.IntVar(&o.Nice, "nice", o.Nice, "niceness of the daemon")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
-	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.members(), o.probe())
+	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.gate(), o.members(), o.probe())
 	return cmd
 }
 
@@ -126,6 +131,19 @@ func (o *options) local(use, short string, prepare func(context.Context, ovnpod.
 				return err
 			}
 			return ovnpod.Become(o.log, nice, argv)
+		},
+	}
+}
+
+func (o *options) gate() *cobra.Command {
+	return &cobra.Command{
+		Use: "gate", Short: "Let those in to the southbound database who have an administrator's certificate, and its members to one another", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			addresses, err := ovnpod.NodeAddresses()
+			if err != nil {
+				return err
+			}
+			return ovnpod.Gates{Config: o.Config, Log: o.log, Addresses: addresses}.Run(cmd.Context())
 		},
 	}
 }

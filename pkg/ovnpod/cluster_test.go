@@ -2,6 +2,8 @@ package ovnpod
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/pki"
 	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
@@ -30,6 +33,8 @@ type world struct {
 	api    API
 	schema string
 	ports  int
+	// protocol is tcp, or ssl with certificates in tls.
+	protocol, tls string
 }
 
 func newWorld(t *testing.T, replicas int32) *world {
@@ -47,7 +52,7 @@ func newWorld(t *testing.T, replicas int32) *world {
 		t.Fatal(err)
 	}
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: CentralName, Namespace: "godwit-system"}, Spec: appsv1.StatefulSetSpec{Replicas: &replicas}}
-	return &world{t: t, api: API{Client: fake.NewClientset(set), Namespace: "godwit-system"}, schema: schema, ports: 20000 + os.Getpid()%20000}
+	return &world{t: t, api: API{Client: fake.NewClientset(set), Namespace: "godwit-system"}, schema: schema, ports: 20000 + os.Getpid()%20000, protocol: "tcp"}
 }
 
 // run is a member's container: the database server, and what looks after its cluster.
@@ -64,9 +69,12 @@ func (w *world) start(ordinal, node int, dir string) *run {
 	c.PodName, c.StateDir, c.RunDir, c.SchemaDir, c.ElectionTimer = fmt.Sprintf("ovn-central-%d", ordinal), dir, dir, w.schema, time.Second
 	var remotes []string
 	for n := 1; n <= 4; n++ {
-		remotes = append(remotes, fmt.Sprintf("tcp:127.0.7.%d:%d", n, w.ports))
+		remotes = append(remotes, fmt.Sprintf("%s:127.0.7.%d:%d", w.protocol, n, w.ports))
 	}
 	c.NBRemote = strings.Join(remotes, ",")
+	if w.tls != "" {
+		c.AdminTLS = w.tls
+	}
 	d, err := c.Database(ProbeNB)
 	if err != nil {
 		w.t.Fatal(err)
@@ -166,6 +174,103 @@ func TestMemberIsReplaced(t *testing.T) {
 	if r.Cluster == "" || len(r.Removed) < 3 {
 		t.Errorf("the API remembers %+v, want the cluster and three members that were removed", r)
 	}
+}
+
+// TestClusterGoesToTLS: all members end, and start again with remotes by TLS. The first makes a cluster of what it has, even if it dies in between, and the others join that; no row is lost.
+func TestClusterGoesToTLS(t *testing.T) {
+	w := newWorld(t, 3)
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	var runs []*run
+	for i, dir := range dirs {
+		runs = append(runs, w.start(i, i+1, dir))
+		w.settled(runs[i], i+1)
+	}
+	before := w.rows(runs[0])
+	for _, r := range runs {
+		r.end()
+	}
+	w.protocol, w.tls = "ssl", certificates(t)
+	w.dieMoving(dirs[0])
+	for i, dir := range dirs {
+		runs[i] = w.start(i, i+1, dir)
+		w.settled(runs[i], i+1)
+	}
+	if after := w.rows(runs[2]); len(before) == 0 || !before.subsetOf(after) {
+		t.Errorf("of the rows %v the last member has %v", before, after)
+	}
+	r, err := w.api.Record(t.Context(), ProbeNB)
+	s, statusErr := runs[1].database.status(t.Context())
+	if err := errors.Join(err, statusErr); err != nil || r.Cluster != s.Cluster {
+		t.Errorf("the API remembers cluster %s, and it is %s: %v", r.Cluster, s.Cluster, err)
+	}
+}
+
+// dieMoving leaves what the first member leaves when it dies after the record, before the file is in its place.
+func (w *world) dieMoving(dir string) {
+	c := Defaults()
+	c.StateDir, c.SchemaDir, c.NBRemote = dir, w.schema, fmt.Sprintf("ssl:127.0.7.1:%d", w.ports)
+	d, err := c.Database(ProbeNB)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m := Member{Config: c, Database: d, API: w.api, Log: slog.Default()}
+	if err := m.move(w.t.Context(), d.raftAddress(d.Hosts[0])); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(d.File, m.newFile()), os.Rename(d.File+".former", d.File)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+type names map[string]bool
+
+func (n names) subsetOf(other names) bool {
+	for name := range n {
+		if !other[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// rows are the names of the rows that look has made.
+func (w *world) rows(r *run) names {
+	results, err := r.database.transact(w.t.Context(), map[string]any{"op": "select", "table": "Address_Set", "where": []any{}, "columns": []string{"name"}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n := names{}
+	for _, row := range results[0].Rows {
+		n[string(row["name"])] = true
+	}
+	return n
+}
+
+// certificates makes an authority, and a certificate for members of the database.
+func certificates(t *testing.T) (dir string) {
+	dir = t.TempDir()
+	by, err := pki.NewAuthority(rand.Reader, "administrators", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := pki.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := by.Sign(rand.Reader, pki.Leaf{Name: "admin", Usage: pki.ServerAndClient, Hosts: []string{"127.0.7.1"}, Key: key.Public()}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := pki.EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{pki.CAFile: pki.EncodeCertificates(by.Certificate), pki.CertFile: cert, pki.KeyFile: secret} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // TestLostDatabaseIsNotMadeAnew: a single member whose disk is empty, while the API knows of a cluster, makes no other; it says what to do.

@@ -19,6 +19,10 @@ type Config struct {
 	// NBRemote and SBRemote are the databases as everybody connects to them: PROTOCOL:IP:PORT, with commas in between. Their addresses are those of the nodes that may
 	// hold a member.
 	NBRemote, SBRemote string
+	// SBGate is the southbound database's gate for administrators, with ssl: remotes: the southbound database itself is for nodes then.
+	SBGate string
+	// ServerTLS and AdminTLS are directories with certificates, for ssl: remotes: that of the southbound database for nodes, and the administrators'.
+	ServerTLS, AdminTLS string
 	// PodName is the StatefulSet's pod, NAME-N; Namespace is where it runs.
 	PodName, Namespace string
 	// StateDir holds NB and SB, SwitchDir the local Open_vSwitch database.
@@ -40,6 +44,7 @@ func Defaults() Config {
 	return Config{
 		Namespace: "godwit-system", StateDir: "/var/lib/godwit/ovn", SwitchDir: "/var/lib/godwit/ovs", RunDir: "/run/ovn", SwitchRunDir: "/run/openvswitch",
 		SchemaDir: "/usr/share/ovn", SwitchSchemaDir: "/usr/share/openvswitch", ElectionTimer: 2 * time.Second, Nice: -10,
+		ServerTLS: "/etc/godwit-ovn/server", AdminTLS: "/etc/godwit-ovn/admin",
 	}
 }
 
@@ -55,6 +60,7 @@ func (c *Config) Validate() error {
 	for flag, path := range map[string]string{
 		"--state-dir": c.StateDir, "--switch-dir": c.SwitchDir, "--run-dir": c.RunDir, "--switch-run-dir": c.SwitchRunDir,
 		"--schema-dir": c.SchemaDir, "--switch-schema-dir": c.SwitchSchemaDir,
+		"--server-tls-dir": c.ServerTLS, "--admin-tls-dir": c.AdminTLS,
 	} {
 		if !filepath.IsAbs(path) {
 			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", flag, path))
@@ -80,6 +86,8 @@ type Database struct {
 	Hosts []netip.Addr
 	// File, Schema, Socket and Control are paths.
 	File, Schema, Socket, Control string
+	// Peers is the directory of the sockets by which raft's members reach one another where its TLS would trust nodes.
+	Peers string
 }
 
 // Database returns one of the two by its kind.
@@ -106,7 +114,7 @@ func (c *Config) Database(kind string) (Database, error) {
 func (c *Config) named(kind string) Database {
 	d := Database{
 		Kind: kind, Name: "OVN_Northbound", Flag: "--nb-remote", File: filepath.Join(c.StateDir, kind+".db"), Schema: filepath.Join(c.SchemaDir, "ovn-"+kind+".ovsschema"),
-		Socket: filepath.Join(c.RunDir, "ovn"+kind+"_db.sock"), Control: filepath.Join(c.RunDir, "ovn"+kind+"_db.ctl"),
+		Socket: filepath.Join(c.RunDir, "ovn"+kind+"_db.sock"), Control: filepath.Join(c.RunDir, "ovn"+kind+"_db.ctl"), Peers: c.RunDir,
 	}
 	if kind == ProbeSB {
 		d.Name, d.Flag = "OVN_Southbound", "--sb-remote"
@@ -127,9 +135,24 @@ func parseHost(address string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, uint16(n)), err
 }
 
-// raftAddress is where members of the database find the one on a host.
+// secure says whether clients come by TLS.
+func (d Database) secure() bool { return d.Protocol == "ssl" }
+
+// raftAddress is where members of the database find the one on a host. TLS is a process's: that of the southbound database's trusts nodes, who could be members then. Its members
+// have a unix socket each, which has the same name on all hosts, and the gates stand for it on the others.
 func (d Database) raftAddress(host netip.Addr) string {
-	return d.Protocol + ":" + netip.AddrPortFrom(host, uint16(d.Port+raftOffset)).String()
+	if d.secure() && d.Kind == ProbeSB {
+		return "unix:" + d.peerSocket(host)
+	}
+	return d.Protocol + ":" + d.raftPort(host)
+}
+
+func (d Database) raftPort(host netip.Addr) string {
+	return netip.AddrPortFrom(host, uint16(d.Port+raftOffset)).String()
+}
+
+func (d Database) peerSocket(host netip.Addr) string {
+	return filepath.Join(d.Peers, d.Kind+"-"+strings.NewReplacer(".", "-", ":", "-").Replace(host.String())+".sock")
 }
 
 // local picks the database's host that is this node, from the node's addresses.

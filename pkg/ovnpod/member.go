@@ -9,9 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
 // retryInterval is the pause between attempts to read the record.
@@ -36,6 +40,8 @@ type found struct {
 	want    string
 	ordinal int
 	record  Record
+	// unasked: the API server does not answer, so that record says nothing.
+	unasked bool
 }
 
 // step is what to do with the file.
@@ -46,6 +52,7 @@ const (
 	stepCreate step = "create" // the first member makes the cluster
 	stepJoin   step = "join"   // an empty disk joins the cluster
 	stepRejoin step = "rejoin" // the file is put aside first
+	stepMove   step = "move"   // the first member makes a new cluster of what the file has: one that exists cannot go from tcp: to ssl:, or back, member by member
 	stepWait   step = "wait"   // the first member has not made the cluster yet
 )
 
@@ -54,6 +61,13 @@ func decide(f found) (step, string) {
 	switch {
 	case f.file && slices.Contains(f.record.Removed, removedName(f.server, f.address)):
 		return stepRejoin, "this member was removed from the cluster while it was away"
+	case f.file && protocol(f.address) != protocol(f.want) && f.unasked:
+		return stepWait, "the API server does not answer: it knows whether the first pod has moved the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ":"
+	case f.file && protocol(f.address) != protocol(f.want) && (f.record.Cluster == "" || f.record.Cluster == f.cluster):
+		if f.ordinal == 0 {
+			return stepMove, "members reach one another by " + protocol(f.want) + ": now, and it was " + protocol(f.address) + ":"
+		}
+		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first"
 	case f.file && f.address != f.want && f.record.Cluster != "":
 		return stepRejoin, "this node's address was " + f.address
 	case f.file && f.record.Cluster != "" && f.record.Cluster != f.cluster:
@@ -66,6 +80,12 @@ func decide(f found) (step, string) {
 		return stepCreate, "there has never been a cluster"
 	}
 	return stepWait, "there is no cluster yet: the StatefulSet's first pod makes it"
+}
+
+// protocol is that of raft's address.
+func protocol(address string) string {
+	p, _, _ := strings.Cut(address, ":")
+	return p
 }
 
 // Prepare makes the member's file what it should be, and returns the command of its server. It waits for the API server where there is no file: a second
@@ -112,21 +132,16 @@ func (m Member) look(ctx context.Context, host netip.Addr) (f found, err error) 
 		return f, err
 	}
 	if f.file {
-		if f.server, err = databaseTool(ctx, "db-sid", m.Database.File); err != nil {
-			return f, err
-		}
-		if f.address, err = databaseTool(ctx, "db-local-address", m.Database.File); err != nil {
-			return f, err
-		}
-		if f.cluster, err = databaseTool(ctx, "db-cid", m.Database.File); err != nil {
+		if err := m.inspect(ctx, &f); err != nil {
 			return f, err
 		}
 	}
 	for {
 		if f.record, err = m.API.Record(ctx, m.Database.Kind); err == nil {
-			return f, nil
+			return f, m.finishMove(ctx, &f)
 		}
 		if f.file { // OVN has to be there for the API server, not the other way round
+			f.unasked = true
 			m.Log.Warn("starting with the file as it is, since the API server does not answer", "db", m.Database.Name, "error", err)
 			return f, nil
 		}
@@ -137,12 +152,26 @@ func (m Member) look(ctx context.Context, host netip.Addr) (f found, err error) 
 	}
 }
 
+// inspect asks the file what it is of.
+func (m Member) inspect(ctx context.Context, f *found) (err error) {
+	if f.server, err = databaseTool(ctx, "db-sid", m.Database.File); err != nil {
+		return err
+	}
+	if f.address, err = databaseTool(ctx, "db-local-address", m.Database.File); err != nil {
+		return err
+	}
+	f.cluster, err = databaseTool(ctx, "db-cid", m.Database.File)
+	return err
+}
+
 func (m Member) apply(ctx context.Context, do step, host netip.Addr, f found) error {
 	switch do {
 	case stepKeep, stepWait:
 		return nil
 	case stepCreate:
 		return m.create(ctx, f.want)
+	case stepMove:
+		return m.move(ctx, f.want)
 	}
 	d := m.Database
 	others := d.others(host)
@@ -167,32 +196,103 @@ func (m Member) apply(ctx context.Context, do step, host netip.Addr, f found) er
 // create makes the cluster under another name first: a file that was cut short when the machine died would never be completed. The record comes after the file, or it could
 // speak of a cluster that nobody has.
 func (m Member) create(ctx context.Context, address string) error {
-	tmp := m.Database.File + ".new"
-	if err := remove(tmp); err != nil {
-		return err
-	}
-	timer := strconv.FormatInt(m.Config.ElectionTimer.Milliseconds(), 10)
-	if _, err := databaseTool(ctx, "--election-timer="+timer, "create-cluster", tmp, m.Database.Schema, address); err != nil {
-		return err
-	}
-	cluster, err := databaseTool(ctx, "db-cid", tmp)
+	cluster, err := m.createFrom(ctx, m.Database.Schema, address)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, m.Database.File); err != nil {
+	if err := os.Rename(m.newFile(), m.Database.File); err != nil {
 		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
 	}
 	return m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster })
 }
 
-// command is the server's. Clients come from every node by the node's address, raft's members by what the file says.
+func (m Member) newFile() string { return m.Database.File + ".new" }
+
+// createFrom makes a cluster of one, with what a schema or another database has, in newFile.
+func (m Member) createFrom(ctx context.Context, contents, address string) (cluster string, err error) {
+	if err := remove(m.newFile()); err != nil {
+		return "", err
+	}
+	timer := strconv.FormatInt(m.Config.ElectionTimer.Milliseconds(), 10)
+	if _, err := databaseTool(ctx, "--election-timer="+timer, "create-cluster", m.newFile(), contents, address); err != nil {
+		return "", err
+	}
+	return databaseTool(ctx, "db-cid", m.newFile())
+}
+
+// move makes another cluster with the contents of this one. From the record on the others' files are of a former cluster, and they join this one.
+func (m Member) move(ctx context.Context, address string) error {
+	plain := m.Database.File + ".standalone"
+	if err := remove(plain); err != nil {
+		return err
+	}
+	if _, err := databaseTool(ctx, "cluster-to-standalone", plain, m.Database.File); err != nil {
+		return err
+	}
+	cluster, err := m.createFrom(ctx, plain, address)
+	if err != nil {
+		return err
+	}
+	if err := m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster }); err != nil {
+		return err
+	}
+	return errors.Join(m.replace(), remove(plain))
+}
+
+// replace puts newFile in the place of the file, which is there at every moment, and keeps that for a look at it.
+func (m Member) replace() error {
+	former := m.Database.File + ".former"
+	if err := remove(former); err != nil {
+		return err
+	}
+	if err := os.Link(m.Database.File, former); err != nil {
+		return fmt.Errorf("keep the former file of %s: %w", m.Database.Name, err)
+	}
+	if err := os.Rename(m.newFile(), m.Database.File); err != nil {
+		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
+	}
+	return nil
+}
+
+// finishMove is for a member that died between the record of the cluster that it made and the file's arrival in its place: nobody else has that cluster.
+func (m Member) finishMove(ctx context.Context, f *found) error {
+	if !f.file || f.record.Cluster == "" || f.record.Cluster == f.cluster {
+		return nil
+	}
+	if there, err := exists(m.newFile()); err != nil || !there {
+		return err
+	}
+	if cluster, err := databaseTool(ctx, "db-cid", m.newFile()); err != nil || cluster != f.record.Cluster {
+		return nil //nolint:nilerr // it was cut short, or is of something else: no cluster's file
+	}
+	m.Log.Info("ending a move that was cut short", "db", m.Database.Name, "cluster", f.record.Cluster)
+	if err := m.replace(); err != nil {
+		return err
+	}
+	return m.inspect(ctx, f)
+}
+
+// command is the server's. Clients come from every node by the node's address, raft's members by what the file says. By TLS, the northbound database trusts administrators, and the southbound one nodes.
 func (m Member) command(host netip.Addr) []string {
 	d := m.Database
-	bind := "p" + d.Protocol + ":" + strconv.Itoa(d.Port) + ":" + bracketed(host)
-	argv := []string{
-		"ovsdb-server", "--remote=punix:" + d.Socket, "--remote=" + bind, "--unixctl=" + d.Control, "-vconsole:info", "-vsyslog:off", "-vfile:off",
+	remote, tls := "p"+d.Protocol+":"+strconv.Itoa(d.Port)+":"+bracketed(host), []string(nil)
+	if d.secure() {
+		tls = tlsArgs(m.Config.AdminTLS)
 	}
-	return append(append(argv, m.Config.Extra...), d.File)
+	if d.secure() && d.Kind == ProbeSB { // a role can be given in the database alone: Watcher does
+		remote, tls = "db:"+d.Name+",SB_Global,connections", tlsArgs(m.Config.ServerTLS)
+	}
+	argv := []string{
+		"ovsdb-server", "--remote=punix:" + d.Socket, "--remote=" + remote, "--unixctl=" + d.Control, "-vconsole:info", "-vsyslog:off", "-vfile:off",
+	}
+	return slices.Concat(argv, tls, m.Config.Extra, []string{d.File})
+}
+
+// tlsArgs are the options of all of OVN's programs. They look at the files again and again.
+func tlsArgs(dir string) []string {
+	return []string{
+		"--private-key=" + filepath.Join(dir, pki.KeyFile), "--certificate=" + filepath.Join(dir, pki.CertFile), "--ca-cert=" + filepath.Join(dir, pki.CAFile),
+	}
 }
 
 func bracketed(a netip.Addr) string {

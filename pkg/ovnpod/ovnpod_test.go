@@ -3,12 +3,15 @@ package ovnpod
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 func TestDecide(t *testing.T) {
@@ -32,6 +35,11 @@ func TestDecide(t *testing.T) {
 		"another of this node was removed":              {member(func(f *found) { f.record.Removed = []string{"ffff@" + here} }), stepKeep},
 		"the node has another address":                  {member(func(f *found) { f.want = "tcp:10.0.0.9:6643" }), stepRejoin},
 		"the cluster was made anew":                     {member(func(f *found) { f.record.Cluster = "c2" }), stepRejoin},
+		"the first pod goes to TLS":                     {member(func(f *found) { f.want = "ssl:10.0.0.1:6643" }), stepMove},
+		"the first pod goes to TLS and another address": {member(func(f *found) { f.want = "ssl:10.0.0.9:6643" }), stepMove},
+		"another pod goes to TLS":                       {member(func(f *found) { f.want, f.ordinal = "unix:/run/ovn/sb.sock", 1 }), stepWait},
+		"another pod, and the first has gone":           {member(func(f *found) { f.want, f.ordinal, f.record.Cluster = "ssl:10.0.0.1:6643", 1, "c2" }), stepRejoin},
+		"to TLS, and the API server cannot be asked":    {member(func(f *found) { f.want, f.unasked, f.record = "ssl:10.0.0.1:6643", true, Record{} }), stepWait},
 	} {
 		if got, why := decide(c.f); got != c.want || got != stepKeep && why == "" {
 			t.Errorf("%s: %s (%s), want %s", name, got, why, c.want)
@@ -66,13 +74,17 @@ Servers:
 func TestParseStatus(t *testing.T) {
 	want := Status{
 		Cluster: "cd66955e-3753-4b01-8c70-ec84edfe55c8", Server: "abcd1111-30d1-4882-9c55-bbb388e451dd", Member: true, Leader: true, Led: true, Term: 7, First: 2, End: 40, Uncommitted: 2,
-		servers: []server{
+		servers: []raft.Server{
 			{ID: "abcd", Address: "tcp:10.0.0.1:6643", Self: true, Silent: -1, Match: 39}, {ID: "1f2e", Address: "tcp:10.0.0.2:6643", Silent: 312 * time.Millisecond, Match: 39},
 			{ID: "9a9a", Address: "tcp:[fd00::3]:6643", Silent: -1}, {ID: "7b7b", Address: "tcp:10.0.0.3:6643", Silent: 61 * time.Second, Match: 20},
 		},
 	}
 	if diff := cmp.Diff(want, parseStatus(leaderStatus), cmp.AllowUnexported(Status{}), cmpopts.EquateComparable()); diff != "" {
 		t.Error(diff)
+	}
+	secure := parseStatus("Servers:\n    sb-172-30-0-11 (aeee at unix:/run/ovn/sb-172-30-0-11.sock) next_index=21 match_index=20 last msg 521 ms ago\n")
+	if len(secure.servers) != 1 || secure.servers[0] != (raft.Server{ID: "aeee", Address: "unix:/run/ovn/sb-172-30-0-11.sock", Silent: 521 * time.Millisecond, Match: 20}) {
+		t.Errorf("a member by a unix socket: %+v", secure.servers)
 	}
 	joining := parseStatus("Name: OVN_Northbound\nStatus: joining cluster\nRole: follower\nLeader: unknown\n")
 	if joining.Member || joining.Led || joining.Leader {
@@ -122,14 +134,62 @@ func TestDatabase(t *testing.T) {
 	if d, err = c.Database(ProbeSB); err != nil {
 		t.Fatal(err)
 	}
-	if got := d.raftAddress(d.Hosts[0]); got != "ssl:[fd00::1]:6644" {
-		t.Errorf("raft address %s", got)
+	if got := d.raftAddress(d.Hosts[0]); got != "unix:/run/ovn/sb-fd00--1.sock" { // its TLS would trust nodes
+		t.Errorf("raft address of SB by TLS: %s", got)
+	}
+	if got := d.listener(); got != "pssl:6642:[::]" {
+		t.Errorf("listener %s", got)
+	}
+	c.NBRemote = "ssl:[fd00::1]:6641"
+	if d, err = c.Database(ProbeNB); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.raftAddress(d.Hosts[0]); got != "ssl:[fd00::1]:6643" {
+		t.Errorf("raft address of NB by TLS: %s", got)
 	}
 	for _, bad := range []string{"", "tcp:host:6641", "unix:/run/nb.sock", "tcp:10.0.0.1:6641,tcp:10.0.0.2:6642", "tcp:10.0.0.1:6641,ssl:10.0.0.2:6641"} {
 		c.NBRemote = bad
 		if _, err := c.Database(ProbeNB); err == nil {
 			t.Errorf("--nb-remote %q is taken", bad)
 		}
+	}
+}
+
+// TestRemotesByTLS: the northbound database is for administrators, the southbound one for nodes, and northd comes by the gate.
+func TestRemotesByTLS(t *testing.T) {
+	c := Defaults()
+	c.RunDir = t.TempDir()
+	c.NBRemote, c.SBRemote, c.SBGate = "ssl:10.0.0.1:6641", "ssl:10.0.0.1:6642", "ssl:10.0.0.1:6645"
+	for kind, want := range map[string][]string{
+		ProbeNB: {"--remote=pssl:6641:10.0.0.1", "--private-key=/etc/godwit-ovn/admin/tls.key", "--ca-cert=/etc/godwit-ovn/admin/ca.crt"},
+		ProbeSB: {"--remote=db:OVN_Southbound,SB_Global,connections", "--certificate=/etc/godwit-ovn/server/tls.crt", "--ca-cert=/etc/godwit-ovn/server/ca.crt"},
+	} {
+		d, err := c.Database(kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := Member{Config: c, Database: d}.command(d.Hosts[0])
+		for _, arg := range want {
+			if !slices.Contains(got, arg) {
+				t.Errorf("%s: %v lacks %s", kind, got, arg)
+			}
+		}
+	}
+	got, err := c.Northd()
+	if err != nil || !slices.Contains(got, "--ovnsb-db=ssl:10.0.0.1:6645") || !slices.Contains(got, "--private-key=/etc/godwit-ovn/admin/tls.key") {
+		t.Errorf("northd is %v, %v", got, err)
+	}
+	for gate, want := range map[string]string{
+		"": "is not ssl:IP:PORT", "tcp:10.0.0.1:6645": "is not ssl:IP:PORT", "ssl:10.0.0.1:6644": "neither 6642 nor 6644", "ssl:10.0.0.2:6645": "the same addresses",
+	} {
+		c.SBGate = gate
+		if _, err := c.Northd(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--sb-gate %q: %v, want it to say %s", gate, err, want)
+		}
+	}
+	c.NBRemote = "tcp:10.0.0.1:6641"
+	if _, err := c.Northd(); err == nil || !strings.Contains(err.Error(), "write ssl: in both") {
+		t.Errorf("one by TLS and one without: %v", err)
 	}
 }
 

@@ -18,15 +18,19 @@ const (
 	ProbeSwitchDB   = "ovsdb"
 	ProbeSwitch     = "vswitchd"
 	ProbeController = "controller"
+	ProbeGate       = "gate"
 )
 
 // Probes are their names.
 func Probes() []string {
-	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController}
+	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController, ProbeGate}
 }
 
 // Alive returns nil when the daemon answers, or has no socket yet: what it needs is being prepared. One that ended has taken its container along.
 func (c *Config) Alive(ctx context.Context, daemon string) error {
+	if daemon == ProbeGate {
+		return nil // what is wrong with it, another start does not mend
+	}
 	err := c.answers(ctx, daemon)
 	if errors.Is(err, ovs.ErrNoSocket) {
 		return nil
@@ -54,6 +58,8 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 			return fmt.Errorf("the cluster of %s has no leader: are most of its members there?", d.Name)
 		}
 		return nil
+	case ProbeGate:
+		return c.opened(ctx)
 	case ProbeController:
 		said, err := c.ask(ctx, daemon, "connection-status")
 		if err == nil && strings.TrimSpace(said) != "connected" {

@@ -3,22 +3,10 @@ package ovnpod
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/raft"
 )
-
-// server is a member as the leader sees it.
-type server struct {
-	// ID is the first digits of its identity; Address is raft's.
-	ID, Address string
-	Self        bool
-	// Silent is how long ago it said something; negative: never to this leader.
-	Silent time.Duration
-	// Match is the last entry of the log that it is known to have; the leader knows it of each.
-	Match int
-}
 
 // Status is what a database server says of its cluster.
 type Status struct {
@@ -31,7 +19,7 @@ type Status struct {
 	First, End int
 	// Uncommitted and Unapplied are how many of them most members do not have yet, or this one has not applied.
 	Uncommitted, Unapplied int
-	servers                []server
+	servers                []raft.Server
 }
 
 // status asks a database server, by its control socket.
@@ -47,12 +35,9 @@ func (d Database) status(ctx context.Context) (Status, error) {
 
 func parseStatus(said string) Status {
 	r := raft.Parse(said)
-	s := Status{
+	return Status{
 		Cluster: r.Cluster, Server: r.Server, Member: r.Member, Leader: r.Leads(), Led: r.Leader != "" && r.Leader != "unknown", Term: r.Term,
 		First: r.First, End: r.End, Uncommitted: r.Uncommitted, Unapplied: r.Unapplied,
+		servers: r.Servers,
 	}
-	for _, one := range r.Servers {
-		s.servers = append(s.servers, server(one))
-	}
-	return s
 }

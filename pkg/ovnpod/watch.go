@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 const (
@@ -82,7 +83,7 @@ func (w *Watcher) look(ctx context.Context) error {
 	if w.leads.IsZero() {
 		w.leads = w.Now()
 	}
-	return errors.Join(w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx))
+	return errors.Join(w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx), w.listen(ctx))
 }
 
 // record tells the API of a cluster that it does not know.
@@ -99,11 +100,11 @@ func (w *Watcher) record(ctx context.Context, s Status) error {
 
 // superfluous picks the member to remove: there are more than there should be, and this one has been silent for longest. A member that came with an empty disk, on
 // this node or another, is the one too many; the one in whose place it came never speaks again.
-func superfluous(s Status, replicas int, led time.Duration) (server, bool) {
+func superfluous(s Status, replicas int, led time.Duration) (raft.Server, bool) {
 	if len(s.servers) <= replicas {
-		return server{}, false
+		return raft.Server{}, false
 	}
-	var gone []server
+	var gone []raft.Server
 	for _, one := range s.servers {
 		if one.Silent < 0 && !one.Self {
 			one.Silent = led // it may have had no reason to speak to a new leader yet
@@ -113,9 +114,9 @@ func superfluous(s Status, replicas int, led time.Duration) (server, bool) {
 		}
 	}
 	if len(gone) == 0 {
-		return server{}, false
+		return raft.Server{}, false
 	}
-	return slices.MaxFunc(gone, func(a, b server) int { return int(a.Silent - b.Silent) }), true
+	return slices.MaxFunc(gone, func(a, b raft.Server) int { return int(a.Silent - b.Silent) }), true
 }
 
 func (w *Watcher) dismiss(ctx context.Context, s Status) error {

@@ -11,7 +11,7 @@ import (
 
 // Server is a member as the one who was asked sees it.
 type Server struct {
-	// ID is the first digits of its identity; Address is raft's, as tcp:192.0.2.1:6643.
+	// ID is the first digits of its identity; Address is raft's, as tcp:192.0.2.1:6643 or unix:/PATH.
 	ID, Address string
 	// Self: it is the one who was asked.
 	Self bool
@@ -25,7 +25,7 @@ type Server struct {
 type Status struct {
 	// Cluster and Server are identities.
 	Cluster, Server string
-	// Role is leader, candidate or follower; Leader the leader's first digits, "self" or "unknown".
+	// Role is leader, candidate or follower; Leader the leader's first digits (or the name of its socket), "self" or "unknown".
 	Role, Leader string
 	// Member: it belongs to the cluster.
 	Member bool

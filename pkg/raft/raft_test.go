@@ -47,3 +47,12 @@ func TestParse(t *testing.T) {
 		t.Errorf("a member that is joining: %+v", joining)
 	}
 }
+
+// By TLS, the southbound database's members have unix sockets.
+func TestParseSockets(t *testing.T) {
+	got := Parse("Leader: sb-172-30-0-13\nServers:\n    sb-172-30-0-11 (aeee at unix:/run/ovn/sb-172-30-0-11.sock) next_index=21 match_index=20 last msg 521 ms ago\n")
+	want := Status{Leader: "sb-172-30-0-13", Servers: []Server{{ID: "aeee", Address: "unix:/run/ovn/sb-172-30-0-11.sock", Silent: 521 * time.Millisecond, Match: 20}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

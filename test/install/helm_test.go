@@ -52,8 +52,61 @@ func TestInstallChart(t *testing.T) {
 	}
 }
 
+// TestInstallChartWithoutTLS: one value and the remotes decide, and contradictions are refused before anything is installed.
+func TestInstallChartWithoutTLS(t *testing.T) {
+	top, err := source.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := map[string]map[string]any{}
+	collect(t, plain, render(t, top, "--set=tls.enabled=false,nbRemote=tcp:192.0.2.1:6641,sbRemote=tcp:192.0.2.1:6642"))
+	settings, _, err := unstructured.NestedStringMap(plain["ConfigMap/godwit-system/godwit-config"], "data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"GODWIT_SB_GATE": "", "GODWIT_OVN_ISSUER": "false", "GODWIT_OVN_TLS_DIR": "", "GODWIT_NB_REMOTE": "tcp:192.0.2.1:6641"} {
+		if got, ok := settings[key]; !ok || got != want {
+			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+	volumes, _, err := unstructured.NestedSlice(plain["StatefulSet/godwit-system/ovn-central"], "spec", "template", "spec", "volumes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets := 0
+	for _, v := range volumes {
+		if secret, ok := v.(map[string]any)["secret"].(map[string]any); ok {
+			secrets++
+			if secret["optional"] != true {
+				t.Errorf("the databases wait for Secret %v, which nobody makes", secret["secretName"])
+			}
+		}
+	}
+	if secrets != 2 {
+		t.Errorf("%d Secrets are mounted, want 2", secrets)
+	}
+	three := map[string]map[string]any{}
+	collect(t, three, render(t, top, `--set-string=sbRemote=ssl:192.0.2.1:6642\,ssl:192.0.2.2:6642`))
+	gate, _, err := unstructured.NestedString(three["ConfigMap/godwit-system/godwit-config"], "data", "GODWIT_SB_GATE")
+	if want := "ssl:192.0.2.1:6645,ssl:192.0.2.2:6645"; err != nil || gate != want {
+		t.Errorf("the gate is at %q (%v), want %s", gate, err, want)
+	}
+	if _, err := template(t, top, "--set=tls.enabled=false"); err == nil || !strings.Contains(err.Error(), "ssl:192.0.2.1:6641 does not begin with tcp:") {
+		t.Errorf("ssl: without TLS: %v", err)
+	}
+}
+
 // render runs the real helm, which make builds.
 func render(t *testing.T, top string, args ...string) string {
+	t.Helper()
+	out, err := template(t, top, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func template(t *testing.T, top string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(top, "out/tools/helm"), append([]string{"template", "godwit", filepath.Join(top, "dist/helm/godwit"), "--include-crds", "--kube-version=1.32.0"}, args...)...)
 	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+t.TempDir(), "HELM_CONFIG_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())
@@ -61,9 +114,9 @@ func render(t *testing.T, top string, args ...string) string {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("helm template: %v: %s: make out/tools/helm builds it", err, stderr.String())
+		return "", fmt.Errorf("helm template: %w: %s: make out/tools/helm builds it", err, stderr.String())
 	}
-	return string(out)
+	return string(out), nil
 }
 
 func collect(t *testing.T, into map[string]map[string]any, text string) {

@@ -28,6 +28,9 @@ const (
 	members  = 3
 )
 
+// raftBy is how the members of a database reach one another, as cluster/status says it.
+var raftBy = map[string]string{"nb": " at ssl:", "sb": " at unix:"}
+
 // TestInstall makes a lab whose nodes have nothing of OVN, applies yamls/, and uses what comes of it.
 func TestInstall(t *testing.T) {
 	l := labOfPods(t, members)
@@ -46,9 +49,12 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("NodeCertificate", func(t *testing.T) { nodeCertificate(t, l, client) })
+	t.Run("OnlyListener", func(t *testing.T) { onlyListener(t, l) })
 	t.Run("KubectlAsksOVN", func(t *testing.T) { kubectlAsksOVN(t, l, client) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
+	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
 	t.Run("VMMigrates", func(t *testing.T) { // the demo fails if the VM's address, its port or one of its connections is not what it was
 		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}); err != nil {
@@ -63,7 +69,7 @@ func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.O
 func TestInstallSingle(t *testing.T) {
 	l := labOfPods(t, 2)
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
-	if err != nil || strings.Count(said, " at tcp:") != 1 || !strings.Contains(said, "Role: leader") {
+	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
 	}
 	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 4); err != nil {
@@ -140,7 +146,7 @@ func everyMemberSeesAll(t *testing.T, l *lab.Lab) {
 				if err != nil {
 					return err
 				}
-				if n := strings.Count(said, " at tcp:"); n != members || !strings.Contains(said, "Status: cluster member") || strings.Contains(said, "Leader: unknown") {
+				if n := strings.Count(said, raftBy[kind]); n != members || !strings.Contains(said, "Status: cluster member") || strings.Contains(said, "Leader: unknown") {
 					return fmt.Errorf("member %d of %s has %d servers, want %d:\n%s", pod, kind, n, members, said)
 				}
 				return nil
@@ -241,24 +247,29 @@ func allDeleted(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 // switchStartsAgain deletes a node's Open vSwitch, as an update does: the node gets its underlay back, and its pods are reached.
 func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	const node = "node2"
-	find := func() (*corev1.Pod, error) {
-		list, err := client.CoreV1().Pods(lab.Namespace).List(t.Context(), metav1.ListOptions{
-			LabelSelector: "app.kubernetes.io/component=ovs-node", FieldSelector: "spec.nodeName=" + node,
-		})
-		if err != nil {
-			return nil, err
-		}
-		for i := range list.Items {
-			if list.Items[i].DeletionTimestamp == nil {
-				return &list.Items[i], nil
-			}
-		}
-		return nil, fmt.Errorf("no pod of ovs-node is on %s", node)
-	}
+	find := func() (*corev1.Pod, error) { return podOn(t.Context(), client, "ovs-node", node) }
 	old, err := find()
 	if err != nil {
 		t.Fatal(err)
 	}
+	probes := watched(t, l, client, func() {
+		replaceSwitch(t, l, client, old, find)
+		eventually(t, func() error {
+			return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+		})
+	})
+	for i := range probes {
+		p := &probes[i]
+		t.Logf("Open vSwitch of %s was restarted: of %d packets to %s %d were lost, the longest time without one was %s", node, p.Counts.Sent, p.Peer, p.Counts.Lost,
+			p.Gap.Length().Round(time.Millisecond))
+		if p.Gap.Open || p.Gap.Length() > time.Minute {
+			t.Errorf("%s was not heard for %s", p.Peer, p.Gap.Length())
+		}
+	}
+}
+
+// replaceSwitch deletes node2's pod of Open vSwitch, and returns when the next one is ready and the underlay has its address.
+func replaceSwitch(t *testing.T, l *lab.Lab, client kubernetes.Interface, old *corev1.Pod, find func() (*corev1.Pod, error)) {
 	if err := client.CoreV1().Pods(lab.Namespace).Delete(t.Context(), old.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -275,14 +286,11 @@ func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		return fmt.Errorf("pod %s is not ready", p.Name)
 	})
 	eventually(t, func() error {
-		addresses, err := l.Exec(t.Context(), node, "ip", "-br", "address")
+		addresses, err := l.Exec(t.Context(), "node2", "ip", "-br", "address")
 		if err == nil && !strings.Contains(addresses, "172.30.1.12/24") {
 			err = fmt.Errorf("the underlay's address is gone:\n%s", addresses)
 		}
 		return err
-	})
-	eventually(t, func() error {
-		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
 	})
 }
 

@@ -63,6 +63,8 @@ type Config struct {
 	// OVN is OVNProcesses, the default: OVN's databases and northd run on the hub, Open vSwitch and ovn-controller on the nodes, as processes of the machines. With
 	// OVNPods all of them are pods of yamls/ovn.yaml, and nodes start with kubelet and containerd alone; CNI is CNIGodwit then.
 	OVN string
+	// Plain lets OVNPods do without TLS and certificates, which yamls/ has. An existing lab stays what it is.
+	Plain bool
 	// Program is a godwit-lab program, which runs as pid 1 of the lab's machines; it is built from the checkout by default.
 	Program string
 	// Reload restarts Godwit's pods even if the image has not changed.
@@ -78,7 +80,7 @@ type Config struct {
 // inherit returns c with what an existing lab has in place of zero values.
 func (c Config) inherit(s *state) Config {
 	c.Nodes, c.IPFamily, c.CNI = cmp.Or(c.Nodes, s.Nodes), cmp.Or(c.IPFamily, s.IPFamily), cmp.Or(c.CNI, s.CNI)
-	c.OVN = cmp.Or(c.OVN, s.ovn())
+	c.OVN, c.Plain = cmp.Or(c.OVN, s.ovn()), s.Plain
 	return c
 }
 

@@ -34,6 +34,8 @@ const (
 	ovnManifest  = "ovn.yaml"
 	centralSet   = "ovn-central"
 	centralLabel = "godwit.dev/ovn-central"
+	// sbGatePort is administrators' on the nodes with the databases, as in yamls/install.yaml.
+	sbGatePort = 6645
 )
 
 // deploy brings the lab's images to all nodes and, if Godwit is the lab's CNI, applies its manifests and restarts its pods when their image is another
@@ -253,21 +255,31 @@ func (l *Lab) settings() map[string]string {
 	if hub.Is6() {
 		host = "[" + host + "]"
 	}
-	nb, sb := fmt.Sprintf("tcp:%s:%d", host, boot.NBPort), fmt.Sprintf("tcp:%s:%d", host, boot.SBPort)
-	if l.ovn() == OVNPods {
-		var nbs, sbs []string
-		for _, name := range l.central() {
-			ip := l.NodeIPs(name)[0]
-			nbs, sbs = append(nbs, "tcp:"+netip.AddrPortFrom(ip, boot.NBPort).String()), append(sbs, "tcp:"+netip.AddrPortFrom(ip, boot.SBPort).String())
-		}
-		nb, sb = strings.Join(nbs, ","), strings.Join(sbs, ",")
-	}
-	return map[string]string{
+	set := map[string]string{
 		"KUBERNETES_SERVICE_HOST": hub.String(), "KUBERNETES_SERVICE_PORT": fmt.Sprint(boot.APIPort),
-		"GODWIT_NB_REMOTE": nb, "GODWIT_SB_REMOTE": sb,
+		"GODWIT_NB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.NBPort), "GODWIT_SB_REMOTE": fmt.Sprintf("tcp:%s:%d", host, boot.SBPort),
 		"GODWIT_UNDERLAY":      families(family, tunNet)[0].String(),
 		"GODWIT_DEFAULT_CIDRS": join(families(family, podNet)), "GODWIT_JOIN_CIDRS": join(families(family, joinNet)),
 	}
+	tls := l.tls()
+	if l.ovn() == OVNPods {
+		protocol := "tcp:"
+		if tls {
+			protocol = "ssl:"
+		}
+		remotes := func(port uint16) string {
+			var all []string
+			for _, name := range l.central() {
+				all = append(all, protocol+netip.AddrPortFrom(l.NodeIPs(name)[0], port).String())
+			}
+			return strings.Join(all, ",")
+		}
+		set["GODWIT_NB_REMOTE"], set["GODWIT_SB_REMOTE"], set["GODWIT_SB_GATE"] = remotes(boot.NBPort), remotes(boot.SBPort), remotes(sbGatePort)
+	}
+	if !tls {
+		set["GODWIT_SB_GATE"], set["GODWIT_OVN_ISSUER"], set["GODWIT_OVN_TLS_DIR"] = "", "false", ""
+	}
+	return set
 }
 
 // adaptCentral lets as many nodes hold the databases as there can be, and makes as many members, before anything waits for them.
@@ -276,10 +288,14 @@ func (l *Lab) adaptCentral(ctx context.Context, objects []*unstructured.Unstruct
 		return nil
 	}
 	for _, o := range objects {
-		if o.GetKind() == "StatefulSet" && o.GetName() == centralSet {
-			if err := unstructured.SetNestedField(o.Object, int64(len(l.central())), "spec", "replicas"); err != nil {
-				return fmt.Errorf("set the replicas of %s: %w", centralSet, err)
-			}
+		if o.GetKind() != "StatefulSet" || o.GetName() != centralSet {
+			continue
+		}
+		if err := unstructured.SetNestedField(o.Object, int64(len(l.central())), "spec", "replicas"); err != nil {
+			return fmt.Errorf("set the replicas of %s: %w", centralSet, err)
+		}
+		if err := l.optionalSecrets(o); err != nil {
+			return err
 		}
 	}
 	client, err := l.Client()
@@ -296,6 +312,23 @@ func (l *Lab) adaptCentral(ctx context.Context, objects []*unstructured.Unstruct
 		}
 	}
 	return nil
+}
+
+// optionalSecrets lets the databases' certificates be missing without TLS.
+func (l *Lab) optionalSecrets(set *unstructured.Unstructured) error {
+	path := []string{"spec", "template", "spec", "volumes"}
+	volumes, _, err := unstructured.NestedSlice(set.Object, path...)
+	if err != nil {
+		return fmt.Errorf("read the volumes of %s: %w", centralSet, err)
+	}
+	for _, v := range volumes {
+		if m, ok := v.(map[string]any); ok && m["secret"] != nil {
+			if err := unstructured.SetNestedField(m, !l.tls(), "secret", "optional"); err != nil {
+				return fmt.Errorf("set a volume of %s: %w", centralSet, err)
+			}
+		}
+	}
+	return unstructured.SetNestedSlice(set.Object, volumes, path...)
 }
 
 // restartGodwit deletes Godwit's pods; their controllers make them anew, with the image that the nodes have now.

@@ -96,6 +96,13 @@ func (l *Lab) ovn() string {
 	return l.state.ovn()
 }
 
+// tls says whether OVN's databases are reached by TLS, as they are where they are pods.
+func (l *Lab) tls() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.ovn() == OVNPods && !l.state.Plain
+}
+
 // central are the nodes that hold OVN's databases where those are pods: three, or one in a lab that has fewer.
 func (l *Lab) central() []string {
 	nodes := l.NodeNames()

@@ -34,6 +34,8 @@ type state struct {
 	CNI      string `json:"cni"`
 	// OVN is where it runs; empty in labs that were made before there was a choice.
 	OVN string `json:"ovn,omitempty"`
+	// Plain: OVN's databases are pods without TLS.
+	Plain bool `json:"plain,omitempty"`
 	// Port is the local port that leads to the API server.
 	Port int `json:"port"`
 	// Complete is set when an Up has succeeded: from then on a failing Up repairs, and does not remove.

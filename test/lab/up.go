@@ -67,7 +67,7 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 func record(dir string, s *state, c Config) (*Lab, error) {
 	switch {
 	case s == nil:
-		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, OVN: c.OVN, Machines: map[string]*machine{}}
+		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, OVN: c.OVN, Plain: c.Plain, Machines: map[string]*machine{}}
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the lab's directory: %w", err)
 		}
