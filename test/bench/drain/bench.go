@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -181,7 +182,7 @@ func (b *bench) collect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		g.open, g.broken = held.Open()
+		g.broken = broken(held)
 		if g.lost, err = b.lost(ctx, g); err != nil {
 			return err
 		}
@@ -189,6 +190,16 @@ func (b *bench) collect(ctx context.Context) error {
 	var err error
 	b.differences, err = b.lab.Check(ctx)
 	return err
+}
+
+// broken says of each connection that broke, or was never opened, why.
+func broken(held *traffic.Result) (why []string) {
+	for _, c := range held.Connections {
+		if !c.Opened || c.Broken != "" {
+			why = append(why, fmt.Sprintf("%s to %s: %s after %s: %s", c.Kind, c.Peer, cmp.Or(c.Broken, traffic.Refused), c.Ended.Round(time.Millisecond), c.Error))
+		}
+	}
+	return why
 }
 
 // evacuated finds the VM's evacuation.

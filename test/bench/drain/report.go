@@ -19,9 +19,9 @@ type results struct {
 	Seconds float64 `json:"seconds"`
 	// Spread is how many VMs each node has got.
 	Spread map[string]int `json:"spread"`
-	// Connections were held, Broken of them broke. Lost is what VMs have not kept, Differences are the lab's check's.
+	// Connections were held, Broken says of each of them that broke why. Lost is what VMs have not kept, Differences are the lab's check's.
 	Connections int      `json:"connections"`
-	Broken      int      `json:"broken"`
+	Broken      []string `json:"broken,omitempty"`
 	Lost        []string `json:"lost,omitempty"`
 	Differences []string `json:"differences,omitempty"`
 	Singles     []move   `json:"singles"`
@@ -83,7 +83,10 @@ func (b *bench) report(w io.Writer) error {
 		if g.node == b.drained {
 			r.Drained = append(r.Drained, g.evacuation)
 		}
-		r.Connections, r.Broken = r.Connections+connections, r.Broken+connections-g.open+g.broken
+		r.Connections += connections
+		for _, why := range g.broken {
+			r.Broken = append(r.Broken, fmt.Sprintf("VM %s: %s", g, why))
+		}
 		if g.lost != "" {
 			r.Lost = append(r.Lost, fmt.Sprintf("VM %s: %s", g, g.lost))
 		}
@@ -92,18 +95,18 @@ func (b *bench) report(w io.Writer) error {
 	r.Title = fmt.Sprintf("kubectl drain of a node with %d of %d VMs, beside %d migrations one at a time", len(r.Drained), len(b.guests), len(b.singles))
 	r.Notes = append(r.Notes,
 		fmt.Sprintf("The drain took %.1f s. Where its VMs are then: %v.", r.Seconds, b.spread),
-		fmt.Sprintf("%d of %d connections broke, %d VMs have not kept their addresses and their row, the check found %d differences.", r.Broken, r.Connections, len(r.Lost),
+		fmt.Sprintf("%d of %d connections broke, %d VMs have not kept their addresses and their row, the check found %d differences.", len(r.Broken), r.Connections, len(r.Lost),
 			len(r.Differences)),
 		fmt.Sprintf("A probe every %s to each VM. Load average: %s.", interval, table.LoadAverage()))
-	r.Notes = append(r.Notes, append(r.Lost, r.Differences...)...)
+	r.Notes = slices.Concat(r.Notes, r.Broken, r.Lost, r.Differences)
 	if err := r.Print(w); err != nil {
 		return fmt.Errorf("print the table: %w", err)
 	}
 	if err := table.Save("drain", r); err != nil {
 		return err
 	}
-	if r.Broken+len(r.Lost)+len(r.Differences) > 0 {
-		return fmt.Errorf("%d connections broke, %d VMs lost something, %d differences: want none", r.Broken, len(r.Lost), len(r.Differences))
+	if len(r.Broken)+len(r.Lost)+len(r.Differences) > 0 {
+		return fmt.Errorf("%d connections broke, %d VMs lost something, %d differences: want none", len(r.Broken), len(r.Lost), len(r.Differences))
 	}
 	return nil
 }

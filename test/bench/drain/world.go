@@ -66,8 +66,8 @@ type guest struct {
 	// row and addresses are its LogicalSwitchPort's UUID, and MAC and IP addresses.
 	row, addresses string
 	held, probed   *traffic.Run
-	// open and broken count its connections.
-	open, broken int
+	// broken says of each of its connections that broke, or was never opened, why.
+	broken []string
 	// evacuation is its last migration.
 	evacuation move
 	// lost says what it has not kept, empty for nothing.
