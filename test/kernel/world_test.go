@@ -90,20 +90,27 @@ func (s *scene) traffic(netns string) *traffic.Client {
 	return c
 }
 
-// begin starts a run and returns when all of its connections are open.
+// begin starts a run and returns when all of its connections are open. It tries again for a minute: a node may not know yet who has just come to another, and says so by
+// an error as soon as nobody has answered its ARP requests for three seconds.
 func (s *scene) begin(c *traffic.Client, spec traffic.Spec) traffic.RunID {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
-	id, err := c.Start(ctx, spec)
-	if err != nil {
-		s.t.Fatal(err)
+	for {
+		id, err := c.Start(ctx, spec)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		opened := c.AwaitOpen(ctx, id)
+		if opened == nil {
+			return id
+		}
+		r, err := c.Stop(s.t.Context(), id)
+		if err != nil || ctx.Err() != nil {
+			s.t.Fatalf("%v: %+v (%v)", opened, r, err)
+		}
+		s.t.Logf("once more: %v", opened)
 	}
-	if err := c.AwaitOpen(ctx, id); err != nil {
-		s.stop(c, id) // which says why
-		s.t.Fatal(err)
-	}
-	return id
 }
 
 // stop ends a run of which nothing may be broken, and returns its result.
