@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godwit-cni/godwit/pkg/netdev"
 	"github.com/godwit-cni/godwit/pkg/ovs"
 )
@@ -20,6 +22,10 @@ const forwardsNice = -15
 
 // askTimeout bounds one question to a daemon of this node.
 const askTimeout = 5 * time.Second
+
+// countsProcessors is for how long a machine must be up. Before 3.2 Open vSwitch finds no processor earlier (commit b354cee2e there): ovs-vswitchd then gives the kernel's
+// datapath nobody to ask, and no packet passes for as long as it runs.
+const countsProcessors = 10*time.Second + 500*time.Millisecond
 
 // Switch is the local Open vSwitch.
 type Switch struct {
@@ -116,6 +122,9 @@ func (s Switch) Daemon(ctx context.Context) (argv []string, nice int, err error)
 	if err := s.initialize(ctx); err != nil {
 		return nil, 0, err
 	}
+	if err := awaitProcessors(ctx); err != nil {
+		return nil, 0, err
+	}
 	nice = s.Config.Nice
 	kernel, err := netdev.HasGenl("ovs_datapath") // asking for it loads the module where there is one
 	switch {
@@ -127,6 +136,15 @@ func (s Switch) Daemon(ctx context.Context) (argv []string, nice int, err error)
 	}
 	argv = []string{"ovs-vswitchd", "--pidfile", "-vconsole:info", "-vsyslog:off", "-vfile:off"}
 	return append(append(argv, s.Config.Extra...), "unix:"+s.socket()), nice, s.clear("ovs-vswitchd")
+}
+
+// awaitProcessors waits until ovs-vswitchd counts the machine's processors right.
+func awaitProcessors(ctx context.Context) error {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &up); err != nil {
+		return fmt.Errorf("read how long the machine has been up: %w", err)
+	}
+	return pause(ctx, countsProcessors-time.Duration(up.Nano()))
 }
 
 // Controller waits for the local database, and for its configuration there, which is godwit-agent's, and returns the command of ovn-controller, which ends without it.

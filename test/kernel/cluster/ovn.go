@@ -154,10 +154,32 @@ func (n *Node) start(ctx context.Context) error {
 	if _, err := n.VSCtl(ctx, "--no-wait", "init", "--", "set", "open_vswitch", ".", "external_ids:ovn-remote-probe-interval=60000", "external_ids:ovn-openflow-probe-interval=60"); err != nil {
 		return err
 	}
+	if err := c.awaitProcessors(ctx); err != nil {
+		return err
+	}
 	if err := c.ovsDaemon(ctx, n.Name, n.Name+"-ovs-vswitchd", n.environ(), "ovs-vswitchd", "--unixctl="+n.vswitchd(), "unix:"+n.socket()); err != nil {
 		return err
 	}
 	return c.ovsDaemon(ctx, n.Name, n.Name+"-ovn-controller", n.environ(), "ovn-controller", "unix:"+n.socket())
+}
+
+// countsProcessors is for how long the machine must be up, in seconds. Before 3.2 ovs-vswitchd finds no processor earlier, and no packet reaches it for as long as it runs:
+// it says that it is overriding n-handler-threads to 0, and all lookups of dpctl/show are lost.
+const countsProcessors = 10.5
+
+func (c *Cluster) awaitProcessors(ctx context.Context) error {
+	return Await(ctx, "Open vSwitch counts the machine's processors", func(ctx context.Context) error {
+		b, err := c.ReadFile(ctx, "/proc/uptime")
+		if err != nil {
+			return err
+		}
+		var up float64
+		_, err = fmt.Sscan(string(b), &up)
+		if err == nil && up < countsProcessors {
+			err = fmt.Errorf("the machine has been up for %.1f s, want %.1f s", up, countsProcessors)
+		}
+		return err
+	})
 }
 
 func (n *Node) vswitchd() string { return filepath.Join(n.dir(), "ovs-vswitchd.ctl") }
