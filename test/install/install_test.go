@@ -55,6 +55,7 @@ func TestInstall(t *testing.T) {
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
+	t.Run("DatabasesLost", func(t *testing.T) { databasesLost(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
 	t.Run("VMMigrates", func(t *testing.T) { // the demo fails if the VM's address, its port or one of its connections is not what it was
 		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}); err != nil {
