@@ -30,7 +30,7 @@ func command() *cobra.Command {
 	o := &options{Config: ovnpod.Defaults()}
 	cmd := &cobra.Command{
 		Use: "godwit-ovn", Short: "Runs OVN's and Open vSwitch's daemons as containers",
-		Long: `Each subcommand but gate, members and probe prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
+		Long: `Each subcommand but gate, members, probe and size prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
 after all others.`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -56,7 +56,7 @@ after all others.`,
 	f.DurationVar(&o.ElectionTimer, "election-timer", o.ElectionTimer, "for how long members of a new cluster do without their leader before they choose another")
 	f.IntVar(&o.Nice, "nice", o.Nice, "niceness of the daemon")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
-	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.gate(), o.members(), o.probe())
+	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.gate(), o.members(), o.probe(), o.size())
 	return cmd
 }
 
@@ -200,6 +200,27 @@ func (o *options) probe() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&alive, "alive", false, "only whether it answers")
 	return cmd
+}
+
+func (o *options) size() *cobra.Command {
+	return &cobra.Command{
+		Use: "size nb|sb", Short: "Print how many bytes the file of this pod's member of a database has", Args: cobra.ExactArgs(1), ValidArgs: []string{ovnpod.ProbeNB, ovnpod.ProbeSB},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.OnlyValidArgs(cmd, args); err != nil {
+				return err
+			}
+			d, err := o.Database(args[0])
+			if err != nil {
+				return err
+			}
+			file, err := os.Stat(d.File)
+			if err != nil {
+				return fmt.Errorf("look at the database's file: %w", err)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), file.Size())
+			return err
+		},
+	}
 }
 
 func (o *options) api() (ovnpod.API, error) {

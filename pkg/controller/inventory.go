@@ -156,7 +156,11 @@ func (i *inventory) network(ctx context.Context, m inventoryMetrics) ([]gauge, e
 	for _, row := range rows {
 		pins[row.Name] = row.Options[ident.OptionRequestedChassis]
 	}
-	return slices.Concat(countPorts(m, ports.Items, running), countMigrations(m, records.Items, pins, i.now()), lastMigrations(m, records.Items)), nil
+	carried, err := i.carried(ctx, ports.Items, running)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(countPorts(m, ports.Items, running, carried), countMigrations(m, records.Items, pins, i.now()), lastMigrations(m, records.Items)), nil
 }
 
 // runningVMs are the VMIs that say that their VM runs.
@@ -175,13 +179,31 @@ func (i *inventory) runningVMs(ctx context.Context) (map[client.ObjectKey]bool, 
 	return running, nil
 }
 
-func countPorts(m inventoryMetrics, ports []v1alpha1.Port, running map[client.ObjectKey]bool) []gauge {
+// carried are the ports of VMs that run which some chassis has.
+func (i *inventory) carried(ctx context.Context, ports []v1alpha1.Port, running map[client.ObjectKey]bool) (map[ident.PortName]bool, error) {
+	carried := map[ident.PortName]bool{}
+	for k := range ports {
+		if !running[vmOf(&ports[k])] {
+			continue
+		}
+		name := rowName(&ports[k])
+		binding, err := i.sb.Binding(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		carried[name] = binding != nil && binding.Chassis != nil
+	}
+	return carried, nil
+}
+
+// countPorts is about the Ports of VMs. One that was attached keeps its phase while its chassis changes: whether some chassis has it is asked of its binding.
+func countPorts(m inventoryMetrics, ports []v1alpha1.Port, running map[client.ObjectKey]bool, carried map[ident.PortName]bool) []gauge {
 	phases, adrift := map[v1alpha1.PortPhase]int{}, 0
 	var out []gauge
 	for k := range ports {
 		p := &ports[k]
 		phases[p.Status.Phase]++
-		if p.Status.Phase == v1alpha1.PortBound && running[vmOf(p)] {
+		if lost := p.Status.Phase != v1alpha1.PortReserved && !carried[rowName(p)]; running[vmOf(p)] && (lost || p.Status.Phase == v1alpha1.PortBound) {
 			adrift++
 		}
 		if vm := vmOf(p); vm.Name != "" {

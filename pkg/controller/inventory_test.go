@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // values are gauges by their labels, of one metric.
@@ -30,17 +31,21 @@ func values(of *prometheus.Desc, all []gauge) map[string]float64 {
 func TestInventoryOfPorts(t *testing.T) {
 	port := func(vm string, phase v1alpha1.PortPhase) v1alpha1.Port {
 		p := v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: vm}, Status: v1alpha1.PortStatus{Phase: phase}}
-		p.Spec.Target.Name = vm
+		p.Spec.Target.Name, p.Spec.Target.Network = vm, "default"
 		return p
 	}
 	m := newInventoryMetrics()
 	got := countPorts(m, []v1alpha1.Port{
 		port("runs", v1alpha1.PortAttached), port("moves", v1alpha1.PortMigrating), port("starts", v1alpha1.PortBound), port("lost", v1alpha1.PortBound), port("stopped", v1alpha1.PortReserved),
-	}, map[client.ObjectKey]bool{{Namespace: "shop", Name: "runs"}: true, {Namespace: "shop", Name: "moves"}: true, {Namespace: "shop", Name: "lost"}: true, {Namespace: "else", Name: "starts"}: true})
-	if diff := cmp.Diff(map[string]float64{"Reserved": 1, "Bound": 2, "Attached": 1, "Migrating": 1}, values(m.ports, got)); diff != "" {
+		port("let go", v1alpha1.PortAttached), port("unplugged", v1alpha1.PortReserved),
+	}, map[client.ObjectKey]bool{
+		{Namespace: "shop", Name: "runs"}: true, {Namespace: "shop", Name: "moves"}: true, {Namespace: "shop", Name: "lost"}: true, {Namespace: "else", Name: "starts"}: true,
+		{Namespace: "shop", Name: "let go"}: true, {Namespace: "shop", Name: "unplugged"}: true,
+	}, map[ident.PortName]bool{"vm/shop/runs/default": true, "vm/shop/moves/default": true, "vm/shop/let go/default": false})
+	if diff := cmp.Diff(map[string]float64{"Reserved": 2, "Bound": 2, "Attached": 2, "Migrating": 1}, values(m.ports, got)); diff != "" {
 		t.Errorf("phases: -want +got:\n%s", diff)
 	}
-	if diff := cmp.Diff(map[string]float64{"": 1}, values(m.adrift, got)); diff != "" {
+	if diff := cmp.Diff(map[string]float64{"": 2}, values(m.adrift, got)); diff != "" {
 		t.Errorf("without a chassis: -want +got:\n%s", diff)
 	}
 }

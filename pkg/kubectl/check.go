@@ -19,13 +19,15 @@ import (
 const systemNamespace = "godwit-system"
 
 func (s *session) checkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "check VM", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
+	probe := true
+	cmd := &cobra.Command{
+		Use: "check VM", Args: cobra.ExactArgs(1), ValidArgsFunction: s.complete(vms),
 		Short: "Whether a VM can move, and whether anybody would notice",
 		Long: `check looks at what the API has of a VM before it moves: whether KubeVirt can migrate it, how its NICs are bound, whether its ports are attached, which nodes can take it, which
-Services lead to it on its node alone, and how it went the last time. A line each: ok, warn (somebody would notice) or fail (it does not move), and what to do.
-It exits with 1 if any line is not ok. It sends nothing: whether the tunnels carry is not among what it looks at.`,
-		Example: "  kubectl ovn migration check web1",
+Services lead to it on its node alone, and how it went the last time. And it tries the tunnels: the agent on the VM's node sends a packet as long as the VM's to each node that can take it, from ovn0
+to ovn0, which needs the right to create pods/exec in the namespace of Godwit. A line each: ok, warn (somebody would notice) or fail (it does not move), and what to do.
+It exits with 1 if any line is not ok.`,
+		Example: "  kubectl ovn migration check web1\n  kubectl ovn migration check web1 --probe=false",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -35,9 +37,14 @@ It exits with 1 if any line is not ok. It sends nothing: whether the tunnels car
 			if err != nil {
 				return err
 			}
-			return report(cmd.OutOrStdout(), p.judge())
+			if probe {
+				c.probe(cmd.Context(), &p)
+			}
+			return report(folded(cmd.OutOrStdout()), p.judge())
 		},
 	}
+	cmd.Flags().BoolVar(&probe, "probe", true, "send packets through the tunnels")
+	return cmd
 }
 
 // preflight reads what is judged.
@@ -80,7 +87,7 @@ func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err err
 // agents are the nodes on which an agent is ready.
 func (c cluster) agents(ctx context.Context) (map[string]bool, error) {
 	var pods corev1.PodList
-	if err := c.api.List(ctx, &pods, client.InNamespace(c.system), client.MatchingLabels{labelName: "godwit", labelComponent: "agent"}); err != nil {
+	if err := c.api.List(ctx, &pods, client.InNamespace(c.system), client.MatchingLabels{labelName: "godwit", labelComponent: agentComponent}); err != nil {
 		return nil, fmt.Errorf("list the agents in namespace %s: %w", c.system, err)
 	}
 	if len(pods.Items) == 0 {

@@ -35,7 +35,7 @@ It reads the API with your own rights, and asks OVN and Open vSwitch where they 
 	clientcmd.BindOverrideFlags(&s.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
 	flags.StringVar(&s.system, "system-namespace", systemNamespace, "where Godwit runs")
 	s.rules = rules
-	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.dbCommand(), s.traceCommand())
+	root.AddCommand(s.migrationsCommand(), s.migrationCommand(), s.portCommand(), s.drainCommand(), s.dbCommand(), s.traceCommand(), s.tcpdumpCommand())
 	root.AddCommand(s.passCommands()...)
 	return root
 }
@@ -79,23 +79,6 @@ func (s *session) connect() (cluster, error) {
 // kinds are those that the plugin reads.
 func kinds(scheme *runtime.Scheme) error {
 	return errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme))
-}
-
-// names completes names of VMs, by their Ports.
-func (s *session) names(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	c, err := s.connect()
-	if err != nil || len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var ports v1alpha1.PortList
-	if err := c.api.List(cmd.Context(), &ports, client.InNamespace(c.namespace)); err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var all []string
-	for _, p := range ports.Items {
-		all = append(all, p.Spec.Target.Name)
-	}
-	return all, cobra.ShellCompDirectiveNoFileComp
 }
 
 // say writes a line; what cannot be written to, a pipe that is closed, ends the program anyway.

@@ -151,6 +151,7 @@ const (
 	centralComponent    = "ovn-central"
 	switchComponent     = "ovs-node"
 	controllerComponent = "ovn-controller"
+	agentComponent      = "agent"
 	labelName           = "app.kubernetes.io/name"
 	labelComponent      = "app.kubernetes.io/component"
 )

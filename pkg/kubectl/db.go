@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,7 +23,7 @@ func (s *session) dbCommand() *cobra.Command {
 		Use: "status", Args: cobra.NoArgs,
 		Short: "Who is a member of OVN's databases, who leads, who is behind",
 		Long: `status asks every member of the northbound and the southbound database for what it says of its cluster. BEHIND is how many entries of the log a member lacks, by the leader's word, and HEARD
-how long ago the leader had an answer of it. It exits with 1 if a database has no leader, or a member does not answer.`,
+how long ago the leader had an answer of it. FILE is the size of the member's file, which the server compacts from time to time. It exits with 1 if a database has no leader, or a member does not answer.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -55,6 +56,8 @@ type dbMember struct {
 	pod, node string
 	status    raft.Status
 	err       error
+	// size is its file's, in bytes; 0 if it is not known.
+	size int64
 }
 
 // dbStatus prints both databases.
@@ -76,7 +79,39 @@ func (c cluster) dbStatus(ctx context.Context, w io.Writer) error {
 
 func (c cluster) dbMember(ctx context.Context, d database, pod *corev1.Pod) dbMember {
 	s, err := c.clusterStatus(ctx, d, pod)
-	return dbMember{pod: pod.Name, node: pod.Spec.NodeName, status: s, err: err}
+	m := dbMember{pod: pod.Name, node: pod.Spec.NodeName, status: s, err: err}
+	if err == nil {
+		m.size = c.fileSize(ctx, d, pod)
+	}
+	return m
+}
+
+// fileSize is how large a member's file is, 0 where its pod, of an earlier version, does not tell.
+func (c cluster) fileSize(ctx context.Context, d database, pod *corev1.Pod) int64 {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	said, err := output(ctx, c.containers, d.of(pod), "godwit-ovn", "size", d.container)
+	if err != nil {
+		return 0
+	}
+	size, err := strconv.ParseInt(strings.TrimSpace(said), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return size
+}
+
+// bytesText is a number of bytes for people.
+func bytesText(n int64) string {
+	switch {
+	case n <= 0:
+		return noColumn
+	case n < 1e6:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	case n < 1e9:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
 // writeMembers prints the members of a database, those that run in no pod among them, and is an error if one does not answer or none leads.
@@ -97,11 +132,11 @@ func writeMembers(w io.Writer, d database, members []dbMember) error {
 		problems = append(problems, fmt.Errorf("%s has no leader: nothing can be written until more than half of its members are there", d.name))
 	}
 	say(w, "%s", head)
-	rows := [][]string{{"MEMBER", "NODE", "ADDRESS", "ROLE", "TERM", "LOG", "BEHIND", "UNCOMMITTED", "HEARD"}}
+	rows := [][]string{{"MEMBER", "NODE", "ADDRESS", "ROLE", "TERM", "LOG", "BEHIND", "UNCOMMITTED", "HEARD", "FILE"}}
 	known := map[string]bool{}
 	for _, m := range members {
 		if m.err != nil {
-			rows = append(rows, []string{m.pod, m.node, noColumn, "silent", noColumn, noColumn, noColumn, noColumn, noColumn})
+			rows = append(rows, []string{m.pod, m.node, noColumn, "silent", noColumn, noColumn, noColumn, noColumn, noColumn, noColumn})
 			continue
 		}
 		self := m.status.Self()
@@ -112,14 +147,14 @@ func writeMembers(w io.Writer, d database, members []dbMember) error {
 		}
 		behind, heard := lag(leader, self.Address)
 		rows = append(rows, []string{
-			m.pod, m.node, self.Address, role, fmt.Sprint(m.status.Term), fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), behind, fmt.Sprint(m.status.Uncommitted), heard,
+			m.pod, m.node, self.Address, role, fmt.Sprint(m.status.Term), fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), behind, fmt.Sprint(m.status.Uncommitted), heard, bytesText(m.size),
 		})
 	}
 	if leader != nil {
 		for _, s := range leader.status.Servers {
 			if !known[s.Address] {
 				behind, heard := lag(leader, s.Address)
-				rows = append(rows, []string{s.ID, noColumn, s.Address, "not seen", noColumn, noColumn, behind, noColumn, heard})
+				rows = append(rows, []string{s.ID, noColumn, s.Address, "not seen", noColumn, noColumn, behind, noColumn, heard, noColumn})
 			}
 		}
 	}

@@ -19,7 +19,7 @@ func TestDatabaseStatus(t *testing.T) {
 	}}
 	follower := raft.Status{Role: "follower", Member: true, Term: 3, First: 2, End: 13, Servers: []raft.Server{{Address: "tcp:10.0.0.2:6643", Self: true, Silent: -1}}}
 	all := []dbMember{
-		{pod: "ovn-central-0", node: "node1", status: leader}, {pod: "ovn-central-1", node: "node2", status: follower}, {pod: "ovn-central-2", node: "node3", err: errors.New("no such socket")},
+		{pod: "ovn-central-0", node: "node1", status: leader, size: 1_234_567}, {pod: "ovn-central-1", node: "node2", status: follower, size: 20_480}, {pod: "ovn-central-2", node: "node3", err: errors.New("no such socket")},
 	}
 	var out bytes.Buffer
 	err := writeMembers(&out, northbound, all)
@@ -49,5 +49,19 @@ func TestBackup(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func TestFileSize(t *testing.T) {
+	pod := ovnPod("ovn-central-0", centralComponent, "node1")
+	said := answers{"ovn-central-0/nb: godwit-ovn size nb": {stdout: "20480\n"}, "ovn-central-0/sb: godwit-ovn size sb": {stderr: "unknown command", code: 1}}
+	c := clusterOf(t, said, pod)
+	if nb, sb := c.fileSize(t.Context(), northbound, pod), c.fileSize(t.Context(), southbound, pod); nb != 20480 || sb != 0 {
+		t.Errorf("%d and %d bytes, want 20480 and 0", nb, sb)
+	}
+	for n, want := range map[int64]string{0: "-", 999: "1.0 kB", 20_480: "20.5 kB", 1_234_567: "1.2 MB", 5e9: "5.0 GB"} {
+		if got := bytesText(n); got != want {
+			t.Errorf("%d bytes are %s, want %s", n, got, want)
+		}
 	}
 }

@@ -40,13 +40,15 @@ type line struct {
 
 func (s *session) diagnoseCommand() *cobra.Command {
 	var format, file string
+	probe := true
 	cmd := &cobra.Command{
 		Use: "diagnose", Args: cobra.NoArgs,
 		Short: "Everything against everything: Godwit's parts, the API, OVN's databases, each node's Open vSwitch",
 		Long: `diagnose compares what all parts of the network say of themselves and of each other: whether Godwit's pods are ready and of one version, who leads, whether each node is a chassis
 with its own address, an MTU as the others' and a tunnel to each of them; raft; what ports ask for, and whether that is what the API, both databases and the nodes have; certificates; other
 networks that are in the way. A line each: ok, warn or fail, and what to do.
-What differs is looked at again after three seconds: what is under way is no fault. It exits with 1 if any line is not ok. It changes nothing and sends no packet.
+The agent on each node sends a packet as long as pods' to each other node through the tunnels, unless --probe=false.
+What differs is looked at again after three seconds: what is under way is no fault. It exits with 1 if any line is not ok. It changes nothing.
 It needs the rights to list pods, nodes, ports and portmigrations everywhere, and in the namespace of Godwit to get ConfigMaps and Leases, to create pods/exec, and with TLS to get Secrets,
 of which it keeps when they expire. --report writes a file with the lines and what they are of, to attach to a bug: names and addresses are in it, keys are not.`,
 		Example: "  kubectl ovn diagnose\n  kubectl ovn diagnose --report bug.txt",
@@ -58,10 +60,11 @@ of which it keeps when they expire. --report writes a file with the lines and wh
 			if err != nil {
 				return err
 			}
-			return c.diagnose(cmd.Context(), request{ask: c.ask, out: cmd.OutOrStdout(), json: format == "json", report: file})
+			return c.diagnose(cmd.Context(), request{ask: c.ask, out: cmd.OutOrStdout(), json: format == "json", report: file, probe: probe})
 		},
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "", "json")
+	cmd.Flags().BoolVar(&probe, "probe", true, "send packets through the tunnels")
 	cmd.Flags().StringVar(&file, "report", "", "write a report for a bug into this file too")
 	return cmd
 }
@@ -74,11 +77,13 @@ type request struct {
 	json bool
 	// report is a file for a bug; none if empty.
 	report string
+	// probe: send packets through the tunnels.
+	probe bool
 }
 
 // diagnose looks, looks again if something differs, and tells.
 func (c cluster) diagnose(ctx context.Context, r request) error {
-	f, err := c.look(ctx, r.ask, time.Now())
+	f, err := c.lookFor(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -89,7 +94,7 @@ func (c cluster) diagnose(ctx context.Context, r request) error {
 			return ctx.Err()
 		case <-time.After(again):
 		}
-		if f, err = c.look(ctx, r.ask, time.Now()); err != nil {
+		if f, err = c.lookFor(ctx, r); err != nil {
 			return err
 		}
 		d = lasting(d, examine(f))
@@ -106,9 +111,18 @@ func (c cluster) diagnose(ctx context.Context, r request) error {
 			return err
 		}
 	} else {
-		d.print(r.out)
+		d.print(folded(r.out))
 	}
 	return d.verdict()
+}
+
+// lookFor reads what was asked for.
+func (c cluster) lookFor(ctx context.Context, r request) (*facts, error) {
+	f, err := c.look(ctx, r.ask, time.Now())
+	if err == nil && r.probe {
+		c.tryTunnels(ctx, r.ask, f)
+	}
+	return f, err
 }
 
 // examine makes all checks.
@@ -241,6 +255,11 @@ func (f *facts) report(w io.Writer, d diagnosis) {
 	say(w, "\n# Chassis")
 	for _, c := range f.chassis {
 		say(w, "%s  %s", c.name, strings.Join(c.ips, " "))
+	}
+	for _, from := range sortedKeys(f.echoes) {
+		for _, to := range sortedKeys(f.echoes[from]) {
+			say(w, "from %s to %s: %+v", from, to, f.echoes[from][to])
+		}
 	}
 	for _, m := range f.members {
 		say(w, "\n# %s at %s\n%s", m.database, m.pod, m.raw)

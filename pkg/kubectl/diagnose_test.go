@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/errand"
 	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
@@ -161,6 +164,33 @@ func TestDiagnoseFaults(t *testing.T) {
 				p.Status.Phase = corev1.PodFailed
 			}
 		}, []string{"fail components: no pod of the controller is there"}},
+		"probe failed": {func(f *facts) {
+			p := component(f, "agent")
+			p.Status.Conditions, p.Status.ContainerStatuses[0].Ready = nil, false
+		}, []string{"fail components: pod godwit-agent-ckdht of agent on node2 is not ready: container agent does not pass its probe → kubectl -n godwit-system describe pod"}},
+		"container ended": {func(f *facts) {
+			p := component(f, "agent")
+			p.Status.Conditions, p.Status.ContainerStatuses[0].State = nil, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 2}}
+		}, []string{"fail components: pod godwit-agent-ckdht of agent on node2 is not ready: container agent ended with 2"}},
+		"other addresses of a pod": {func(f *facts) {
+			p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "u"}, Spec: corev1.PodSpec{NodeName: "node1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+			p.Annotations = map[string]string{v1alpha1.IdentityAnnotation: `{"podUID":"u","subnet":"default","ips":["10.244.0.5/16"],"mac":"0a:67:0a:f4:00:05","gateways":["10.244.0.1"],"mtu":1442}`}
+			f.pods = append(f.pods, p)
+			const port = "pod/shop/db/default"
+			f.rows[port] = logicalPort{addresses: []string{"0a:67:0a:f4:00:05 10.244.0.6"}, options: map[string]string{"requested-chassis": "node1"}}
+			f.bindings[port] = binding{chassis: "node1", up: true}
+			onNode(f, "node1", func(s *switchOf) {
+				s.interfaces = append(s.interfaces, netInterface{name: "gw1", port: 9, ids: map[string]string{"iface-id": port, "ovn-installed": "true"}})
+			})
+		}, []string{`fail rows: pod shop/db has the addresses "0a:67:0a:f4:00:05 10.244.0.5" by its annotation, "0a:67:0a:f4:00:05 10.244.0.6" by the northbound database`}},
+		"a tunnel that carries less": {func(f *facts) {
+			f.echoes = map[string]map[string][]errand.Echo{"node1": {"node2": {{Size: 1442, Error: "no answer"}, {Size: 1280}}, "node3": {{Size: 1442}}}}
+		}, []string{"warn echoes: the tunnel between node1 and node2 carries packets of 1280 bytes, and not those of 1442, as pods send them → something between the nodes carries less"}},
+		"a tunnel that carries nothing": {func(f *facts) {
+			f.echoes = map[string]map[string][]errand.Echo{"node1": {"node2": {{Size: 1442, Error: "no answer"}, {Size: 1280, Error: "no answer"}}}}
+		}, []string{"fail echoes: nothing comes back from node2 of what node1 sends through the tunnel → a firewall between the nodes must let UDP port 6081 through"}},
+		"a node without an address": {func(f *facts) { f.echoes = map[string]map[string][]errand.Echo{"node1": {"node2": nil}} },
+			[]string{"fail echoes: node2 has no address to which a packet could be sent (annotation godwit.dev/join) → godwit-controller writes it"}},
 		"two versions": {func(f *facts) { component(f, "ovs-node").Status.ContainerStatuses[0].ImageID = "sha256:old" }, []string{"warn versions: OVN runs in 2 versions: "}},
 		"no leader":    {func(f *facts) { f.lease = nil }, []string{"fail leader: no controller leads → kubectl -n godwit-system get pods"}},
 		"leader silent": {func(f *facts) { f.now = f.now.Add(time.Minute) },
@@ -303,6 +333,44 @@ func TestDiagnoseFaults(t *testing.T) {
 // daemon is a pod of a DaemonSet.
 func daemon(namespace, set string) corev1.Pod {
 	return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: set + "-x", OwnerReferences: []metav1.OwnerReference{{Kind: "DaemonSet", Name: set}}}, Spec: corev1.PodSpec{HostNetwork: true}}
+}
+
+// TestDiagnoseEchoes: each agent is asked once, for all other nodes, with packets as long as pods'; one that cannot is told, and the others tell.
+func TestDiagnoseEchoes(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]string{}
+	ask := func(_ context.Context, pod, _ string, args ...string) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[pod] = strings.Join(args, " ")
+		if pod == "godwit-agent-k6jm7" {
+			return "", errors.New("unknown command")
+		}
+		var all []errand.Echo
+		for _, a := range args[5:] {
+			all = append(all, errand.Echo{To: netip.MustParseAddr(a), Size: 1442, Microseconds: 5})
+		}
+		text, err := json.Marshal(all)
+		return string(text), err
+	}
+	f := recordedFacts(t, recordedDaemons(t))
+	clusterOf(t, nil).tryTunnels(t.Context(), ask, f)
+	want := map[string]string{
+		"godwit-agent-gzcbv": "godwit-agent echo --size 1442 -- 100.64.0.4 100.64.0.6", "godwit-agent-ckdht": "godwit-agent echo --size 1442 -- 100.64.0.2 100.64.0.6",
+		"godwit-agent-k6jm7": "godwit-agent echo --size 1442 -- 100.64.0.2 100.64.0.4",
+	}
+	if diff := cmp.Diff(want, asked); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+	d := examine(f)
+	for _, w := range []string{
+		"ok    packets of 1442 bytes came back through the tunnels, 4 times there and back\n",
+		"warn  what the tunnels of node3 carry could not be looked at: unknown command\n      → does its agent run",
+	} {
+		if text := d.text(); !strings.Contains(text, w) {
+			t.Errorf("%q is not in\n%s", w, text)
+		}
+	}
 }
 
 // TestDiagnoseUnread: what cannot be asked is said, with the container's own words, and the rest is looked at.

@@ -22,7 +22,7 @@ const kubevirtAtOnce = 2
 func (s *session) drainCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "drain", Short: "A node that is to be emptied"}
 	plan := &cobra.Command{
-		Use: "plan NODE", Args: cobra.ExactArgs(1),
+		Use: "plan NODE", Args: cobra.ExactArgs(1), ValidArgsFunction: s.complete(nodes),
 		Short: "What would become of the VMs of a node that is drained",
 		Long: `plan lists the VMs of a node with what a drain does to each: moves (live), ends (it is evicted for good: nobody said otherwise), or blocks (it is to move, and cannot: the
 drain waits for ever). It tells how long the moves took before, and how long the drain will take at that rate, two at once as KubeVirt does by default.

@@ -37,7 +37,7 @@ type check struct {
 func checks() []check {
 	return []check{
 		{"components", (*facts).components}, {"versions", (*facts).versions}, {"leader", (*facts).leader}, {"chassis", (*facts).everyChassis}, {"controllers", (*facts).controllers},
-		{"mtu", (*facts).mtus}, {"tunnels", (*facts).tunnels}, {"databases", (*facts).databases}, {"pins", (*facts).pins}, {"rows", (*facts).objectsAndRows}, {"claims", (*facts).claims},
+		{"mtu", (*facts).mtus}, {"tunnels", (*facts).tunnels}, {"echoes", (*facts).echoing}, {"databases", (*facts).databases}, {"pins", (*facts).pins}, {"rows", (*facts).objectsAndRows}, {"claims", (*facts).claims},
 		{"interfaces", (*facts).plugged}, {"certificates", (*facts).expiries}, {"other networks", (*facts).others}, {"unread", (*facts).notRead},
 	}
 }
@@ -78,9 +78,7 @@ func (f *facts) components() (well string, wrong []verdict) {
 		}
 	}
 	for i := range f.nodes {
-		if !slices.ContainsFunc(f.nodes[i].Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		}) {
+		if !nodeReady(&f.nodes[i]) {
 			wrong = append(wrong, verdict{stuck, fmt.Sprintf("node %s is not Ready", f.nodes[i].Name), "kubectl describe node " + f.nodes[i].Name + " says why; a node that is dead is fenced before its VMs start elsewhere (docs/maintenance.md)"})
 		}
 		for _, name := range f.everywhere() {

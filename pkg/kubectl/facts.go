@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/errand"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/raft"
 )
@@ -36,6 +37,8 @@ type facts struct {
 	rows     map[string]logicalPort
 	members  []member
 	switches map[string]switchOf
+	// echoes are what became of packets that each node sent to each other through the tunnels, by sender and receiver; nil where none was to be sent.
+	echoes map[string]map[string][]errand.Echo
 	// unread is what could not be read, and why.
 	unread []verdict
 }
@@ -186,4 +189,11 @@ func (f *facts) moving(namespace, vm string) *v1alpha1.PortMigration {
 		}
 	}
 	return nil
+}
+
+// nodeReady says whether a node is.
+func nodeReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 }

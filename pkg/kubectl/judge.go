@@ -13,6 +13,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/errand"
 )
 
 // grade is what a check comes to.
@@ -43,6 +44,9 @@ type preflight struct {
 	nodes    []corev1.Node
 	agents   map[string]bool
 	services []corev1.Service
+	// echoes are what became of packets that the VM's node has sent to others through the tunnels, by node; nil where none was to be sent. unsent is why none could be.
+	echoes map[string][]errand.Echo
+	unsent error
 }
 
 // judge goes through what makes a move impossible, or noticed.
@@ -52,6 +56,7 @@ func (p preflight) judge() []verdict {
 	out = append(out, p.attached()...)
 	out = append(out, p.resting())
 	out = append(out, p.destinations()...)
+	out = append(out, p.tunnels()...)
 	out = append(out, p.localServices()...)
 	return append(out, p.history())
 }
@@ -162,6 +167,17 @@ func (p preflight) destinations() []verdict {
 	return append(out, verdict{grade: fine, finding: "it can move to " + strings.Join(candidates, ", ")})
 }
 
+// candidates are the nodes that can take it.
+func (p preflight) candidates() []*corev1.Node {
+	var out []*corev1.Node
+	for i := range p.nodes {
+		if n := &p.nodes[i]; n.Name != p.vmi.Status.NodeName && p.unfit(n) == "" {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // mtu is the smallest that all nodes carry at the VM's own node: what its Subnet gives where it says nothing.
 func (p preflight) mtu() int {
 	i := slices.IndexFunc(p.nodes, func(n corev1.Node) bool { return n.Name == p.vmi.Status.NodeName })
@@ -177,10 +193,8 @@ func (p preflight) mtu() int {
 
 // unfit says why a node cannot take the VM, empty if it can.
 func (p preflight) unfit(n *corev1.Node) string {
-	switch ready := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	}); {
-	case ready < 0:
+	switch {
+	case !nodeReady(n):
 		return "is not Ready"
 	case n.Spec.Unschedulable:
 		return "is cordoned"

@@ -1,14 +1,19 @@
 package kubectl
 
 import (
+	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/errand"
 )
 
 // ready is a VM of which nothing keeps from moving.
@@ -37,6 +42,7 @@ func ready() preflight {
 	return preflight{
 		vmi: vmi, ports: []v1alpha1.Port{port}, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
 		agents: map[string]bool{"node1": true, "node2": true, "node3": true},
+		echoes: map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
 	}
 }
 
@@ -69,7 +75,17 @@ func TestJudge(t *testing.T) {
 			p.vmi.Status.Conditions = nil
 			p.vmi.Spec.Domain.Devices.Interfaces[0].InterfaceBindingMethod = kubevirtv1.InterfaceBindingMethod{SRIOV: &kubevirtv1.InterfaceSRIOV{}}
 		},
-		"unknown": func(p *preflight) { p.ports, p.last = nil, nil },
+		"unknown": func(p *preflight) { p.ports, p.last, p.unsent = nil, nil, errors.New("nobody may run programs there") },
+		"tunnels": func(p *preflight) {
+			p.nodes = append(p.nodes, *p.nodes[1].DeepCopy())
+			p.nodes[3].Name, p.agents["node4"] = "node4", true
+			p.echoes["node2"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Microseconds: 300}}
+			p.echoes["node3"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Error: "no answer within 1s"}}
+		},
+		"not tried": func(p *preflight) { p.echoes = nil },
+		"not ready": func(p *preflight) {
+			p.nodes[1].Status.Conditions, p.nodes[2].Status.Conditions[0].Status = nil, corev1.ConditionUnknown
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := ready()
@@ -80,7 +96,7 @@ func TestJudge(t *testing.T) {
 			if err != nil {
 				text += "error: " + err.Error() + "\n"
 			}
-			golden(t, "check-"+name+".txt", text)
+			golden(t, "check-"+strings.ReplaceAll(name, " ", "-")+".txt", text)
 			for _, v := range p.judge() {
 				if (v.grade == fine) != (v.remedy == "") {
 					t.Errorf("%s %q has the remedy %q", v.grade, v.finding, v.remedy)
@@ -112,5 +128,29 @@ func TestDrainPlan(t *testing.T) {
 			text += "error: " + err.Error() + "\n"
 		}
 		golden(t, file, text)
+	}
+}
+
+// The agent on the VM's node is asked for the nodes that can take it, by their addresses on the join network, with packets as long as the VM's.
+func TestProbe(t *testing.T) {
+	p := ready()
+	for i, text := range []string{"100.64.0.2/16", "100.64.0.3/16", ""} {
+		if text != "" {
+			p.nodes[i].Annotations[v1alpha1.JoinAnnotation] = `{"ips":["` + text + `"],"mac":"0a:67:64:40:00:02","gateways":["100.64.0.1"]}`
+		}
+	}
+	said := answers{"agent-node1/agent: godwit-agent echo --size 1442 -- 100.64.0.3": {stdout: `[{"to":"100.64.0.3","size":1442,"error":"no answer within 1s"},{"to":"100.64.0.3","size":1280,"microseconds":77}]`}}
+	c := clusterOf(t, said, agentPod("node1"), agentPod("node2"))
+	p.echoes = nil
+	c.probe(t.Context(), &p)
+	want := map[string][]errand.Echo{"node2": {{To: netip.MustParseAddr("100.64.0.3"), Size: 1442, Error: "no answer within 1s"}, {To: netip.MustParseAddr("100.64.0.3"), Size: 1280, Microseconds: 77}}}
+	if diff := cmp.Diff(want, p.echoes, cmpopts.EquateComparable(netip.Addr{})); diff != "" || p.unsent != nil {
+		t.Errorf("%v (-want +got):\n%s", p.unsent, diff)
+	}
+	for line := range said {
+		said[line] = answer{stderr: `Error: unknown command "echo" for "godwit-agent"`, code: 1}
+	}
+	if c.probe(t.Context(), &p); p.unsent == nil || !strings.Contains(p.unsent.Error(), "unknown command") {
+		t.Errorf("an agent that does not know it: %v", p.unsent)
 	}
 }

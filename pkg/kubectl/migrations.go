@@ -33,7 +33,7 @@ type listing struct {
 func (s *session) migrationsCommand() *cobra.Command {
 	var l listing
 	cmd := &cobra.Command{
-		Use: "migrations [VM]", Args: cobra.MaximumNArgs(1), ValidArgsFunction: s.names,
+		Use: "migrations [VM]", Args: cobra.MaximumNArgs(1), ValidArgsFunction: s.complete(vms),
 		Short: "Live migrations on record, those that run among them",
 		Long: `migrations lists the live migrations of a namespace, or of one VM, the oldest first. The last ten of each VM are kept, unless the controller was told otherwise.
 INTERRUPTION is for how long the network heard nothing of the VM at most, and by how much the clocks of the two nodes may be wrong; "?" where a clock is not synchronized.`,

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
 )
 
 // passCommands are those that run a program of OVN's or Open vSwitch's where it belongs, with the arguments that they are given.
@@ -103,7 +102,7 @@ func (s *session) databaseCommand(d database, name, of, example string) *cobra.C
 
 func (s *session) nodeCommand(name, of, example string, run func(args []string) onNode) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: name + " NODE [-- ARGS]", Short: "ovs-" + name + " on " + of, Args: cobra.MinimumNArgs(1), ValidArgsFunction: s.nodeNames,
+		Use: name + " NODE [-- ARGS]", Short: "ovs-" + name + " on " + of, Args: cobra.MinimumNArgs(1), ValidArgsFunction: s.complete(nodes),
 		Long:    fmt.Sprintf("%s runs ovs-%s on a node, where its pods of Open vSwitch and OVN are."+passText, name, name, "ovs-"+name),
 		Example: example,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -125,20 +124,6 @@ func (s *session) nodeCommand(name, of, example string, run func(args []string) 
 	}
 	cmd.Flags().SetInterspersed(false)
 	return cmd
-}
-
-// nodeNames completes names of nodes.
-func (s *session) nodeNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	c, err := s.connect()
-	var nodes corev1.NodeList
-	if err != nil || len(args) > 0 || c.api.List(cmd.Context(), &nodes) != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var all []string
-	for i := range nodes.Items {
-		all = append(all, nodes.Items[i].Name)
-	}
-	return all, cobra.ShellCompDirectiveNoFileComp
 }
 
 // pass runs a program with the command's own streams. The program has said itself what went wrong, so that of its exit code nothing more is printed.

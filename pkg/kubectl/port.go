@@ -22,7 +22,7 @@ import (
 func (s *session) portCommand() *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use: "port VM|POD", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
+		Use: "port VM|POD", Args: cobra.ExactArgs(1), ValidArgsFunction: s.complete(vmsAndPods),
 		Short: "Who a VM or a pod is in the network, and where",
 		Long: `port tells the addresses, the logical port and the place of each network interface of a VM, or of a pod: what the API has of it. Of a VM also its launcher pods, which of
 them may attach, and its last migration. With -o wide also what OVN has of it, where OVN runs as Godwit's pods: its row and what it asks for, the chassis to which it is bound, its interface on the node,

@@ -21,7 +21,7 @@ func (s *session) migrationCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "migration", Short: "One live migration"}
 	var format format
 	show := &cobra.Command{
-		Use: "show VM|NAME", Args: cobra.ExactArgs(1), ValidArgsFunction: s.names,
+		Use: "show VM|NAME", Args: cobra.ExactArgs(1), ValidArgsFunction: s.complete(vms),
 		Short: "What happened in a migration, by whom, and when",
 		Long: `show tells one migration stage by stage: the PortMigration of that name, or the last one of a VM. Each bar is the time from the stage before to this one.
 The controller's times are by the clock of its node, an agent's by that of its own: stages of different nodes may be out of order by as much as the clocks differ.`,

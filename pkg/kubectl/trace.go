@@ -31,7 +31,7 @@ type traceFlags struct {
 func (s *session) traceCommand() *cobra.Command {
 	var f traceFlags
 	cmd := &cobra.Command{
-		Use: "trace SRC DST [tcp|udp|icmp] [PORT]", Args: cobra.RangeArgs(2, 4),
+		Use: "trace SRC DST [tcp|udp|icmp] [PORT]", Args: cobra.RangeArgs(2, 4), ValidArgsFunction: s.complete(traceable),
 		Short: "What the network would do with the first packet of a connection",
 		Long: `trace follows the first packet of a connection from a pod or a VM through OVN's logical flows, by ovn-trace in a pod of ovn-central, and tells where it goes, and which load balancer and which
 NetworkPolicy had a word. It sends nothing.
@@ -99,8 +99,9 @@ func (c cluster) trace(ctx context.Context, w io.Writer, args []string, f traceF
 	if err := c.context(ctx, &t); err != nil {
 		return err
 	}
+	out := folded(w)
 	for _, line := range t.lines() {
-		say(w, "%s", line)
+		say(out, "%s", line)
 	}
 	return t.outcome()
 }

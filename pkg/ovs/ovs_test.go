@@ -457,3 +457,38 @@ func TestConnectWaitsForTheDatabase(t *testing.T) {
 func mutation(field any, op ovsdb.Mutator, value any) model.Mutation {
 	return model.Mutation{Field: field, Mutator: op, Value: value}
 }
+
+// A port is found by OVN's name for it, as soon as it is there.
+func TestWaitPort(t *testing.T) {
+	c, host := connect(t)
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	other := podPort("gw1", "c1")
+	other.ID = ident.PodPort("ns", "other", ident.DefaultNetwork)
+	addLink(t, host, other.Name)
+	if err := c.EnsurePort(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	want := podPort("gw2", "c2")
+	if _, err := c.WaitPort(short, want.ID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("wait for a port that does not come: %v, want DeadlineExceeded", err)
+	}
+	found := make(chan PortStatus, 1)
+	go func() {
+		p, err := c.WaitPort(t.Context(), want.ID)
+		if err != nil {
+			t.Error(err)
+		}
+		found <- p
+	}()
+	addLink(t, host, want.Name)
+	if err := c.EnsurePort(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-found; p.Name != want.Name {
+		t.Errorf("found %+v, want %s", p, want.Name)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/ovn-kubernetes/libovsdb/cache"
 	"github.com/ovn-kubernetes/libovsdb/model"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/vswitchdb"
 )
 
@@ -36,8 +37,10 @@ func (w *watchers) notify(old, m model.Model) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if row, ok := m.(*vswitchdb.Interface); ok {
-		for ch := range w.interfaces[row.Name] {
-			signal(ch)
+		for _, name := range []string{row.Name, anyInterface} {
+			for ch := range w.interfaces[name] {
+				signal(ch)
+			}
 		}
 	}
 	if !isConfigChange(old, m) {
@@ -70,6 +73,9 @@ func signal(ch chan struct{}) {
 	default:
 	}
 }
+
+// anyInterface is in place of a name: no Interface has none.
+const anyInterface = ""
 
 // subscribe returns a channel that is marked after every change of the Interface row of that name.
 func (w *watchers) subscribe(name string) (ch chan struct{}, cancel func()) {
@@ -120,6 +126,26 @@ func (c *Client) WaitInstalled(ctx context.Context, name string) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("interface %s: wait for external_ids:ovn-installed: %w", name, ctx.Err())
+		case <-ch:
+		}
+	}
+}
+
+// WaitPort returns a port of a container of this node by what OVN calls it, as soon as somebody has plugged it in here.
+func (c *Client) WaitPort(ctx context.Context, id ident.PortName) (PortStatus, error) {
+	ch, cancel := c.watch.subscribe(anyInterface)
+	defer cancel()
+	for {
+		all, err := c.PodPorts(ctx) // after subscribing, as in WaitInstalled
+		if err != nil {
+			return PortStatus{}, err
+		}
+		if i := slices.IndexFunc(all, func(p PortStatus) bool { return p.ID == id }); i >= 0 {
+			return all[i], nil
+		}
+		select {
+		case <-ctx.Done():
+			return PortStatus{}, fmt.Errorf("wait for an interface of port %s: %w", id, ctx.Err())
 		case <-ch:
 		}
 	}

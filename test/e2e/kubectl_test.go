@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,9 +37,15 @@ func (p *printed) String() string {
 
 // kubectlOVN runs `kubectl ovn` in a namespace, and returns what it prints.
 func kubectlOVN(ctx context.Context, out *printed, namespace string, args ...string) error {
+	return kubectlOVNTo(ctx, out, &printed{}, append([]string{"-n", namespace}, args...)...)
+}
+
+// kubectlOVNTo is that with what it says besides.
+func kubectlOVNTo(ctx context.Context, out, messages *printed, args ...string) error {
 	cmd := plugin.Command("test") //nolint:contextcheck // cobra passes it
-	cmd.SetArgs(append([]string{"--kubeconfig", cluster.Kubeconfig(), "-n", namespace}, args...))
+	cmd.SetArgs(append([]string{"--kubeconfig", cluster.Kubeconfig()}, args...))
 	cmd.SetOut(out)
+	cmd.SetErr(messages)
 	return cmd.ExecuteContext(ctx)
 }
 
@@ -93,7 +100,7 @@ func TestKubectlMigrations(t *testing.T) {
 	t.Logf("kubectl ovn migrations %s -w\n%s", s.VM.Name, watched.String())
 	// What each says in the end: the record is complete, the Port settled.
 	wanted := map[string][]string{
-		"migration check": {"the VM runs on " + s.Target, "KubeVirt can migrate it live", "keeps its addresses and its connections", "it can move to ", s.Source, "its last migration was interrupted for "},
+		"migration check": {"the VM runs on " + s.Target, "KubeVirt can migrate it live", "keeps its addresses and its connections", "it can move to ", s.Source, " through the tunnels, and come back", "its last migration was interrupted for "},
 		"migration show":  {s.Source + " → " + s.Target + ", succeeded after", "the target is activated", "the VM announces itself", "the VM's first frame here", "interruption", " ms at most, by one clock"},
 		"port":            {"Attached on " + s.Target, s.Guest.IPs[0].String(), s.Guest.IPs[1].String(), "may attach on " + s.Target, "last migration"},
 	}
@@ -108,4 +115,44 @@ func TestKubectlMigrations(t *testing.T) {
 		})
 		t.Logf("kubectl ovn %s %s\n%s", command, s.VM.Name, out.String())
 	}
+	for what, fault := range cables(s) {
+		t.Run(what, func(t *testing.T) { fault.found(t, s) })
+	}
+}
+
+// cable is a fault of a node's cable to the others, how it is brought about and mended, and what is said of it.
+type cable struct {
+	damage, mend []string
+	says         string
+}
+
+// cables are the faults of that to the third node, once the VM is on its target.
+func cables(s *passage.Scene) map[string]cable {
+	const third = "node3"
+	link := []string{"ip", "link", "set", "dev", "tun-" + third}
+	set := func(args ...string) []string { return append(slices.Clone(link), args...) }
+	return map[string]cable{
+		"it carries less": {set("mtu", "1400"), set("mtu", "1500"), "warn  the tunnel between " + s.Target + " and " + third + " carries packets of 1280 bytes, and not those of "},
+		"it is cut":       {set("down"), set("up"), "warn  nothing comes back from " + third + " of what " + s.Target + " sends through the tunnel"},
+	}
+}
+
+// found: `migration check` finds it, names it, and still says of the others what is right.
+func (c cable) found(t *testing.T, s *passage.Scene) {
+	hub := func(ctx context.Context, args []string) {
+		if out, err := cluster.Exec(ctx, "hub", args...); err != nil {
+			t.Errorf("%v: %s %v", args, out, err)
+		}
+	}
+	t.Cleanup(func() { hub(context.WithoutCancel(t.Context()), c.mend) })
+	hub(t.Context(), c.damage)
+	var out *printed
+	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		out = &printed{}
+		if err := kubectlOVN(ctx, out, s.Namespace, "migration", "check", s.VM.Name); err == nil || !strings.Contains(err.Error(), "somebody would notice") {
+			return fmt.Errorf("%w:\n%s", err, out.String())
+		}
+		return mentions(out.String(), c.says, "bytes reach "+s.Source+" (")
+	})
+	t.Logf("kubectl ovn migration check %s\n%s", s.VM.Name, out.String())
 }

@@ -27,13 +27,19 @@ import (
 // scrapeInterval of the tests' Prometheus.
 const scrapeInterval = time.Second
 
-// observer is a Prometheus that scrapes the lab until the test ends.
-func observer(t *testing.T) promv1.API {
+// rulesFile has the alerts.
+func rulesFile(t *testing.T) string {
 	t.Helper()
 	top, err := source.Dir()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return filepath.Join(top, "dist/prometheus/rules.yaml")
+}
+
+// observer is a Prometheus that scrapes the lab, and goes by a file of rules, until the test ends.
+func observer(t *testing.T, rules string) promv1.API {
+	t.Helper()
 	namespace, err := cluster.Namespace("hub")
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +51,7 @@ func observer(t *testing.T) promv1.API {
 		targets["controller"] = append(targets["controller"], net.JoinHostPort(ip, "9477"))
 	}
 	s, err := prometheus.Start(t.Context(), prometheus.Config{
-		Namespace: namespace, Dir: t.TempDir(), Targets: targets, Interval: scrapeInterval, Rules: filepath.Join(top, "dist/prometheus/rules.yaml"),
+		Namespace: namespace, Dir: t.TempDir(), Targets: targets, Interval: scrapeInterval, Rules: rules,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
@@ -87,7 +93,7 @@ func chosen(expr, namespace, vm string) string {
 // An operator's Prometheus sees a migration: every panel of the dashboards has data, the band of the migration is where the PortMigration says that it was, and the VM's NIC is
 // counted once.
 func TestObserveMigration(t *testing.T) {
-	api := observer(t)
+	api := observer(t, rulesFile(t))
 	s := newScene(t, "observe", 0)
 	setScene(t, s)
 	ctx, cancel := context.WithCancel(t.Context())

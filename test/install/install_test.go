@@ -52,6 +52,7 @@ func TestInstall(t *testing.T) {
 	t.Run("NodeCertificate", func(t *testing.T) { nodeCertificate(t, l, client) })
 	t.Run("OnlyListener", func(t *testing.T) { onlyListener(t, l) })
 	t.Run("KubectlAsksOVN", func(t *testing.T) { kubectlAsksOVN(t, l, client) })
+	t.Run("KubectlAsksOVNOfAVM", func(t *testing.T) { kubectlAsksOVNOfAVM(t, l) })
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })

@@ -49,7 +49,7 @@ func kubectlAsksOVN(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		{args: []string{"dpctl", "node1", "show", "-s"}, words: []string{"lookups:"}},
 		{args: []string{"appctl", "node3", "--", "-t", "ovn-controller", "connection-status"}, words: []string{"connected"}},
 		{args: []string{"appctl", "node3", "version"}, words: []string{"ovs-vswitchd"}},
-		{args: []string{"db", "status"}, words: []string{"OVN_Northbound: ovn-central-", "OVN_Southbound: ovn-central-", "follower", "ago"}},
+		{args: []string{"db", "status"}, words: []string{"OVN_Northbound: ovn-central-", "OVN_Southbound: ovn-central-", "follower", "ago", "FILE", " kB"}},
 		{args: []string{"port", "web", "-o", "wide"}, words: []string{"bound to      node1, up", "on node1, OpenFlow port ", "ovn-installed"}},
 		{args: []string{"port", "api", "-o", "wide"}, words: []string{"balanced by   service/install-kubectl/front/tcp"}},
 		{args: []string{"port", "db", "-o", "wide"}, words: []string{"godwit_np_ingress", "permits       install-kubectl/db-from-api"}},
