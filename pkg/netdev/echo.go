@@ -100,6 +100,9 @@ func (e Echo) once(ctx context.Context, conn net.PacketConn, request []byte) (ti
 	if errors.Is(err, unix.EMSGSIZE) {
 		return 0, fmt.Errorf("%s itself does not carry packets of %d bytes", e.Link, e.Size)
 	}
+	if errors.Is(err, unix.ENOBUFS) { // a veth says so where its other end does not take it
+		return 0, fmt.Errorf("%w: the other end of %s does not take it", errNoAnswer, e.Link)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("echo to %s over %s: %w", e.To, e.Link, err)
 	}
