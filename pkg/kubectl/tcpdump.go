@@ -218,7 +218,7 @@ func (f *follower) once(ctx context.Context, node string) error {
 		return err
 	}
 	r, w := io.Pipe()
-	defer func() { _ = r.Close() }()
+	defer func() { _ = w.Close() }() // whoever still reads from it is told that this is all
 	with, leave := context.WithCancel(ctx)
 	defer leave()
 	go keepCompany(with, w)

@@ -112,6 +112,9 @@ func TestKubectlTcpdump(t *testing.T) {
 		}
 	}
 	t.Logf("kubectl ovn tcpdump %s said:\n%s", s.VM.Name, text.said.String())
+	all := text.out.String()
+	around := strings.Index(all, s.Target+": ")
+	t.Logf("and printed, around the first line of %s:\n%s", s.Target, all[max(0, around-1000):min(len(all), around+1000)])
 	nothingLeft(t)
 	t.Run("ends by itself", func(t *testing.T) { tapEnds(t, s, echo) })
 	t.Run("who looks is killed", func(t *testing.T) { tapKilled(t, s) })

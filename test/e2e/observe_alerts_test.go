@@ -67,6 +67,7 @@ func firing(ctx context.Context, api promv1.API) (map[string][]promv1.Alert, err
 // alarmed waits until an alert fires with these labels, and looks at what it says.
 func alarmed(t *testing.T, api promv1.API, name string, labels model.LabelSet) {
 	t.Helper()
+	start := time.Now()
 	labels[model.AlertNameLabel] = model.LabelValue(name)
 	eventually(t, patience(alarmTimeout), func(ctx context.Context) error {
 		all, err := firing(ctx, api)
@@ -81,7 +82,7 @@ func alarmed(t *testing.T, api promv1.API, name string, labels model.LabelSet) {
 		if summary == "" || strings.ContainsAny(summary, "{}<>") || !strings.HasSuffix(page, "#"+strings.ToLower(name)) {
 			t.Errorf("%s says %q, and names %s", name, summary, page)
 		}
-		t.Logf("%s: %s", name, summary)
+		t.Logf("%s fires after %s: %s", name, time.Since(start).Round(100*time.Millisecond), summary)
 		return nil
 	})
 }
@@ -90,6 +91,7 @@ func alarmed(t *testing.T, api promv1.API, name string, labels model.LabelSet) {
 func TestObserveAlerts(t *testing.T) {
 	s := newScene(t, "alerts", 0)
 	setScene(t, s)
+	start := time.Now()
 	api := observer(t, hastened(t))
 	expected := []string{"GodwitMigrationStuck", "GodwitSubnetNearlyFull", "GodwitStalePin", "GodwitPortWithoutChassis", "GodwitTunnelMissing"}
 	silent := func(ctx context.Context) error {
@@ -105,6 +107,7 @@ func TestObserveAlerts(t *testing.T) {
 		return err
 	}
 	eventually(t, patience(alarmTimeout), silent)
+	t.Logf("a Prometheus that knows the lab, after %s", time.Since(start).Round(100*time.Millisecond))
 
 	g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: s.Target, Hold: []kubevirt.Stage{kubevirt.StageMigrate}})
 	if err != nil {
@@ -129,6 +132,7 @@ func TestObserveAlerts(t *testing.T) {
 	alarmed(t, api, "GodwitTunnelMissing", model.LabelSet{"severity": "critical", "job": "agent", "state": "made", "instance": model.LabelValue(net.JoinHostPort(cluster.NodeIPs(s.Target)[0].String(), "9476"))})
 	thaw()
 	eventually(t, patience(alarmTimeout), silent)
+	t.Logf("all is well again after %s", time.Since(start).Round(100*time.Millisecond))
 	consistent(t)
 }
 
