@@ -12,7 +12,7 @@ LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY)
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
-REAL := ./pkg/agent ./pkg/frame ./pkg/netdev ./pkg/ovnpod ./pkg/ovs ./test/integration
+REAL := ./pkg/agent ./pkg/conntrack ./pkg/frame ./pkg/netdev ./pkg/ovnpod ./pkg/ovs ./test/integration
 
 # Tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
 .NOTPARALLEL:
@@ -34,7 +34,7 @@ test: preflight lint unit integration test-kernel e2e test-install ## every test
 
 .PHONY: unit
 unit: go ## the fast tests
-	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|frame|netdev|ovnpod|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|conntrack|frame|netdev|ovnpod|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs)$$)')
 
 .PHONY: measures
 measures: ## the code against the style guide, into docs/measures.md

@@ -7,6 +7,10 @@
 //	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within three seconds, and prints a line for each; URL/name asks for the server's name
 //	tool insist URL…            the same one after the other, without end
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
+//	tool entries NETNS ZONE     the same of a network namespace, as package conntrack has them, as JSON
+//	tool handoff FROM ZONE TO ZONE [N]   moves the entries of a network namespace's zone to another's, in N passes, and says what came of each
+//	tool mislead FROM ZONE TO ZONE       puts into a zone what it would learn of another's connections from their replies alone
+//	tool fill NETNS ZONE N      puts N connections into a zone
 package main
 
 import (
@@ -25,7 +29,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/frame"
 )
 
-var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE")
+var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE | entries NETNS ZONE | handoff FROM ZONE TO ZONE [N] | mislead FROM ZONE TO ZONE | fill NETNS ZONE N")
 
 func main() { os.Exit(run()) } //nolint:forbidigo // main
 
@@ -68,6 +72,8 @@ func do(ctx context.Context, args []string) error {
 		return probe(ctx, args[1:])
 	case len(args) > 1 && args[0] == "insist":
 		return insist(ctx, args[1:])
+	case len(args) > 2:
+		return doZones(ctx, args)
 	}
 	return errUsage
 }

@@ -1,0 +1,146 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Table is the connection tracking of one network namespace. Its methods are safe for concurrent use. Once the kernel has not answered, or not as it should, every call fails:
+// open another.
+type Table struct {
+	kernel kernel
+	close  func() error
+}
+
+// Open opens the table of the calling thread's network namespace; the Table may be used from any thread, and must be closed. It needs CAP_NET_ADMIN.
+func Open() (*Table, error) {
+	s, err := newSocket()
+	if err != nil {
+		return nil, err
+	}
+	return &Table{kernel: s, close: s.close}, nil
+}
+
+// Close gives the table up. Further calls fail, but for Close.
+func (t *Table) Close() error { return t.close() }
+
+// Query says what of a zone Dump returns.
+type Query struct {
+	// Zone must not be 0.
+	Zone Zone
+	// Limit of the entries that are returned, which is what bounds the memory; 0: none are.
+	Limit int
+	// Keep chooses entries, before they are counted for anything; nil takes all. Of zones that ports share: Entry.Of.
+	Keep func(Entry) bool
+}
+
+// Dumped is what a zone had.
+type Dumped struct {
+	Entries []Entry
+	// Left says how many there are besides, and why they are not among Entries: ReasonProtocol, ReasonLimit.
+	Left map[Reason]int
+}
+
+// Dump returns the entries of a zone. It is no snapshot: entries that come meanwhile may be there or not. Before Linux 6.8 the kernel tells of all zones, and those of others are passed over
+// while they are read, which takes as long as the whole table does; one that has begun is read to its end.
+func (t *Table) Dump(ctx context.Context, q Query) (Dumped, error) {
+	if q.Zone == 0 {
+		return Dumped{}, errZone
+	}
+	d := Dumped{Left: map[Reason]int{}}
+	err := t.kernel.dump(ctx, dumpZone(q.Zone), func(message []byte) error {
+		if z, err := zoneOf(message); err != nil || z != q.Zone {
+			return err
+		}
+		f, err := parse(message)
+		switch {
+		case errors.Is(err, errProtocol):
+			d.Left[ReasonProtocol]++
+			return nil
+		case err != nil:
+			return err
+		case q.Keep != nil && !q.Keep(f.Entry):
+			return nil
+		case len(d.Entries) >= q.Limit:
+			d.Left[ReasonLimit]++
+			return nil
+		}
+		d.Entries = append(d.Entries, f.Entry)
+		return nil
+	})
+	if err != nil {
+		return Dumped{}, fmt.Errorf("dump connection tracking zone %d (the kernel needs the module nf_conntrack_netlink): %w", q.Zone, err)
+	}
+	return d, nil
+}
+
+// Size is how full the table is, over all zones.
+type Size struct {
+	Entries int
+	// Limit is 0 if there is none, or if the kernel does not tell.
+	Limit int
+}
+
+// Attributes and number of the request (linux/netfilter/nfnetlink_conntrack.h: ctattr_stats_global, IPCTNL_MSG_CT_GET_STATS).
+const (
+	msgGetStats      = 5
+	ctaGlobalEntries = 1
+	ctaGlobalLimit   = 2
+)
+
+// Size asks how full the table is.
+func (t *Table) Size(ctx context.Context) (Size, error) {
+	answers, err := t.kernel.do(ctx, []request{{command: msgGetStats, flags: unix.NLM_F_ACK, family: unix.AF_UNSPEC}})
+	if err == nil {
+		err = answers[0].err
+	}
+	var entries, limit uint32
+	if err == nil {
+		err = entryAttributes(answers[0].message, func(kind uint16, value []byte) error {
+			switch kind {
+			case ctaGlobalEntries:
+				return number(value, &entries)
+			case ctaGlobalLimit:
+				return number(value, &limit)
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return Size{}, fmt.Errorf("read how full the connection tracking table is: %w", err)
+	}
+	return Size{Entries: int(entries), Limit: int(limit)}, nil
+}
+
+// lookUp returns the entries that have one of each entry's tuples in either direction, none or one or two for each.
+func (t *Table) lookUp(ctx context.Context, entries []Entry) ([][]found, error) {
+	requests := make([]request, 0, 2*len(entries))
+	for _, e := range entries {
+		requests = append(requests, getBy(e, e.Orig), getBy(e, e.Reply))
+	}
+	answers, err := t.kernel.do(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]found, len(entries))
+	for i, a := range answers {
+		if a.err != nil || a.message == nil {
+			continue // there is none, or none that could be had: then the request that follows fails, and says why
+		}
+		f, err := parse(a.message)
+		switch {
+		case errors.Is(err, errProtocol):
+			continue // not ours to delete
+		case err != nil:
+			return nil, err
+		}
+		of := &out[i/2]
+		if f.Zone == entries[i/2].Zone && (len(*of) == 0 || (*of)[0].id != f.id) {
+			*of = append(*of, f)
+		}
+	}
+	return out, nil
+}
