@@ -269,14 +269,18 @@ func TestProbeBeforeTheDaemon(t *testing.T) {
 func TestRevive(t *testing.T) {
 	const huge = 1 << 43 // a hole, larger than any disk that this runs on
 	for name, tc := range map[string]struct {
-		says  string
-		size  int64
-		want  string
-		ended bool
+		// status is what the server says of its cluster, fails the error that it says instead.
+		status, fails string
+		size          int64
+		want          string
+		ended         bool
 	}{
-		"there is room":       {unknownCluster, 1, unknownCluster, true},
-		"there is none":       {unknownCluster, huge, "make room in ", false},
-		"it is somebody else": {"no such command", 1, "no such command", false},
+		"there is room":                       {"", unknownCluster, 1, unknownCluster, true},
+		"there is none":                       {"", unknownCluster, huge, "make room in ", false},
+		"it is somebody else":                 {"", "no such command", 1, "no such command", false},
+		"a follower has failed, and has room": {"Status: failed\nRole: follower\n", "", 1, "has given up", true},
+		"a follower has failed":               {"Status: failed\nRole: follower\n", "", huge, "make room in ", false},
+		"a leader has failed":                 {"Status: failed\nRole: leader\n", "", huge, "has given up", true},
 	} {
 		dir := t.TempDir()
 		d := Database{Name: "OVN_Northbound", Control: filepath.Join(dir, "c"), File: filepath.Join(dir, "nb.db")}
@@ -286,7 +290,11 @@ func TestRevive(t *testing.T) {
 		if err := os.Truncate(d.File, tc.size); err != nil {
 			t.Fatal(err)
 		}
-		answering(t, d.Control, map[string]string{"": tc.says, "exit": ""})
+		says := map[string]string{"": tc.fails, "exit": ""}
+		if tc.status != "" {
+			says["cluster/status"] = tc.status
+		}
+		answering(t, d.Control, says)
 		var log strings.Builder
 		w := &Watcher{Database: d, Log: slog.New(slog.NewTextHandler(&log, nil))}
 		if err := w.look(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -54,6 +54,8 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		switch {
 		case err != nil:
 			return err
+		case s.Failed:
+			return fmt.Errorf("%s could not be written to the disk: is there room in %s of this node?", d.Name, c.StateDir)
 		case !s.Member:
 			return fmt.Errorf("%s has not joined its cluster yet", d.Name)
 		case !s.Led:

@@ -72,8 +72,11 @@ func (w *Watcher) run(ctx context.Context) error {
 
 func (w *Watcher) look(ctx context.Context) error {
 	s, err := w.Database.status(ctx)
+	if err == nil && s.Failed {
+		err = fmt.Errorf("the server of %s could not write to the disk, and has given up", w.Database.Name)
+	}
 	if err != nil {
-		return errors.Join(err, w.revive(ctx, err))
+		return errors.Join(err, w.revive(ctx, s, err))
 	}
 	if s.Leader != w.last.Leader || s.Member != w.last.Member || s.Led != w.last.Led || s.Term != w.last.Term {
 		w.Log.Info("state of the cluster's member", "db", w.Database.Name, "member", s.Member, "leads", s.Leader, "led", s.Led, "term", s.Term, "servers", len(s.servers))
@@ -92,17 +95,18 @@ func (w *Watcher) look(ctx context.Context) error {
 // unknownCluster is what a server says of a database that it serves no more: raft.c of Open vSwitch.
 const unknownCluster = "unknown cluster"
 
-// revive ends a server that has given its database up, as a leader does that cannot write to its disk: the container starts it again, and it is a member as before. Without room it would fail once more.
-func (w *Watcher) revive(ctx context.Context, why error) error {
-	if !strings.Contains(why.Error(), unknownCluster) {
+// revive ends a server that has given its database up, since it could not write to its disk: the container starts it again, and it is a member as before. Without room it would fail once more, and is left
+// alone, unless it led: it tells its clients that it still does, and ovn-northd would wait for its answers for ever.
+func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
+	if !s.Failed && !strings.Contains(why.Error(), unknownCluster) {
 		return nil
 	}
 	free, need, err := room(w.Database.File)
 	if err != nil {
 		return err
 	}
-	if free < need {
-		return fmt.Errorf("its server has given %s up, and the disk has not the %d MiB that a copy of it takes: make room in %s of this node", w.Database.Name, need>>20+1, filepath.Dir(w.Database.File))
+	if free < need && !s.Pretends {
+		return fmt.Errorf("its disk has not the %d MiB that a copy of %s takes: make room in %s of this node", need>>20+1, w.Database.Name, filepath.Dir(w.Database.File))
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

@@ -35,12 +35,14 @@ func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	if err := s.Set(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Serve(ctx, func(ctx context.Context) error { return thereAndBack(ctx, t, l, client, s) }); err != nil {
+	if err := s.Serve(ctx, func(context.Context) error { return thereAndBack(t, l, client, s) }); err != nil {
 		t.Error(err)
 	}
 }
 
-func thereAndBack(ctx context.Context, t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
+func thereAndBack(t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	want, err := s.State(ctx)
 	if err != nil {
 		return err
@@ -49,10 +51,10 @@ func thereAndBack(ctx context.Context, t *testing.T, l *lab.Lab, client kubernet
 	if err != nil {
 		return err
 	}
-	if err := moveWithoutLeaders(ctx, t, l, client, s); err != nil {
+	if err := moveWithoutLeaders(t, l, client, s); err != nil {
 		return err
 	}
-	if want.Node, err = moveDuringUpdate(ctx, t, l, s); err != nil {
+	if want.Node, err = moveDuringUpdate(t, l, s); err != nil {
 		return err
 	}
 	eventually(t, func() error {
@@ -67,7 +69,9 @@ func thereAndBack(ctx context.Context, t *testing.T, l *lab.Lab, client kubernet
 }
 
 // moveWithoutLeaders kills the servers that lead NB and SB when the VM begins to move.
-func moveWithoutLeaders(ctx context.Context, t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
+func moveWithoutLeaders(t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	nodes := map[string]string{}
 	for _, kind := range []string{"nb", "sb"} {
 		nodes[kind] = podNode(t, client, leaderOf(t, l, kind))
@@ -93,7 +97,9 @@ func moveWithoutLeaders(ctx context.Context, t *testing.T, l *lab.Lab, client ku
 
 // moveDuringUpdate updates controllers, agents and ovn-controllers when both QEMUs are there and before memory is copied, and returns where the VM has to be then: the migration succeeds, or is
 // rolled back.
-func moveDuringUpdate(ctx context.Context, t *testing.T, l *lab.Lab, s *passage.Scene) (node string, err error) {
+func moveDuringUpdate(t *testing.T, l *lab.Lab, s *passage.Scene) (node string, err error) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	began := time.Now()
 	g, err := s.VM.Migrate(ctx, lab.MigrateOptions{To: s.Source, Hold: []kubevirt.Stage{kubevirt.StageMigrate}})
 	if err != nil {
