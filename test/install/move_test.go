@@ -35,7 +35,7 @@ func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	if err := s.Set(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Serve(ctx, func(context.Context) error { return thereAndBack(t, l, client, s) }); err != nil {
+	if err := s.Serve(ctx, func(context.Context) error { return thereAndBack(t, l, client, s) }); err != nil { //nolint:contextcheck // it has the test's
 		t.Error(err)
 	}
 }
