@@ -240,7 +240,7 @@ func (u Uninstaller) removeFiles() error {
 		paths = append(paths, u.Config.StateDir)
 	}
 	for _, p := range append(paths, u.Config.SwitchDir) {
-		if err := os.RemoveAll(u.at(p)); err != nil {
+		if err := os.RemoveAll(u.at(p)); err != nil && !errors.Is(err, unix.EBUSY) { // a directory that is a disk of its own stays, without its files
 			return fmt.Errorf("remove a directory of Godwit's: %w", err)
 		}
 	}
@@ -248,7 +248,7 @@ func (u Uninstaller) removeFiles() error {
 	switch {
 	case errors.Is(left, unix.ENOTEMPTY):
 		u.Log.Info("copies of OVN's databases are kept: --databases removes them", "directory", u.Config.StateDir)
-	case left != nil && !errors.Is(left, fs.ErrNotExist):
+	case left != nil && !errors.Is(left, fs.ErrNotExist) && !errors.Is(left, unix.EBUSY):
 		return fmt.Errorf("remove a directory of Godwit's: %w", left)
 	}
 	return nil
