@@ -30,7 +30,7 @@ func command() *cobra.Command {
 	o := &options{Config: ovnpod.Defaults()}
 	cmd := &cobra.Command{
 		Use: "godwit-ovn", Short: "Runs OVN's and Open vSwitch's daemons as containers",
-		Long: `Each subcommand but gate, members, probe and size prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
+		Long: `Each subcommand but gate, members, uninstall, probe and size prepares what a daemon needs and becomes that daemon. What comes after -- are arguments of the daemon,
 after all others.`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -56,7 +56,7 @@ after all others.`,
 	f.DurationVar(&o.ElectionTimer, "election-timer", o.ElectionTimer, "for how long members of a new cluster do without their leader before they choose another")
 	f.IntVar(&o.Nice, "nice", o.Nice, "niceness of the daemon")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the API server; the pod's service account if empty")
-	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.gate(), o.members(), o.probe(), o.size())
+	cmd.AddCommand(o.member(ovnpod.ProbeNB, "northbound"), o.member(ovnpod.ProbeSB, "southbound"), o.northd(), o.ovsdb(), o.vswitchd(), o.controller(), o.gate(), o.members(), o.uninstall(), o.probe(), o.size())
 	return cmd
 }
 
@@ -181,6 +181,29 @@ func (o *options) members() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&o.metrics, "metrics-address", ":9479", "address of /metrics; none if empty")
+	return cmd
+}
+
+func (o *options) uninstall() *cobra.Command {
+	u := ovnpod.Uninstaller{PluginDir: "/opt/cni/bin", ConfigurationDir: "/etc/cni/net.d"}
+	cmd := &cobra.Command{
+		Use: "uninstall", Short: "Take from this node what Godwit has left, and stay", Args: cobra.NoArgs,
+		Long: `uninstall waits until none of Godwit's pods runs on this node, and removes what they have left: CNI configuration and plugin, nftables tables, links, files. The link of the tunnels gets its
+addresses and routes back. It stays until it is told to end; "probe uninstall" says whether the node is clean. Forwarding (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding) stays on.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			u.Config, u.Log = o.Config, o.log
+			if err := u.Run(cmd.Context()); err != nil {
+				return err
+			}
+			o.log.Info("the node is clean")
+			<-cmd.Context().Done()
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&u.Root, "root", "/", "where the node's root directory is")
+	cmd.Flags().StringVar(&u.PluginDir, "cni-bin-dir", u.PluginDir, "the runtime's directory of CNI plugins, on the node")
+	cmd.Flags().StringVar(&u.ConfigurationDir, "cni-conf-dir", u.ConfigurationDir, "the runtime's directory of CNI configurations, on the node")
+	cmd.Flags().BoolVar(&u.Databases, "databases", false, "remove this node's copies of OVN's databases too")
 	return cmd
 }
 

@@ -82,6 +82,7 @@ func (n *fakeNode) Addrs() (out []netdev.HostAddr, err error) {
 	return n.addrs, n.op("Addrs", func() {})
 }
 func (n *fakeNode) Watch(ctx context.Context, _ netdev.Events) error { <-ctx.Done(); return nil }
+func (n *fakeNode) Chains() ([]netdev.Chain, error)                  { return nil, nil }
 func (n *fakeNode) EnableForwarding([]netip.Prefix) error            { return n.op("EnableForwarding", func() {}) }
 func (n *fakeNode) ConfigureGateway(netdev.Gateway) error            { return n.op("ConfigureGateway", func() {}) }
 func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {

@@ -9,12 +9,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
 
 const (
-	// confName sorts before the configurations that distributions leave behind: the runtime takes the first.
-	confName = "05-godwit.conflist"
+	confName = ident.ConfigurationFile
 	// networkName is the name of the network configuration.
 	networkName = "godwit"
 )

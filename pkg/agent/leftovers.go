@@ -22,10 +22,8 @@ const (
 	leftoverGrace = 5 * time.Minute
 )
 
-// aliasPrefix begins the alias of the host's side of a veth; the UID of the pod that it was made for follows.
-const aliasPrefix = "godwit pod "
-
-func aliasOf(uid string) string { return aliasPrefix + uid }
+// aliasOf is the alias of the host's side of a veth.
+func aliasOf(uid string) string { return ident.PodAlias + uid }
 
 // leftovers clears the node of attachments that nobody will DEL any more: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
 // nobody, after a crash. It looks at everything again each time.
@@ -129,7 +127,7 @@ func (l *leftovers) unplugged(ctx context.Context, seen map[suspect]bool) error 
 	here := l.inputs.podUIDs()
 	var errs []error
 	for _, link := range links {
-		uid, ok := strings.CutPrefix(link.Alias, aliasPrefix)
+		uid, ok := strings.CutPrefix(link.Alias, ident.PodAlias)
 		if !ok || here[uid] {
 			continue
 		}

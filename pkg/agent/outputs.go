@@ -18,6 +18,7 @@ type hostNetwork interface {
 	ConfigureGateway(g netdev.Gateway) error
 	SyncRoutes(link string, routes []netdev.Route) error
 	ForwardDrops(link string) ([]string, error)
+	Chains() ([]netdev.Chain, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
 	RemoveBalancer(ctx context.Context) error
 	Borrowed() ([]netdev.Borrowed, error)

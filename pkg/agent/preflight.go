@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/netdev"
 )
 
 // problem is something on the node that keeps pods from their network and that is not the agent's to change.
@@ -25,7 +27,16 @@ type problem struct {
 const (
 	checkForward  = "forward"
 	checkConflist = "conflist"
+	checkServices = "services"
+	checkLeftover = "leftover"
 )
+
+// otherNetworks are the beginnings of the names that other networks give their chains of iptables and nftables.
+func otherNetworks() map[string]string {
+	return map[string]string{
+		"cali-": "Calico", "CILIUM_": "Cilium", "FLANNEL-": "flannel", "KUBE-ROUTER-": "kube-router", "ANTREA-": "Antrea", "OVN-KUBE-": "OVN-Kubernetes", "WEAVE": "Weave Net",
+	}
+}
 
 // preflight looks for what other software left on the node. It changes nothing. The error says which checks could not be made; the others' problems are
 // returned all the same.
@@ -49,7 +60,40 @@ func preflight(cfg Config, host hostNetwork) ([]problem, error) {
 		}
 		problems = append(problems, p)
 	}
-	return problems, errors.Join(err, lerr)
+	chains, cerr := host.Chains()
+	problems = append(problems, foreign(chains, cfg)...)
+	return problems, errors.Join(err, lerr, cerr)
+}
+
+// foreign finds chains that another network has left, or kube-proxy where the agent serves Services itself.
+func foreign(chains []netdev.Chain, cfg Config) (problems []problem) {
+	left := map[string][]string{}
+	var proxy []string
+	for _, c := range chains {
+		if c.Name == "KUBE-SERVICES" || c.Table == "kube-proxy" {
+			proxy = append(proxy, c.String())
+		}
+		for prefix, network := range otherNetworks() {
+			if strings.HasPrefix(c.Name, prefix) {
+				left[network] = append(left[network], c.String())
+			}
+		}
+	}
+	if cfg.Services && len(proxy) > 0 {
+		problems = append(problems, problem{
+			check:  checkServices,
+			what:   fmt.Sprintf("kube-proxy serves Services on this node, or has left its rules (nftables chain %s): connections may go to endpoints that are gone", proxy[0]),
+			remedy: "delete kube-proxy and restart the node, or run kube-proxy --cleanup on it; or leave Services to kube-proxy: --services=false of godwit-agent and godwit-controller",
+		})
+	}
+	for _, network := range slices.Sorted(maps.Keys(left)) {
+		problems = append(problems, problem{
+			check:  checkLeftover,
+			what:   fmt.Sprintf("%s has left rules (nftables chain %s, %d in all): they may drop or translate what pods send", network, left[network][0], len(left[network])),
+			remedy: "delete " + network + " and restart the node, or remove its chains",
+		})
+	}
+	return problems
 }
 
 // delegates says whether a configuration is that of Multus, which leaves a pod's first interface to another plugin: to us, if it is set up well. A file that is no

@@ -7,13 +7,18 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/godwit-cni/godwit/pkg/netdev"
 )
 
 // dropping is a host network with chains that drop.
 type dropping struct {
 	hostNetwork
 	chains []string
+	others []netdev.Chain
 }
+
+func (d dropping) Chains() ([]netdev.Chain, error) { return d.others, nil }
 
 func (d dropping) ForwardDrops(string) ([]string, error) { return d.chains, nil }
 
@@ -41,6 +46,26 @@ func TestPreflight(t *testing.T) {
 	for i, says := range []string{"ip filter FORWARD", "00-other.conflist"} {
 		if !strings.Contains(problems[i].what, says) {
 			t.Errorf("%q does not name %s", problems[i].what, says)
+		}
+	}
+	for name, tc := range map[string]struct {
+		chain netdev.Chain
+		cfg   Config
+		want  string
+	}{
+		"kube-proxy by iptables":      {netdev.Chain{Family: "ip", Table: "nat", Name: "KUBE-SERVICES"}, Config{Services: true}, "ip nat KUBE-SERVICES"},
+		"kube-proxy by nftables":      {netdev.Chain{Family: "ip6", Table: "kube-proxy", Name: "services"}, Config{Services: true}, "ip6 kube-proxy services"},
+		"kube-proxy serves":           {netdev.Chain{Family: "ip", Table: "nat", Name: "KUBE-SERVICES"}, Config{}, ""},
+		"the kubelet's":               {netdev.Chain{Family: "ip", Table: "mangle", Name: "KUBE-KUBELET-CANARY"}, Config{Services: true}, ""},
+		"the plugin portmap's":        {netdev.Chain{Family: "ip", Table: "nat", Name: "CNI-HOSTPORT-DNAT"}, Config{Services: true}, ""},
+		"another network's leftovers": {netdev.Chain{Family: "ip", Table: "filter", Name: "cali-FORWARD"}, Config{}, "Calico has left rules"},
+	} {
+		problems := foreign([]netdev.Chain{tc.chain, tc.chain}, tc.cfg)
+		if tc.want == "" && len(problems) == 0 {
+			continue
+		}
+		if tc.want == "" || len(problems) != 1 || !strings.Contains(problems[0].what, tc.want) || problems[0].remedy == "" {
+			t.Errorf("%s: %+v, want %q", name, problems, tc.want)
 		}
 	}
 	clean := Config{CNIConfDir: filepath.Join(t.TempDir(), "not there yet")}

@@ -144,6 +144,9 @@ func addReconcilers(ctx context.Context, p parts) error {
 		mgr.Add(&garbageCollector{
 			api: mgr.GetCache(), nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, services: p.services, anchors: p.anchors, hosts: p.hosts, queues: p.queues, log: p.Logger,
 		}),
+		mgr.Add(&standDown{
+			api: mgr.GetAPIReader(), namespace: p.Namespace, connected: func() bool { return p.nb.Connected() && p.sb.Connected() }, now: time.Now, log: p.Logger,
+		}),
 		mgr.Add(&claimGuard{api: mgr.GetCache(), nb: p.nb, sb: p.sb, events: events, undone: m.claimsUndone, log: p.Logger}),
 		addServices(ctx, p, m, events), addEgress(p, virt),
 	)

@@ -39,6 +39,31 @@ func (h Host) ForwardDrops(link string) ([]string, error) {
 	return drops, err
 }
 
+// Chain is a chain of nftables, also one that iptables has made in its nft form.
+type Chain struct{ Family, Table, Name string }
+
+// String is FAMILY TABLE NAME, as nft has them.
+func (c Chain) String() string { return c.Family + " " + c.Table + " " + c.Name }
+
+// Chains lists those of all tables, in the kernel's order. The chains of the old x_tables are not among them.
+func (h Host) Chains() (out []Chain, err error) {
+	err = h.do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+		chains, err := conn.ListChains()
+		if err != nil {
+			return fmt.Errorf("list nftables chains: %w", err)
+		}
+		for _, c := range chains {
+			out = append(out, Chain{Family: familyName(c.Table.Family), Table: c.Table.Name, Name: c.Name})
+		}
+		return nil
+	})
+	return out, err
+}
+
 // namesLink reports whether a rule compares the input or output interface, as key says, with link.
 func namesLink(rules []*nftables.Rule, key expr.MetaKey, link string) bool {
 	for _, r := range rules {

@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,4 +60,31 @@ table ip6 filter {
 	}
 }`)
 	want("ip6 filter FORWARD")
+	chains, err := h.Chains()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"inet mine f", "ip filter FORWARD", "ip filter INPUT", "ip6 filter FORWARD"}, sorted(chains)); d != "" {
+		t.Errorf("chains (-want +got)\n%s", d)
+	}
+	if err := h.RemoveTables(); err != nil {
+		t.Error(err)
+	}
+	nft("table inet godwit {\n chain c { }\n}\ntable inet godwit-services {\n chain c { }\n}\ntable ip godwit { }")
+	for range 2 {
+		if err := h.RemoveTables(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := h.Chains(); err != nil || len(left) != len(chains) {
+		t.Errorf("beside others' chains there are %v (%v)", left, err)
+	}
+}
+
+func sorted(chains []Chain) (out []string) {
+	for _, c := range chains {
+		out = append(out, c.String())
+	}
+	slices.Sort(out)
+	return out
 }

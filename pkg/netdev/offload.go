@@ -9,6 +9,16 @@ import (
 
 // txChecksumOff makes the kernel finish checksums itself before a packet leaves on the link.
 func txChecksumOff(name string) error {
+	return setTXChecksum(name, func(ethtool.FeatureState) bool { return false })
+}
+
+// txChecksumOn lets the link finish them, as far as it can.
+func txChecksumOn(name string) error {
+	return setTXChecksum(name, func(s ethtool.FeatureState) bool { return s.Available })
+}
+
+// setTXChecksum makes each feature as want says.
+func setTXChecksum(name string, want func(ethtool.FeatureState) bool) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("open ethtool socket: %w", err)
@@ -20,15 +30,15 @@ func txChecksumOff(name string) error {
 	}
 	change := map[string]bool{}
 	for feature, state := range features {
-		if strings.HasPrefix(feature, "tx-checksum-") && state.Active && !state.NeverChanged {
-			change[feature] = false
+		if to := want(state); strings.HasPrefix(feature, "tx-checksum-") && state.Active != to && !state.NeverChanged {
+			change[feature] = to
 		}
 	}
 	if len(change) == 0 {
 		return nil
 	}
 	if err := e.Change(name, change); err != nil {
-		return fmt.Errorf("switch TX checksum offload of %s off: %w", name, err)
+		return fmt.Errorf("switch TX checksum offload of %s: %w", name, err)
 	}
 	return nil
 }

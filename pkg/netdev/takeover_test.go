@@ -60,4 +60,18 @@ func TestTakeOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for range 2 {
+		if err := node.GiveBack("eth1", held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now, err := node.Holdings("eth1"); err != nil || !slices.Equal(now.Addresses, want) || !slices.Equal(now.Routes, held.Routes) {
+		t.Errorf("eth1 has %+v (%v) again, want %+v", now, err, held)
+	}
+	if on, err := node.TXChecksum("eth1"); err != nil || !on {
+		t.Errorf("eth1 finishes checksums: %t, %v", on, err)
+	}
+	if err := node.GiveBack("gone", held); err != nil {
+		t.Error(err)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,7 +84,7 @@ func Connect(ctx context.Context, c Config) (*NB, error) {
 		return nil, err
 	}
 	return &NB{
-		connection: newConnection(db, c.Logger, "northbound", nbdb.LogicalSwitchPortTable), queue: make(chan *request, maxBatch), urgent: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer),
+		connection: newConnection(db, c, "northbound", nbdb.LogicalSwitchPortTable), queue: make(chan *request, maxBatch), urgent: make(chan *request, maxBatch), metrics: newMetrics(c.Registerer),
 	}, nil
 }
 
@@ -113,8 +114,9 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 	}
 	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
 	defer cancel()
-	for {
-		err := db.Connect(ctx)
+	for order := c.Endpoints; ; order = turned(order) {
+		prefer(db, order)
+		err := connectOnce(ctx, db)
 		if err == nil {
 			return db, nil
 		}
@@ -124,6 +126,24 @@ func dial(ctx context.Context, database string, dbModel model.ClientDBModel, c C
 		case <-time.After(firstPause):
 		}
 	}
+}
+
+func connectOnce(ctx context.Context, db client.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return db.Connect(ctx)
+}
+
+// turned has the first of the endpoints last.
+func turned(endpoints []string) []string {
+	return append(slices.Clone(endpoints[1:]), endpoints[0])
+}
+
+// prefer lets the client try endpoints in this order, and ends its connection with another than the first. It tries all of them within one deadline: a server that says nothing, as behind a firewall or on a
+// node that is cut off, takes all of that when it comes first. The client keeps its first endpoint first as long as that is in the list, hence the two steps.
+func prefer(db client.Client, order []string) {
+	db.UpdateEndpoints(order[:1])
+	db.UpdateEndpoints(order)
 }
 
 // monitor fills the copy and keeps it live; it closes db when it fails.
@@ -144,10 +164,12 @@ type connection struct {
 	// database is its name for people, table one that is monitored.
 	database, table string
 	renewed         chan struct{}
+	// endpoints are in the order in which they were last to be tried; probe alone uses them.
+	endpoints []string
 }
 
-func newConnection(ovsdb client.Client, log *slog.Logger, database, table string) connection {
-	return connection{ovsdb: ovsdb, log: log, database: database, table: table, renewed: make(chan struct{}, 1)}
+func newConnection(ovsdb client.Client, c Config, database, table string) connection {
+	return connection{ovsdb: ovsdb, log: c.Logger, database: database, table: table, renewed: make(chan struct{}, 1), endpoints: c.Endpoints}
 }
 
 // Close ends the connection.
@@ -172,6 +194,8 @@ func (c *connection) probe(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if !c.ovsdb.Connected() {
+			c.endpoints = turned(c.endpoints)
+			prefer(c.ovsdb, c.endpoints)
 			continue
 		}
 		now := c.copy()
@@ -181,8 +205,9 @@ func (c *connection) probe(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
-			c.log.Warn("the database does not answer, connecting again", "db", c.database, "error", err)
-			c.ovsdb.Disconnect()
+			silent := c.ovsdb.CurrentEndpoint()
+			c.log.Warn("the database does not answer, connecting again", "db", c.database, "endpoint", silent, "error", err)
+			c.avoid(silent)
 		case now != known: // and it is whole: the client answers nothing while it fills it
 			known = now
 			select {
@@ -191,6 +216,17 @@ func (c *connection) probe(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// avoid ends the connection with a server, and tries the others first.
+func (c *connection) avoid(silent string) {
+	if len(c.endpoints) == 1 {
+		c.ovsdb.Disconnect()
+		return
+	}
+	i := max(0, slices.Index(c.endpoints, silent))
+	c.endpoints = slices.Concat(c.endpoints[i+1:], c.endpoints[:i+1])
+	prefer(c.ovsdb, c.endpoints)
 }
 
 // copy is the live copy of one table, which the client replaces, with all others, when it cannot go on with it.

@@ -40,7 +40,7 @@ func ConnectSB(ctx context.Context, c Config) (*SB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &SB{newConnection(db, c.Logger, "southbound", sbdb.PortBindingTable)}, nil
+	return &SB{newConnection(db, c, "southbound", sbdb.PortBindingTable)}, nil
 }
 
 // Run keeps the connection alive until ctx ends.

@@ -2,7 +2,10 @@ package ovnpod
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -258,6 +261,47 @@ func TestProbeBeforeTheDaemon(t *testing.T) {
 		}
 		if err := c.Ready(t.Context(), daemon); err == nil {
 			t.Errorf("%s is ready without a daemon", daemon)
+		}
+	}
+}
+
+// A server that has given its database up is ended when there is room for the database, and left alone otherwise.
+func TestRevive(t *testing.T) {
+	const huge = 1 << 43 // a hole, larger than any disk that this runs on
+	for name, tc := range map[string]struct {
+		// status is what the server says of its cluster, fails the error that it says instead.
+		status, fails string
+		size          int64
+		want          string
+		ended         bool
+	}{
+		"there is room":                       {"", unknownCluster, 1, unknownCluster, true},
+		"there is none":                       {"", unknownCluster, huge, "make room in ", false},
+		"it is somebody else":                 {"", "no such command", 1, "no such command", false},
+		"a follower has failed, and has room": {"Status: failed\nRole: follower\n", "", 1, "has given up", true},
+		"a follower has failed":               {"Status: failed\nRole: follower\n", "", huge, "make room in ", false},
+		"a leader has failed":                 {"Status: failed\nRole: leader\n", "", huge, "has given up", true},
+	} {
+		dir := t.TempDir()
+		d := Database{Name: "OVN_Northbound", Control: filepath.Join(dir, "c"), File: filepath.Join(dir, "nb.db")}
+		if err := os.WriteFile(d.File, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(d.File, tc.size); err != nil {
+			t.Fatal(err)
+		}
+		says := map[string]string{"": tc.fails, "exit": ""}
+		if tc.status != "" {
+			says["cluster/status"] = tc.status
+		}
+		answering(t, d.Control, says)
+		var log strings.Builder
+		w := &Watcher{Database: d, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		if err := w.look(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+		if ended := strings.Contains(log.String(), "ending the server"); ended != tc.ended {
+			t.Errorf("%s: ended %t, want %t: %s", name, ended, tc.ended, log.String())
 		}
 	}
 }

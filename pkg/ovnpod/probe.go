@@ -19,16 +19,18 @@ const (
 	ProbeSwitch     = "vswitchd"
 	ProbeController = "controller"
 	ProbeGate       = "gate"
+	// ProbeUninstall is no daemon: whether the node is clean.
+	ProbeUninstall = "uninstall"
 )
 
 // Probes are their names.
 func Probes() []string {
-	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController, ProbeGate}
+	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController, ProbeGate, ProbeUninstall}
 }
 
 // Alive returns nil when the daemon answers, or has no socket yet: what it needs is being prepared. One that ended has taken its container along.
 func (c *Config) Alive(ctx context.Context, daemon string) error {
-	if daemon == ProbeGate {
+	if daemon == ProbeGate || daemon == ProbeUninstall {
 		return nil // what is wrong with it, another start does not mend
 	}
 	err := c.answers(ctx, daemon)
@@ -52,6 +54,8 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		switch {
 		case err != nil:
 			return err
+		case s.Failed:
+			return fmt.Errorf("%s could not be written to the disk: is there room in %s of this node?", d.Name, c.StateDir)
 		case !s.Member:
 			return fmt.Errorf("%s has not joined its cluster yet", d.Name)
 		case !s.Led:
@@ -60,6 +64,8 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		return nil
 	case ProbeGate:
 		return c.opened(ctx)
+	case ProbeUninstall:
+		return clean()
 	case ProbeController:
 		said, err := c.ask(ctx, daemon, "connection-status")
 		if err == nil && strings.TrimSpace(said) != "connected" {

@@ -14,7 +14,9 @@ type Status struct {
 	Cluster, Server string
 	// Member: it belongs to the cluster. Leader: it leads it. Led: it knows a leader.
 	Member, Leader, Led bool
-	Term                int
+	// Failed: it could not write to its disk, and does nothing any more. Pretends: it tells its clients that it leads all the same.
+	Failed, Pretends bool
+	Term             int
 	// First and End bound the entries of the log that are not in the snapshot yet: from First to before End.
 	First, End int
 	// Uncommitted and Unapplied are how many of them most members do not have yet, or this one has not applied.
@@ -37,7 +39,7 @@ func parseStatus(said string) Status {
 	r := raft.Parse(said)
 	return Status{
 		Cluster: r.Cluster, Server: r.Server, Member: r.Member, Leader: r.Leads(), Led: r.Leader != "" && r.Leader != "unknown", Term: r.Term,
-		First: r.First, End: r.End, Uncommitted: r.Uncommitted, Unapplied: r.Unapplied,
+		Failed: r.Failed, Pretends: r.Failed && r.Role == "leader", First: r.First, End: r.End, Uncommitted: r.Uncommitted, Unapplied: r.Unapplied,
 		servers: r.Servers,
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -180,16 +179,26 @@ func (s Switch) configured(ctx context.Context) error {
 	return nil
 }
 
-// hasKey looks for a key in a map as OVSDB writes it: RFC 7047, 5.1.
+// hasKey looks for a key in a map as OVSDB writes it.
 func hasKey(column []json.RawMessage, key string) bool {
+	_, ok := mapColumn(column)[key]
+	return ok
+}
+
+// mapColumn reads a map of strings as OVSDB writes it: RFC 7047, 5.1. It is nil for anything else.
+func mapColumn(column []json.RawMessage) map[string]string {
 	if len(column) != 2 {
-		return false
+		return nil
 	}
 	var pairs [][2]string
 	if json.Unmarshal(column[1], &pairs) != nil {
-		return false
+		return nil
 	}
-	return slices.ContainsFunc(pairs, func(p [2]string) bool { return p[0] == key })
+	out := map[string]string{}
+	for _, p := range pairs {
+		out[p[0]] = p[1]
+	}
+	return out
 }
 
 // await returns when check has nothing to say any more.

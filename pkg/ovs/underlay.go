@@ -51,14 +51,22 @@ func (c *Client) interfaceNamed(ctx context.Context, name string) (*vswitchdb.In
 // Underlay reads what CreateUnderlay wrote; found is false where there is no such bridge, or somebody else has made it.
 func (c *Client) Underlay(ctx context.Context, bridge string) (u Underlay, found bool, err error) {
 	row, err := c.interfaceNamed(ctx, bridge)
-	if err != nil || row == nil || row.ExternalIDs[keyUnderlay] == "" {
+	if err != nil || row == nil {
 		return u, false, err
 	}
-	u = Underlay{Bridge: bridge, Link: row.ExternalIDs[keyUnderlay], Routes: strings.Fields(row.ExternalIDs[keyRoutes])}
-	for a := range strings.FieldsSeq(row.ExternalIDs[keyAddresses]) {
+	return ParseUnderlay(bridge, row.ExternalIDs)
+}
+
+// ParseUnderlay reads the external_ids of an Interface; found is false if they are not of a bridge that CreateUnderlay made.
+func ParseUnderlay(name string, ids map[string]string) (u Underlay, found bool, err error) {
+	if ids[keyUnderlay] == "" {
+		return u, false, nil
+	}
+	u = Underlay{Bridge: name, Link: ids[keyUnderlay], Routes: strings.Fields(ids[keyRoutes])}
+	for a := range strings.FieldsSeq(ids[keyAddresses]) {
 		p, err := netip.ParsePrefix(a)
 		if err != nil {
-			return u, true, fmt.Errorf("read Interface %s, external_ids:%s: %w: correct it", bridge, keyAddresses, err)
+			return u, true, fmt.Errorf("read Interface %s, external_ids:%s: %w: correct it", name, keyAddresses, err)
 		}
 		u.Addresses = append(u.Addresses, p)
 	}

@@ -27,9 +27,9 @@ type Status struct {
 	Cluster, Server string
 	// Role is leader, candidate or follower; Leader the leader's first digits (or the name of its socket), "self" or "unknown".
 	Role, Leader string
-	// Member: it belongs to the cluster.
-	Member bool
-	Term   int
+	// Member: it belongs to the cluster. Failed: it could not write to its disk, and does nothing any more, whatever its role was.
+	Member, Failed bool
+	Term           int
 	// First and End bound the entries of the log that are not in the snapshot yet: from First to before End.
 	First, End int
 	// Uncommitted and Unapplied are how many of them most members do not have yet, or this one has not applied.
@@ -38,7 +38,7 @@ type Status struct {
 }
 
 // Leads says whether the server itself is the leader.
-func (s Status) Leads() bool { return s.Role == "leader" }
+func (s Status) Leads() bool { return s.Role == "leader" && !s.Failed }
 
 // Self is the member that was asked; zero if it is none.
 func (s Status) Self() Server {
@@ -69,7 +69,7 @@ func Parse(text string) Status {
 		case "Server ID":
 			s.Server = firstMatch(identity, value)
 		case "Status":
-			s.Member = value == "cluster member"
+			s.Member, s.Failed = value == "cluster member", value == "failed"
 		case "Role":
 			s.Role = value
 		case "Leader":

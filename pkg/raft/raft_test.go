@@ -43,6 +43,9 @@ func TestParse(t *testing.T) {
 	if diff := cmp.Diff(want, Parse(leaderStatus)); diff != "" {
 		t.Error(diff)
 	}
+	if failed := Parse("Name: OVN_Northbound\nStatus: failed\nRole: leader\nLeader: self\n"); failed.Member || failed.Leads() || !failed.Failed || failed.Role != "leader" {
+		t.Errorf("a server that has failed: %+v", failed)
+	}
 	if joining := Parse("Name: OVN_Northbound\nStatus: joining cluster\nRole: follower\nLeader: unknown\n"); joining.Member || joining.Leads() || joining.Leader != "unknown" {
 		t.Errorf("a member that is joining: %+v", joining)
 	}

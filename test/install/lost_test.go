@@ -90,9 +90,17 @@ type identity struct {
 	Restarts int32
 }
 
-// identities are those of pods on the pod network.
+// identities are those of pods on the pod network, in namespaces that stay.
 func identities(t *testing.T, client kubernetes.Interface) map[string]identity {
 	t.Helper()
+	namespaces, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	going := map[string]bool{}
+	for i := range namespaces.Items {
+		going[namespaces.Items[i].Name] = namespaces.Items[i].DeletionTimestamp != nil
+	}
 	list, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +108,7 @@ func identities(t *testing.T, client kubernetes.Interface) map[string]identity {
 	out := map[string]identity{}
 	for i := range list.Items {
 		p := &list.Items[i]
-		if p.Spec.HostNetwork || p.DeletionTimestamp != nil || p.Status.Phase != corev1.PodRunning {
+		if going[p.Namespace] || p.Spec.HostNetwork || p.DeletionTimestamp != nil || p.Status.Phase != corev1.PodRunning {
 			continue
 		}
 		id := identity{UID: string(p.UID), IPs: p.Status.PodIPs}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,15 @@ func TestWithin(t *testing.T) {
 		if got := p.Within(begin.Add(ms(tc.from)), begin.Add(ms(tc.to))); got != tc.want {
 			t.Errorf("%d to %d ms: %+v, want %+v", tc.from, tc.to, got, tc.want)
 		}
+	}
+}
+
+func TestLostWithin(t *testing.T) {
+	begin := time.Unix(1_800_000_000, 0)
+	p := &Probes{Start: begin, Sent: Times{0, ms(5), ms(10), ms(15)}, Arrived: Times{ms(1), Never, Never, Never}}
+	want := []time.Time{begin.Add(ms(5)), begin.Add(ms(10))}
+	if got := p.LostWithin(begin, begin.Add(ms(15))); !slices.Equal(got, want) {
+		t.Errorf("lost at %v, want %v: what is sent at the end of the window is not in it", got, want)
 	}
 }
 

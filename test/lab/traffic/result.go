@@ -104,6 +104,17 @@ func (p *Probes) Within(from, to time.Time) Gap {
 	return worst
 }
 
+// LostWithin are the moments of the wall clock, in a window of it, at which probes were sent that were never answered.
+func (p *Probes) LostWithin(from, to time.Time) (lost []time.Time) {
+	for seq, sent := range p.Sent {
+		at := p.Start.Add(sent)
+		if p.Arrived[seq] == Never && !at.Before(from) && at.Before(to) {
+			lost = append(lost, at)
+		}
+	}
+	return lost
+}
+
 // longest finds the longest gap in arrivals, which are in any order and may have Never; from and to bound the measurement. A gap at the end is one, a gap
 // before the first arrival too.
 func longest(arrived Times, from, to time.Duration) Gap {
