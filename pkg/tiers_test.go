@@ -15,7 +15,7 @@ const module = "github.com/godwit-cni/godwit/"
 // docs/architecture.md explains it. A package that is not listed fails the test.
 var tiers = map[string]int{
 	"pkg/api/v1alpha1": 0, "pkg/ident": 0, "pkg/ipam": 0, "pkg/topology": 0, "pkg/migration": 0, "pkg/policy": 0, "pkg/service": 0, "pkg/nad": 0, "pkg/pki": 0, "pkg/raft": 0, "pkg/errand": 0, "pkg/nbdb": 0, "pkg/sbdb": 0, "pkg/vswitchdb": 0,
-	"pkg/ovn": 1, "pkg/ovs": 1, "pkg/netdev": 1, "pkg/wire": 1, "pkg/frame": 1, "pkg/gate": 1, "pkg/otlp": 1, "pkg/conntrack": 1,
+	"pkg/ovn": 1, "pkg/ovs": 1, "pkg/netdev": 1, "pkg/wire": 1, "pkg/frame": 1, "pkg/gate": 1, "pkg/otlp": 1, "pkg/conntrack": 1, "pkg/peer": 1, "pkg/hypervisor": 1,
 	"pkg/controller": 2, "pkg/agent": 2, "pkg/ovnpod": 2, "pkg/cni": 2, "pkg/kubectl": 2, "pkg/issuer": 2,
 }
 

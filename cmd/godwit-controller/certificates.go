@@ -26,11 +26,14 @@ type tlsOptions struct {
 	sbGate []string
 	// agent is the ServiceAccount of nodes' agents.
 	agent string
+	// plain: no remote is reached by TLS. What is issued is then for nodes' agents, among themselves.
+	plain bool
 }
 
 // serve runs the controller, and the issuer beside it if it is wanted.
 func serve(ctx context.Context, c controller.Config, t tlsOptions, api *rest.Config) error {
-	t.hosts = append(remoteHosts(c.NBEndpoints, c.SBEndpoints, t.sbGate), t.hosts...)
+	t.plain = !slices.ContainsFunc(slices.Concat(c.NBEndpoints, c.SBEndpoints, t.sbGate), func(r string) bool { return strings.HasPrefix(r, "ssl:") })
+	t.hosts = append(t.remoteHosts(c.NBEndpoints, c.SBEndpoints, t.sbGate), t.hosts...)
 	if len(t.sbGate) != 0 {
 		c.SBEndpoints = t.sbGate
 	}
@@ -56,7 +59,9 @@ func serveBoth(ctx context.Context, c controller.Config, t tlsOptions, api *rest
 	if err != nil {
 		return err
 	}
-	c.TLS, c.Issuing = made.AdminFiles(ctx), true
+	if !t.plain {
+		c.TLS, c.Issuing = made.AdminFiles(ctx), true
+	}
 	if err := c.Validate(); err != nil {
 		return err
 	}
@@ -66,12 +71,16 @@ func serveBoth(ctx context.Context, c controller.Config, t tlsOptions, api *rest
 }
 
 // remoteHosts are the names and addresses of the databases' servers, each once.
-func remoteHosts(remotes ...[]string) []string {
+func (t tlsOptions) remoteHosts(remotes ...[]string) []string {
+	protocol := "ssl:"
+	if t.plain {
+		protocol = "tcp:"
+	}
 	var out []string
 	seen := map[string]bool{}
 	for _, r := range slices.Concat(remotes...) {
-		host, _, err := net.SplitHostPort(strings.TrimPrefix(r, "ssl:"))
-		if err == nil && strings.HasPrefix(r, "ssl:") && !seen[host] {
+		host, _, err := net.SplitHostPort(strings.TrimPrefix(r, protocol))
+		if err == nil && strings.HasPrefix(r, protocol) && !seen[host] {
 			seen[host] = true
 			out = append(out, host)
 		}

@@ -21,7 +21,8 @@ func TestRemotesAndCertificatesBelongTogether(t *testing.T) {
 	}{
 		{"TLS without certificates", "ssl:ovn:6641", "tcp:ovn:6642", tlsOptions{}, `--nb-remote: "ssl:ovn:6641" is reached by TLS, which needs certificates: --ovn-tls-dir DIR, or --ovn-issuer`},
 		{"certificates without TLS", "ssl:ovn:6641", "tcp:ovn:6642", tlsOptions{dir: "/tls"}, `--sb-remote: "tcp:ovn:6642" would be reached without TLS`},
-		{"an issuer without TLS", "tcp:ovn:6641", "tcp:ovn:6642", tlsOptions{issuer: true, agent: "godwit-agent"}, "no name or address of the databases' servers"},
+		{"an issuer without servers", "unix:/nb", "unix:/sb", tlsOptions{issuer: true, agent: "godwit-agent"}, "no name or address of the databases' servers"},
+		{"an issuer with one remote by TLS", "ssl:ovn:6641", "tcp:ovn:6642", tlsOptions{issuer: true, agent: "godwit-agent"}, `"tcp:ovn:6642" would be reached without TLS`},
 		{"two sources", "ssl:ovn:6641", "ssl:ovn:6642", tlsOptions{dir: "/tls", issuer: true}, "leave the other out"},
 		{"no files", "ssl:ovn:6641", "ssl:ovn:6642", tlsOptions{dir: "/nowhere"}, "certificate authority /nowhere/ca.crt"},
 		{"a gate without TLS", "ssl:ovn:6641", "ssl:ovn:6642", tlsOptions{dir: "/tls", sbGate: []string{"tcp:ovn:6643"}}, `"tcp:ovn:6643" would be reached without TLS`},
@@ -39,8 +40,11 @@ func TestRemotesAndCertificatesBelongTogether(t *testing.T) {
 }
 
 func TestRemoteHosts(t *testing.T) {
-	got := remoteHosts([]string{"ssl:ovn-0:6641", "ssl:[2001:db8::1]:6641"}, []string{"ssl:ovn-0:6642", "tcp:other:6642"}, nil)
-	if want := []string{"ovn-0", "2001:db8::1"}; !slices.Equal(got, want) {
+	remotes := [][]string{{"ssl:ovn-0:6641", "ssl:[2001:db8::1]:6641"}, {"ssl:ovn-0:6642", "tcp:other:6642"}, nil}
+	if got, want := (tlsOptions{}).remoteHosts(remotes...), []string{"ovn-0", "2001:db8::1"}; !slices.Equal(got, want) {
 		t.Errorf("hosts %v, want %v", got, want)
+	}
+	if got, want := (tlsOptions{plain: true}).remoteHosts(remotes...), []string{"other"}; !slices.Equal(got, want) {
+		t.Errorf("hosts without TLS %v, want %v", got, want)
 	}
 }

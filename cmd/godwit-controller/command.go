@@ -50,7 +50,7 @@ northbound database. Run any number of it: one leads, the others take over withi
 	f.StringSliceVar(&c.SBEndpoints, "sb-remote", nil, "southbound database, in the same form (required)")
 	f.StringSliceVar(&t.sbGate, "sb-gate", nil, "southbound database's gate, instead of --sb-remote: with TLS that is for nodes")
 	f.StringVar(&t.dir, "ovn-tls-dir", "", "directory with ca.crt, tls.crt and tls.key for ssl: remotes; read again for every connection")
-	f.BoolVar(&t.issuer, "ovn-issuer", false, "make the certificates for ssl: remotes, in Secrets of --namespace, and sign those of nodes; instead of --ovn-tls-dir")
+	f.BoolVar(&t.issuer, "ovn-issuer", false, "make the certificates for ssl: remotes, in Secrets of --namespace, and sign those of nodes; instead of --ovn-tls-dir. With tcp: remotes alone, nodes' are for agents among themselves")
 	f.StringSliceVar(&t.hosts, "ovn-hosts", nil, "more names and addresses of the databases' servers for their certificates, beside those of the remotes")
 	f.StringSliceVar(&c.DefaultCIDRs, "default-cidrs", c.DefaultCIDRs, "ranges of the Subnet \"default\", at most one per family")
 	f.StringSliceVar(&c.JoinCIDRs, "join-cidrs", c.JoinCIDRs, "ranges between the logical router and the nodes, at most one per family")

@@ -44,8 +44,9 @@ type Agent struct {
 	// services is nil if somebody else serves Services.
 	services *services
 	heart    *heart
-	// certifier is nil if the southbound database asks for no certificate.
-	certifier *certifier
+	// certifier is nil if nobody asks for a certificate, switchover if agents say nothing to one another.
+	certifier  *certifier
+	switchover *switchover
 	// leftovers clears what belongs to no pod of the node.
 	leftovers *leftovers
 }
@@ -82,12 +83,8 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	if err != nil {
 		return nil, err
 	}
-	if cfg.OVNTLSDir != "" {
-		a.ready.set(compCertificate, "starting")
-		if a.certifier, err = newCertifier(cfg, log, to.Certificates, reg); err != nil {
-			return nil, err
-		}
-		a.certifier.ready, a.certifier.renewed = a.ready, a.loop.poke
+	if err := a.addCertifier(to.Certificates); err != nil {
+		return nil, err
 	}
 	a.observer = &observer{
 		log: log, links: hostLinks{host}, inputs: a.inputs, node: a.state, report: to.Report, metrics: metrics, wake: make(chan struct{}, 1),
@@ -99,6 +96,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	if err := a.observer.watchPods(); err != nil {
 		return nil, err
 	}
+	a.addSwitchover(src)
 	a.heart = &heart{
 		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, subnet: src.Subnet, wake: make(chan struct{}, 1),
 		loans: &loans{now: time.Now, log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},
@@ -107,6 +105,23 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 	a.attacher = &attacher{cfg: cfg, log: log, host: host, inputs: a.inputs, ready: a.ready, node: a.state, metrics: metrics, observer: a.observer}
 	a.leftovers = newLeftovers(a.attacher)
 	return a, nil
+}
+
+// addCertifier: without ssl: remotes the certificate is for other agents alone, and pods do not wait for it.
+func (a *Agent) addCertifier(from Certificates) (err error) {
+	cfg, ready := a.cfg, newReadiness(compCertificate)
+	if cfg.OVNTLSDir != "" {
+		ready = a.ready
+		a.ready.set(compCertificate, "starting")
+	}
+	if cfg.OVNTLSDir = cfg.certificateDir(); cfg.OVNTLSDir == "" {
+		return nil
+	}
+	if a.certifier, err = newCertifier(cfg, a.log, from, a.registry); err != nil {
+		return err
+	}
+	a.certifier.ready, a.certifier.renewed = ready, a.loop.poke
+	return nil
 }
 
 func (a *Agent) addServices(src Sources, host netdev.Host) (err error) {
@@ -168,6 +183,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.serveBoth(ctx, cni, health) })
 	if a.certifier != nil {
 		g.Go(func() error { a.certifier.run(ctx); return nil })
+	}
+	if a.switchover != nil {
+		g.Go(func() error { a.switchover.run(ctx); return nil })
 	}
 	g.Go(func() error { return a.runNode(ctx, db) })
 	g.Go(func() error { // without waiting for Open vSwitch: processes of the node have use for the API server's Service before

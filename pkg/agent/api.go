@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -58,6 +59,13 @@ func API(cfg *rest.Config, nodeName string) (Sources, Writers, error) {
 			func(o *metav1.ListOptions) { o.LabelSelector = "!" + corev1.IsHeadlessService }),
 		Ports:          cache.NewListWatchFromClient(godwit, "ports", metav1.NamespaceAll, fields.Everything()),
 		MigrationsFrom: migrations("spec.source.node"), MigrationsTo: migrations("spec.target.node"),
+		Addresses: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			node, err := clients.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return nil, fmt.Errorf("read Node %s: %w", name, err)
+			}
+			return internalIPs(node), nil
+		},
 		Subnet: func(ctx context.Context, name string) (*v1alpha1.Subnet, error) {
 			s := &v1alpha1.Subnet{}
 			if err := godwit.Get().Resource("subnets").Name(name).Do(ctx).Into(s); err != nil {

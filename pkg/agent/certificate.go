@@ -34,7 +34,7 @@ type Certificates struct {
 	Sign func(ctx context.Context, request []byte) ([]byte, error)
 }
 
-// certifier keeps the node's certificate for the southbound database: it makes a key, which never leaves the node, has the controller sign for it, and does so anew when two thirds of the
+// certifier keeps the node's certificate for the southbound database, and for other agents: it makes a key, which never leaves the node, has the controller sign for it, and does so anew when two thirds of the
 // certificate's life have gone.
 //
 // Inputs: its files, ConfigMap godwit-ovn-ca. Outputs: the files in Config.OVNTLSDir; a CertificateSigningRequest.
@@ -83,7 +83,7 @@ func (c *certifier) pass(ctx context.Context) error {
 	defer cancel()
 	files := pki.Dir(os.ReadFile, c.cfg.OVNTLSDir)
 	if _, unusable := files.Check(c.now()); unusable != nil {
-		c.ready.set(compCertificate, "the node has no valid certificate for the southbound database: godwit-controller --ovn-issuer signs one, does it run?")
+		c.ready.set(compCertificate, "the node has no valid certificate: godwit-controller --ovn-issuer signs one, does it run?")
 	}
 	err := c.renew(ctx)
 	m, unusable := files.Check(c.now())
@@ -184,7 +184,7 @@ const current = "..data"
 // write puts the files in place: a new directory, and then one link that is replaced.
 func (c *certifier) write(set map[string][]byte, why string) (err error) {
 	if err := os.MkdirAll(c.cfg.OVNTLSDir, 0o700); err != nil {
-		return fmt.Errorf("make --ovn-tls-dir: %w", err)
+		return fmt.Errorf("make the directory of the node's certificate: %w", err)
 	}
 	at := func(name string) string { return filepath.Join(c.cfg.OVNTLSDir, name) }
 	before, _ := os.Readlink(at(current)) // there is none yet

@@ -1,15 +1,17 @@
 // Package agent is what runs on every node: it makes the node a chassis, keeps its gateway ovn0, attaches pods for godwit-cni, and installs
 // godwit-cni with its configuration.
 //
-// Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate; the
-// local Open_vSwitch database.
+// Inputs: its own Node, the Pods of the node, Subnets, PortMigrations from and to the node; Services, EndpointSlices and Ports; links and addresses of the node, frames of VMs that migrate, what
+// their launchers' libvirt tells; what the agents of the nodes say that they migrate from; the local Open_vSwitch database.
 // Outputs: Open_vSwitch and kernel state of the node, the Node's annotation godwit.dev/mtu, its Lease if it can be a gateway, status.source and status.target of PortMigrations, two files, and with TLS
-// the node's certificate and a request for it. It never writes NB or SB.
+// the node's certificate and a request for it; what it says to the agents of the nodes that VMs migrate to. It never writes NB or SB.
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -38,6 +40,14 @@ type Config struct {
 	SBRemote string
 	// OVNTLSDir is where the agent keeps the node's certificate for an SBRemote that is reached by TLS, the same path for ovn-controller; empty without TLS.
 	OVNTLSDir string
+	// NodeTLSDir is where the agent keeps the node's certificate if OVNTLSDir is empty: for other agents alone. Both empty: there is no certificate, and no switch-over signal.
+	NodeTLSDir string
+	// Switchover: agents tell one another when a migration has stopped a VM.
+	Switchover bool
+	// SwitchoverPort is the TCP port on which agents listen for that, the same on all nodes.
+	SwitchoverPort int
+	// PodsDir is the kubelet's directory of pods, in which launchers have libvirt's socket.
+	PodsDir string
 	// Underlay says which address tunnels end at: an interface's name, or a CIDR that contains it. The Node's InternalIP if empty.
 	Underlay string
 	// UnderlayBridge is the bridge that the underlay's link is put into on the userspace datapath, with its addresses; empty: somebody else has made one.
@@ -63,7 +73,7 @@ func Defaults() Config {
 	return Config{
 		Namespace: "godwit-system", OVSEndpoint: ovs.DefaultEndpoint, OVNRunDir: "/run/ovn", Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
-		Services: true,
+		Services: true, Switchover: true, SwitchoverPort: 9480, PodsDir: "/var/lib/kubelet/pods",
 	}
 }
 
@@ -83,9 +93,7 @@ func (c *Config) Validate() error {
 	if err := c.validRemote(); err != nil {
 		errs = append(errs, err)
 	}
-	if c.OVNTLSDir != "" && !filepath.IsAbs(c.OVNTLSDir) {
-		bad("--ovn-tls-dir %q is not an absolute path", c.OVNTLSDir)
-	}
+	errs = append(errs, c.validSwitchover())
 	if !strings.HasPrefix(c.OVSEndpoint, "unix:/") {
 		bad("--ovs-db %q is not unix:/PATH: the agent makes links for the Open vSwitch of its own node", c.OVSEndpoint)
 	}
@@ -114,6 +122,29 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// validSwitchover: the node's certificate, and what agents need to speak with one another.
+func (c *Config) validSwitchover() error {
+	var errs []error
+	for flag, dir := range map[string]string{"--ovn-tls-dir": c.OVNTLSDir, "--node-tls-dir": c.NodeTLSDir} {
+		if dir != "" && !filepath.IsAbs(dir) {
+			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", flag, dir))
+		}
+	}
+	if c.OVNTLSDir != "" && c.NodeTLSDir != "" && c.OVNTLSDir != c.NodeTLSDir {
+		errs = append(errs, fmt.Errorf("--node-tls-dir %q and --ovn-tls-dir %q: a node has one certificate: leave the former out", c.NodeTLSDir, c.OVNTLSDir))
+	}
+	if c.Switchover && (c.SwitchoverPort < 1 || c.SwitchoverPort > math.MaxUint16) {
+		errs = append(errs, fmt.Errorf("--switchover-port %d is no TCP port", c.SwitchoverPort))
+	}
+	if c.Switchover && !filepath.IsAbs(c.PodsDir) {
+		errs = append(errs, fmt.Errorf("--pods-dir %q is not an absolute path", c.PodsDir))
+	}
+	return errors.Join(errs...)
+}
+
+// certificateDir is where the node's certificate is, empty if it has none.
+func (c *Config) certificateDir() string { return cmp.Or(c.OVNTLSDir, c.NodeTLSDir) }
+
 // validRemote: all of the remotes by TLS and a place for the certificate, or none of both.
 func (c *Config) validRemote() error {
 	for r := range strings.SplitSeq(c.SBRemote, ",") {
@@ -122,7 +153,7 @@ func (c *Config) validRemote() error {
 		case proto == "ssl" && addr != "" && c.OVNTLSDir == "":
 			return fmt.Errorf("--sb-remote %q is reached by TLS, which needs --ovn-tls-dir: where the node's certificate is kept, such as /etc/godwit/tls", r)
 		case proto == "tcp" && addr != "" && c.OVNTLSDir != "":
-			return fmt.Errorf("--sb-remote %q would be reached without TLS though there is --ovn-tls-dir: write ssl:, or leave the directory out", r)
+			return fmt.Errorf("--sb-remote %q would be reached without TLS though there is --ovn-tls-dir: write ssl:, or name the directory by --node-tls-dir, for a certificate between agents alone", r)
 		case (proto == "tcp" || proto == "ssl") && addr != "", proto == "unix" && filepath.IsAbs(addr):
 		default:
 			return fmt.Errorf("--sb-remote %q: %q is not tcp:IP:PORT, ssl:IP:PORT or unix:/PATH", c.SBRemote, r)

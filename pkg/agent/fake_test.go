@@ -237,6 +237,20 @@ func (n *fakeNode) DeletePorts(_ context.Context, names ...string) error {
 	})
 }
 
+func (n *fakeNode) Withdraw(_ context.Context, name string) error {
+	return n.op("Withdraw", func() { n.withdraw(name, true) })
+}
+
+func (n *fakeNode) Restore(_ context.Context, name string) error {
+	return n.op("Restore", func() { n.withdraw(name, false) })
+}
+
+func (n *fakeNode) withdraw(name string, yes bool) {
+	p := n.ports[name]
+	p.Withdrawn = yes
+	n.ports[name] = p
+}
+
 func (n *fakeNode) Port(_ context.Context, name string) (s ovs.PortStatus, err error) {
 	found := false
 	if err := n.op("Port", func() { s, found = n.ports[name] }); err != nil {

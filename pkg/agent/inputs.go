@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,8 @@ type Sources struct {
 	Services, EndpointSlices, Ports cache.ListerWatcher
 	// MigrationsFrom lists the PortMigrations whose source is the node, MigrationsTo those whose target it is.
 	MigrationsFrom, MigrationsTo cache.ListerWatcher
+	// Addresses reads where a node is reached: its InternalIPs.
+	Addresses func(ctx context.Context, node string) ([]netip.Addr, error)
 	// Subnet reads one of Subnets without watching. It is not used if none has egress addresses.
 	Subnet SubnetReader
 }
@@ -173,7 +176,7 @@ func trimPod(obj any) (any, error) {
 		CreationTimestamp: pod.CreationTimestamp,
 		Annotations:       map[string]string{},
 	}
-	for _, key := range []string{v1alpha1.IdentityAnnotation, mirrorAnnotation, kubevirtv1.MigrationTargetReadyTimestamp} {
+	for _, key := range []string{v1alpha1.IdentityAnnotation, mirrorAnnotation, kubevirtv1.MigrationTargetReadyTimestamp, v1alpha1.SwitchoverAnnotation} {
 		if v, ok := pod.Annotations[key]; ok {
 			meta.Annotations[key] = v
 		}

@@ -36,6 +36,9 @@ type metrics struct {
 	problems *prometheus.GaugeVec
 	// observed counts migrations, announcements the ports that were opened on a target.
 	observed, announcements *prometheus.CounterVec
+	// switchovers counts what became of the signal, by switchoverEvents; signalling is 1 if there is one.
+	switchovers *prometheus.CounterVec
+	signalling  prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error) {
@@ -68,6 +71,16 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 			Name: "godwit_agent_announcements_total",
 			Help: "Ports of VMs that were announced on the node after a migration: by the VM (vm), or by the agent because the VM did not (agent).",
 		}, []string{"by"}),
+		switchovers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "godwit_agent_switchover_total",
+			Help: "What became of the signal that a migration has stopped a VM: on the source signalled, undelivered or unheard (nobody told of the stop), on the target opened, refused, withdrawn or restored.",
+		}, []string{"event"}),
+		signalling: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "godwit_agent_switchover_enabled", Help: "1 if the agent signals that a migration has stopped a VM, and listens for that, else 0.",
+		}),
+	}
+	for _, e := range switchoverEvents() {
+		m.switchovers.WithLabelValues(e)
 	}
 	for _, s := range []string{stageReady, stageIdentity, stageVeth, stageOVS, stageInstalled} {
 		m.stages.WithLabelValues(s)
@@ -81,7 +94,7 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 	for _, check := range []string{checkForward, checkConflist} {
 		m.problems.WithLabelValues(check).Set(0)
 	}
-	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems, m.observed, m.announcements} {
+	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems, m.observed, m.announcements, m.switchovers, m.signalling} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,10 +38,29 @@ type sighting struct {
 	byAgent bool
 	// late: the VM may have run here before anybody looked, so that the first frame seen need not be its first.
 	late bool
+	// stopped is when the hypervisor told that the VM was stopped here, lost what was sent to it from then on until the target's agent had answered; counted: lost is known. Source only.
+	stopped time.Time
+	lost    int64
+	// opened is when the agent opened the port on the source's signal, before what the link had been sent by then, queued what it was sent from then on until the VM was heard. Target only.
+	opened  time.Time
+	before  uint64
+	queued  int64
+	counted bool
+	// counting: before is known.
+	counting bool
+	// withdrawn: the agent has taken the port away from OVN. reopen is how many more RARPs are to open one that was given back.
+	withdrawn bool
+	reopen    int
 }
+
+// heard: a frame of the VM's got through.
+func (s *sighting) heard() bool { return !s.announced.IsZero() && !s.byAgent || !s.first.IsZero() }
 
 // add takes a frame in and reports whether it is news: the first of its kind.
 func (s *sighting) add(f frame.Seen) (news bool) {
+	if f.Ours {
+		return false
+	}
 	s.last = f.At
 	if f.RARP {
 		if !s.announced.IsZero() {
@@ -52,7 +72,7 @@ func (s *sighting) add(f frame.Seen) (news bool) {
 	if s.late {
 		return false
 	}
-	if s.announced.IsZero() {
+	if s.announced.IsZero() && (s.opened.IsZero() || f.At.Before(s.opened)) {
 		if s.early++; s.early == 1 { // and OVN drops it
 			s.earliest = f
 		}
@@ -70,6 +90,8 @@ func observe(s side, ports []sighting) v1alpha1.Observation {
 	var o v1alpha1.Observation
 	if s == sideSource {
 		o.LastFrame, _ = latest(ports, func(p sighting) time.Time { return p.last })
+		o.Stopped, _ = latest(ports, func(p sighting) time.Time { return p.stopped })
+		o.FramesLost = summed(ports, func(p sighting) int64 { return p.lost })
 		return o
 	}
 	var all bool
@@ -80,11 +102,35 @@ func observe(s side, ports []sighting) v1alpha1.Observation {
 		o.Announced = nil
 	}
 	o.FirstFrame, _ = latest(ports, func(p sighting) time.Time { return p.first })
+	if o.Opened, all = latest(ports, func(p sighting) time.Time { return p.opened }); !all {
+		o.Opened = nil
+	}
+	switch {
+	case o.Opened != nil:
+		o.ActivatedBy, o.FramesQueued = v1alpha1.ActivatedBySignal, summed(ports, func(p sighting) int64 { return p.queued })
+	case o.Announced != nil:
+		o.ActivatedBy = v1alpha1.ActivatedByRARP
+	}
 	for _, p := range ports {
 		o.AnnouncedByAgent = o.AnnouncedByAgent || p.byAgent
 		o.FramesBeforeAnnouncement += p.early
 	}
 	return o
+}
+
+// summed is the sum over the ports, nil if it is not known of all.
+func summed(ports []sighting, of func(sighting) int64) *int64 {
+	if len(ports) == 0 {
+		return nil
+	}
+	var sum int64
+	for _, p := range ports {
+		if !p.counted {
+			return nil
+		}
+		sum += of(p)
+	}
+	return &sum
 }
 
 // latest is the last of the ports' times, nil if none has one; all: every port has one.
@@ -123,6 +169,15 @@ func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Obse
 	if before.FirstFrame != nil {
 		now.FirstFrame = before.FirstFrame
 	}
+	if before.Stopped != nil {
+		now.Stopped, now.FramesLost = before.Stopped, cmp.Or(before.FramesLost, now.FramesLost)
+	}
+	if before.Opened != nil {
+		now.Opened, now.FramesQueued = before.Opened, cmp.Or(before.FramesQueued, now.FramesQueued)
+	}
+	if before.ActivatedBy != "" {
+		now.ActivatedBy = before.ActivatedBy
+	}
 	if before.LastFrame != nil && (now.LastFrame == nil || now.LastFrame.Before(before.LastFrame)) {
 		now.LastFrame = before.LastFrame
 	}
@@ -133,8 +188,11 @@ func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Obse
 // same reports whether two observations tell the same, whatever the clocks are now.
 func same(a, b v1alpha1.Observation) bool {
 	return a.Attached.Equal(b.Attached) && a.LastFrame.Equal(b.LastFrame) && a.Announced.Equal(b.Announced) && a.FirstFrame.Equal(b.FirstFrame) &&
-		a.AnnouncedByAgent == b.AnnouncedByAgent && a.FramesBeforeAnnouncement == b.FramesBeforeAnnouncement
+		a.AnnouncedByAgent == b.AnnouncedByAgent && a.FramesBeforeAnnouncement == b.FramesBeforeAnnouncement &&
+		a.Stopped.Equal(b.Stopped) && equal(a.FramesLost, b.FramesLost) && a.ActivatedBy == b.ActivatedBy && a.Opened.Equal(b.Opened) && equal(a.FramesQueued, b.FramesQueued)
 }
+
+func equal(a, b *int64) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // course is how far one side's watch has come.
 type course struct {
@@ -164,6 +222,8 @@ func (c course) due(now time.Time) (yes bool, again time.Duration) {
 		until = o.LastFrame.Add(silence)
 	case o.Announced != nil:
 		until = o.Announced.Add(patience)
+	case o.Opened != nil && o.FirstFrame != nil: // of a VM whose own announcement does not leave the pod
+		until = o.FirstFrame.Add(patience)
 	case c.ended.IsZero():
 		return false, 0
 	default:

@@ -30,6 +30,7 @@ func TestObserveTakesTheSlowestPort(t *testing.T) {
 		"nothing": {sideTarget, nil, v1alpha1.Observation{}},
 		"two ports": {sideTarget, []sighting{fast, slow}, v1alpha1.Observation{
 			Attached: micro(2), Announced: micro(20), FirstFrame: micro(21), AnnouncedByAgent: true, FramesBeforeAnnouncement: 3,
+			ActivatedBy: v1alpha1.ActivatedByRARP,
 		}},
 		"one was not announced": {sideTarget, []sighting{fast, silent}, v1alpha1.Observation{Attached: micro(3), FirstFrame: micro(9), FramesBeforeAnnouncement: 1}},
 		"source":                {sideSource, []sighting{fast, slow, silent}, v1alpha1.Observation{LastFrame: micro(30)}},

@@ -39,6 +39,8 @@ type links interface {
 	Open(link string, mac net.HardwareAddr) (capture, error)
 	// Send puts a frame on the pod's end of the host's link.
 	Send(link, netns string, b []byte) error
+	// Sent is how many frames the host's link has sent to the pod since it was made.
+	Sent(link string) (uint64, error)
 }
 
 // hostLinks are the kernel's.
@@ -63,6 +65,8 @@ func (h hostLinks) Send(link, netns string, b []byte) error {
 	return netdev.InNetns(netns, func() error { return frame.Send(index, b) })
 }
 
+func (h hostLinks) Sent(link string) (uint64, error) { return h.host.Sent(link) }
+
 // observer keeps one watch for each migration that begins or ends here.
 type observer struct {
 	log        *slog.Logger
@@ -73,6 +77,8 @@ type observer struct {
 	report     Reporter
 	metrics    *metrics
 	wake       chan struct{}
+	// switchover is nil if agents say nothing to one another.
+	switchover *switchover
 
 	mu      sync.Mutex
 	watches map[watchKey]*watch
@@ -168,6 +174,13 @@ func launcherOf(pm *v1alpha1.PortMigration, s side) launcher {
 		end = pm.Spec.Source
 	}
 	return launcher{key: types.NamespacedName{Namespace: pm.Namespace, Name: end.Pod.Name}, uid: end.Pod.UID}
+}
+
+// find is the watch of one side of a migration; nil if there is none.
+func (o *observer) find(key watchKey) *watch {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.watches[key]
 }
 
 func (o *observer) forget(w *watch) {

@@ -27,7 +27,10 @@ type fakeLinks struct {
 	mu   sync.Mutex
 	open map[string]*fakeCapture
 	sent []string
-	fail error
+	// opened are those that a marked RARP was sent on, delivered how many frames every link has sent.
+	opened    []string
+	delivered uint64
+	fail      error
 }
 
 type fakeCapture struct {
@@ -52,14 +55,33 @@ func (l *fakeLinks) Open(link string, _ net.HardwareAddr) (capture, error) {
 func (l *fakeLinks) Send(link, _ string, b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !bytes.Equal(b, frame.RARP(mac7())) {
+	ours := bytes.Equal(b, frame.Opening(mac7()))
+	if !ours && !bytes.Equal(b, frame.RARP(mac7())) {
 		return errors.New("not the VM's RARP")
 	}
-	l.sent = append(l.sent, link)
+	if ours {
+		l.opened = append(l.opened, link)
+	} else {
+		l.sent = append(l.sent, link)
+	}
 	if c := l.open[link]; c != nil {
-		c.frames <- frame.Seen{At: time.Now(), RARP: true}
+		c.frames <- frame.Seen{At: time.Now(), RARP: true, Ours: ours}
 	}
 	return nil
+}
+
+// Sent is what the test says.
+func (l *fakeLinks) Sent(string) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.delivered, nil
+}
+
+// openings are the RARPs that opened ports.
+func (l *fakeLinks) openings() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.opened)
 }
 
 func (l *fakeLinks) sends() int {

@@ -54,6 +54,8 @@ type switchDB interface {
 
 	EnsurePort(ctx context.Context, p ovs.Port) error
 	DeletePorts(ctx context.Context, names ...string) error
+	Withdraw(ctx context.Context, name string) error
+	Restore(ctx context.Context, name string) error
 	Port(ctx context.Context, name string) (ovs.PortStatus, error)
 	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
 	Tunnels(ctx context.Context) (all, failed int, err error)

@@ -27,7 +27,7 @@ func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (agai
 		return 0, false
 	}
 	c := course{side: w.key.side, reported: w.written != nil, ended: w.ended}
-	c.heard = reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && pm.Status.Target.Announced != nil
+	c.heard = reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && (pm.Status.Target.Announced != nil || pm.Status.Target.FirstFrame != nil)
 	c.ports = w.sightings()
 	now := time.Now()
 	yes, again := c.due(now)
@@ -110,6 +110,7 @@ func (w *watch) write(ctx context.Context, pm *v1alpha1.PortMigration, o v1alpha
 		return false, fmt.Errorf("PortMigration %s/%s: write status.%s: %w", pm.Namespace, pm.Name, w.key.side, err)
 	}
 	w.log.Info("migration reported", "portmigration", pm.Namespace+"/"+pm.Name, "attached", o.Attached, "last_frame", o.LastFrame, "announced", o.Announced,
-		"by_agent", o.AnnouncedByAgent, "first_frame", o.FirstFrame, "frames_before", o.FramesBeforeAnnouncement)
+		"by_agent", o.AnnouncedByAgent, "first_frame", o.FirstFrame, "frames_before", o.FramesBeforeAnnouncement,
+		"activated_by", o.ActivatedBy)
 	return false, nil
 }

@@ -142,6 +142,7 @@ func (w *watch) saw(t *tap, f frame.Seen) (news bool) {
 	if !news || w.key.side != sideTarget {
 		return false
 	}
+	w.countQueued(t, now)
 	if f.RARP {
 		by := byVM
 		if now.byAgent {

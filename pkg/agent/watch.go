@@ -49,6 +49,8 @@ type watch struct {
 	// known: the API server has shown the migration. ended is when it was seen to be over, ready when the VM was seen to run in the launcher.
 	known        bool
 	ended, ready time.Time
+	// guarded: the source's hypervisor is listened to.
+	guarded bool
 	// written is what was reported last, retry when a report that failed is tried again.
 	written *v1alpha1.Observation
 	retry   time.Time
@@ -88,6 +90,8 @@ func (w *watch) run(ctx context.Context) {
 	w.log.Info("migration observed")
 	w.o.metrics.observed.WithLabelValues(string(w.key.side)).Inc()
 	defer w.close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // before w.close, which waits for all that goes on beside
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -126,10 +130,12 @@ func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 		w.log.Warn("frames of a migration are not seen; it goes on without", "error", err)
 	}
 	w.read()
+	w.guard(ctx, pm)
+	mend := w.mend(ctx, pm)
 	announce := w.announce(pm)
 	report, done := w.reportDue(ctx, pm)
 	again = unknownTimeout
-	for _, d := range []time.Duration{announce, report} {
+	for _, d := range []time.Duration{announce, report, mend} {
 		if d > 0 {
 			again = min(again, d)
 		}
@@ -159,8 +165,8 @@ func (w *watch) find(ctx context.Context, pm *v1alpha1.PortMigration) error {
 			continue // ADD will tell of it, or has
 		}
 		errs = append(errs, w.open(have[i].Port))
-		if t := w.tap(ident.PortName(want.Name)); t != nil && w.mayRun(pm) {
-			t.update(func(s *sighting) { s.late = true })
+		if t := w.tap(ident.PortName(want.Name)); t != nil {
+			t.update(func(s *sighting) { s.late, s.withdrawn = w.mayRun(pm), have[i].Withdrawn })
 		}
 	}
 	return errors.Join(errs...)

@@ -53,6 +53,9 @@ func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration
 		return 0, 0, false
 	}
 	first := st.Target.Announced
+	if st.Target.Opened != nil && st.Target.FirstFrame != nil && (first == nil || st.Target.FirstFrame.Before(first)) {
+		first = st.Target.FirstFrame // the port was open before the announcement
+	}
 	if st.Target.AnnouncedByAgent && first != nil && st.Target.FirstFrame != nil && first.Before(st.Target.FirstFrame) {
 		first = st.Target.FirstFrame // what it sent before the announcement was dropped
 	}

@@ -26,10 +26,17 @@ func TestInterruption(t *testing.T) {
 		"a clock drifts":      {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Announced: at(130)}, "", 30 * time.Millisecond, -1},
 		"the agent announced": {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(230), AnnouncedByAgent: true, FirstFrame: at(240)}, "", 140 * time.Millisecond, 0},
 		"heard too early":     {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(230), AnnouncedByAgent: true, FirstFrame: at(120)}, "", 130 * time.Millisecond, 0},
-		"nothing said before": {v1alpha1.Observation{Clock: one}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
-		"nothing seen after":  {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one}, "", -1, 0},
-		"source after target": {v1alpha1.Observation{Clock: one, LastFrame: at(200)}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
-		"failed":              {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(130)}, v1alpha1.MigrationFailed, -1, 0},
+		"opened by the signal, heard before its RARP": {
+			v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105), Announced: at(231), FirstFrame: at(230)}, "", 130 * time.Millisecond, 0,
+		},
+		"opened by the signal, announces nothing": {
+			v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105), FirstFrame: at(230)}, "", 130 * time.Millisecond, 0,
+		},
+		"opened by the signal, not heard": {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105)}, "", -1, 0},
+		"nothing said before":             {v1alpha1.Observation{Clock: one}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
+		"nothing seen after":              {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one}, "", -1, 0},
+		"source after target":             {v1alpha1.Observation{Clock: one, LastFrame: at(200)}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
+		"failed":                          {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(130)}, v1alpha1.MigrationFailed, -1, 0},
 	} {
 		d, u, ok := interruption(v1alpha1.PortMigrationStatus{Source: &c.source, Target: &c.target, Result: c.result})
 		if ok != (c.want >= 0) || ok && (d != c.want || u != c.uncertainty) {

@@ -15,12 +15,15 @@ import (
 // receiveBuffer is how much the kernel keeps for a reader that is late, in bytes. A frame counts with all the memory that it takes, not with what is read of it.
 const receiveBuffer = 8 << 20
 
+// looked is how much of a frame is looked at, in bytes: its header, and of a RARP the mark.
+const looked = marked + len(mark)
+
 // Seen is one frame that came in on a link.
 type Seen struct {
 	// At is when the kernel got it, by the node's clock.
 	At time.Time
-	// RARP tells an announcement from all other frames.
-	RARP bool
+	// RARP tells an announcement from all other frames. Ours: it is not the VM's, an agent made it with Opening.
+	RARP, Ours bool
 	// Type is its EtherType, To where it goes.
 	Type uint16
 	To   [6]byte
@@ -36,7 +39,7 @@ func (s Seen) String() string {
 type Capture struct {
 	file *os.File
 	conn syscall.RawConn
-	buf  [header]byte
+	buf  [looked]byte
 	oob  [64]byte
 }
 
@@ -86,7 +89,7 @@ const (
 	skfAdPktType = 4
 )
 
-// filter is the classic BPF program of a Capture. It passes the Ethernet header only.
+// filter is the classic BPF program of a Capture. It passes the beginning of a frame only.
 func filter(mac net.HardwareAddr) []unix.SockFilter {
 	load := func(size uint16, at int32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_ABS | size, K: uint32(at)}
@@ -102,7 +105,7 @@ func filter(mac net.HardwareAddr) []unix.SockFilter {
 		load(unix.BPF_W, 6), jump(binary.BigEndian.Uint32(mac), 0, 5),
 		load(unix.BPF_H, 10), jump(uint32(binary.BigEndian.Uint16(mac[4:])), 0, 3),
 		load(unix.BPF_H, 0), jump(0x3333, 1, 0), // IPv6 multicast
-		pass(header),
+		pass(uint32(looked)),
 		pass(0),
 	}
 }
@@ -112,7 +115,7 @@ func filter(mac net.HardwareAddr) []unix.SockFilter {
 func (c *Capture) Read(frames []Seen) (n int, err error) {
 	werr := c.conn.Read(func(fd uintptr) (ready bool) {
 		for n < len(frames) {
-			_, oobn, _, _, rerr := unix.Recvmsg(int(fd), c.buf[:], c.oob[:], unix.MSG_DONTWAIT)
+			size, oobn, _, _, rerr := unix.Recvmsg(int(fd), c.buf[:], c.oob[:], unix.MSG_DONTWAIT)
 			switch {
 			case errors.Is(rerr, unix.EINTR):
 				continue
@@ -124,6 +127,7 @@ func (c *Capture) Read(frames []Seen) (n int, err error) {
 			}
 			etherType := binary.BigEndian.Uint16(c.buf[12:])
 			frames[n] = Seen{At: timestamp(c.oob[:oobn]), RARP: etherType == etherTypeRARP, Type: etherType, To: [6]byte(c.buf[:6])}
+			frames[n].Ours = frames[n].RARP && size >= looked && string(c.buf[marked:looked]) == mark
 			n++
 		}
 		return true

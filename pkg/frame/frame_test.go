@@ -251,3 +251,31 @@ func TestReadClock(t *testing.T) {
 		t.Errorf("clock's error is bounded by %s", a.MaxError)
 	}
 }
+
+// An agent's own RARP opens a port as any other, and is not taken for the VM's.
+func TestOpeningIsToldFromAnAnnouncement(t *testing.T) {
+	near, far, index := pair(t)
+	c := capture(t, near)
+	t.Cleanup(func() { _ = c.Close() })
+	if err := far.Do(func() error {
+		return errors.Join(Send(index, Opening(vm)), Send(index, RARP(vm)), Send(index, ethernet(other, vm, 0x08, 0x00)))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var got []Seen
+	for frames := make([]Seen, 3); len(got) < 3; {
+		n, err := c.Read(frames)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, frames[:n]...)
+	}
+	for i, want := range []Seen{{RARP: true, Ours: true}, {RARP: true}, {}} {
+		if got[i].RARP != want.RARP || got[i].Ours != want.Ours {
+			t.Errorf("frame %d: %+v, want RARP %t, ours %t", i, got[i], want.RARP, want.Ours)
+		}
+	}
+	if a, b := Opening(vm), RARP(vm); len(a) != len(b) || !bytes.Equal(a[:marked], b[:marked]) {
+		t.Errorf("%x is not as %x in what means something", a, b)
+	}
+}

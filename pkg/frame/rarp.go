@@ -35,6 +35,19 @@ func RARP(mac net.HardwareAddr) []byte {
 	return append(b, make([]byte, minimum-len(b))...)
 }
 
+// mark tells Opening from a VM's announcement, in octets of the frame that mean nothing to anybody: those that fill it up to its least length.
+const mark = "godwit"
+
+// marked is where the mark is: behind the Ethernet header and the 28 octets of the RARP packet.
+const marked = header + 28
+
+// Opening is a RARP frame that opens a port as RARP does, and that a Capture tells from the VM's: it says that the VM is about to run here, not that it does.
+func Opening(mac net.HardwareAddr) []byte {
+	b := RARP(mac)
+	copy(b[marked:], mark)
+	return b
+}
+
 // Send puts a whole frame on the link of that index, in the calling thread's network namespace.
 func Send(index int, frame []byte) (err error) {
 	// Protocol 0: the socket receives nothing.

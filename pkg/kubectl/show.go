@@ -106,6 +106,7 @@ func (s story) moments() []moment {
 	}
 	if o := s.Status.Source; o != nil {
 		add(o.LastFrame, source, "the VM's last frame here")
+		add(o.Stopped, source, "the VM is stopped here")
 	}
 	if o := s.Status.Target; o != nil {
 		announced := "the VM announces itself"
@@ -113,6 +114,7 @@ func (s story) moments() []moment {
 			announced = "the agent announces the VM"
 		}
 		add(o.Attached, target, "OVN has installed the ports")
+		add(o.Opened, target, "the agent opens the ports")
 		add(o.Announced, target, announced)
 		add(o.FirstFrame, target, "the VM's first frame here")
 	}
@@ -160,6 +162,7 @@ func (s story) outcome() string {
 // facts are what there is to know besides the stages.
 func (s story) facts() [][]string {
 	rows := [][]string{{"interruption", s.interrupted()}}
+	rows = append(rows, s.switchover()...)
 	if o := s.Status.Target; o != nil && o.Announced != nil {
 		rows = append(rows, []string{"dropped by OVN", fmt.Sprintf("%d frames that came before the announcement", o.FramesBeforeAnnouncement)})
 	}
@@ -172,6 +175,22 @@ func (s story) facts() [][]string {
 		[]string{"migration", s.Spec.Migration.Name},
 		[]string{"PortMigration", s.Name},
 	)
+}
+
+// switchover is what opened the ports, and what became of the frames that were sent to the VM while it was stopped.
+func (s story) switchover() (rows [][]string) {
+	if o := s.Status.Target; o != nil && o.ActivatedBy != "" {
+		rows = append(rows, []string{"activated by", map[v1alpha1.ActivatedBy]string{
+			v1alpha1.ActivatedBySignal: "the signal that the VM was stopped", v1alpha1.ActivatedByRARP: "the RARP that announced the VM",
+		}[o.ActivatedBy]})
+	}
+	if o := s.Status.Source; o != nil && o.FramesLost != nil {
+		rows = append(rows, []string{"lost", fmt.Sprintf("%d frames that came between the stop and the signal", *o.FramesLost)})
+	}
+	if o := s.Status.Target; o != nil && o.FramesQueued != nil {
+		rows = append(rows, []string{"waited", fmt.Sprintf("%d frames for the VM, on the target", *o.FramesQueued)})
+	}
+	return rows
 }
 
 // interrupted says for how long the VM was not heard, and what the figure is worth.

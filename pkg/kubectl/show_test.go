@@ -43,8 +43,10 @@ func recorded() *v1alpha1.PortMigration {
 				{Name: v1alpha1.StageScheduled, Time: at(0)}, {Name: v1alpha1.StagePrepared, Time: at(5.2)}, {Name: v1alpha1.StageActivated, Time: at(6207.9)},
 				{Name: v1alpha1.StageReady, Time: at(6318)}, {Name: v1alpha1.StageCommitted, Time: at(6320.1)}, {Name: v1alpha1.StageCompleted, Time: at(7402.5)},
 			},
-			Source:       &v1alpha1.Observation{LastFrame: pointer(6190.4)},
-			Target:       &v1alpha1.Observation{Attached: pointer(1530), Announced: pointer(6201.3), FirstFrame: pointer(6240)},
+			Source: &v1alpha1.Observation{LastFrame: pointer(6190.4), Stopped: pointer(6190.9), FramesLost: new(int64)},
+			Target: &v1alpha1.Observation{
+				Attached: pointer(1530), Announced: pointer(6201.3), FirstFrame: pointer(6240), ActivatedBy: v1alpha1.ActivatedBySignal, Opened: pointer(6192), FramesQueued: new(int64(21)),
+			},
 			Interruption: &v1alpha1.Interruption{Milliseconds: "10.9", UncertaintyMilliseconds: "0.4"},
 		},
 	}

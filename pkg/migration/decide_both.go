@@ -109,7 +109,7 @@ func (s Snapshot) running(m Migration, source, target Launcher, env Env) verdict
 	case activated && m.PostCopy:
 		return verdict{phase: PostCopy, reason: ReasonPostCopyRunning, aim: pair, holder: target, message: from + ": the VM runs on the target, in post-copy"}
 	case activated:
-		return verdict{phase: Activated, reason: ReasonTargetActivated, aim: pair, holder: source, message: from + ": the VM announced itself on the target"}
+		return verdict{phase: Activated, reason: ReasonTargetActivated, aim: pair, holder: source, message: from + ": the target's ports are open"}
 	}
 	return verdict{phase: Prepared, reason: ReasonTargetScheduled, aim: pair, holder: source, message: from + ": the target may attach"}
 }

@@ -16,9 +16,9 @@ const (
 	Stopped Phase = "Stopped"
 	// Settled: one launcher carries the VM. The ports ask for its chassis.
 	Settled Phase = "Settled"
-	// Prepared: the ports ask for source and target; the target is blocked until the VM announces itself there.
+	// Prepared: the ports ask for source and target; the target is blocked until the VM announces itself there, or its agent opens it.
 	Prepared Phase = "Prepared"
-	// Activated: as Prepared, and the VM has announced itself on the target.
+	// Activated: as Prepared, and the target's ports are open: the VM has announced itself there, or is stopped on the source.
 	Activated Phase = "Activated"
 	// Committed: the VM runs on the target. The ports ask for the target's chassis only.
 	Committed Phase = "Committed"

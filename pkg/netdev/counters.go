@@ -12,6 +12,21 @@ type Counters struct {
 	TXBytes, TXPackets, TXDropped, TXErrors uint64
 }
 
+// Sent is how many frames a link of the host has sent: what the pod behind a veth was sent.
+func (h Host) Sent(name string) (frames uint64, err error) {
+	err = h.do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("read link %s: %w", name, err)
+		}
+		if s := link.Attrs().Statistics; s != nil {
+			frames = s.TxPackets
+		}
+		return nil
+	})
+	return frames, err
+}
+
 // Counters reads those of all links of the host, by name: one request to the kernel, however many links there are.
 func (h Host) Counters() (map[string]Counters, error) {
 	out := map[string]Counters{}

@@ -28,6 +28,8 @@ const (
 	keyNetns     = "godwit.dev/netns"
 	keyPod       = "godwit.dev/pod"
 	keyConf      = "godwit.dev/conf"
+	// keyWithdrawn has the iface-id while it is withdrawn.
+	keyWithdrawn = "godwit.dev/withdrawn"
 )
 
 // typeInternal is the Interface type of ports whose link ovs-vswitchd makes.
@@ -67,6 +69,8 @@ type Port struct {
 // PortStatus is a Port and what ovs-vswitchd and ovn-controller say of it.
 type PortStatus struct {
 	Port
+	// Withdrawn: OVN is not told of the port for the time being.
+	Withdrawn bool
 	// Installed: ovn-controller has bound the port here and its flows are in place.
 	Installed bool
 	// Ofport is the OpenFlow port number: 0 before ovs-vswitchd has seen the port, -1 when it could not use it.
@@ -99,6 +103,9 @@ func status(i *vswitchdb.Interface) PortStatus {
 			Owner: Owner{Container: ids[keyContainer], IfName: ids[keyIfName], Netns: ids[keyNetns], Pod: ids[keyPod], Conf: ids[keyConf]},
 		},
 		Installed: ids[keyOVNInstalled] == "true",
+	}
+	if s.ID == "" && ids[keyWithdrawn] != "" {
+		s.ID, s.Withdrawn, s.Installed = ident.PortName(ids[keyWithdrawn]), true, false
 	}
 	if i.MTURequest != nil {
 		s.MTU = *i.MTURequest

@@ -35,6 +35,27 @@ func (f *Files) ClientTLS(hosts []string, now func() time.Time) *tls.Config {
 	}
 }
 
+// PeerTLS is the configuration of a node that connects to the node of that name: both show what they show as clients of the databases. A server of the databases does not pass for a
+// node that way, nor a node for another. now is asked at every handshake.
+func (f *Files) PeerTLS(node string, now func() time.Time) *tls.Config {
+	cfg := f.ClientTLS(nil, now)
+	cfg.MinVersion = tls.VersionTLS13
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		m, err := f.Check(now())
+		if err != nil {
+			return err
+		}
+		if err := f.verify(m, cs.PeerCertificates, peer{usage: x509.ExtKeyUsageClientAuth, now: now()}); err != nil {
+			return err
+		}
+		if leaf := cs.PeerCertificates[0]; leaf.Subject.CommonName != node {
+			return fmt.Errorf("%w: that of %s is not node %q's: another node answers there: does its Node have this address too?", ErrRefused, describe(leaf), node)
+		}
+		return nil
+	}
+	return cfg
+}
+
 // serverNames: of an address the handshake does not say which one was dialled; then all that may have been.
 func serverNames(cs tls.ConnectionState, hosts []string) []string {
 	if cs.ServerName != "" {
@@ -51,15 +72,24 @@ func serverNames(cs tls.ConnectionState, hosts []string) []string {
 
 // ServerTLS is the configuration of a server that lets nobody in whom its authorities have not signed as a client.
 func (f *Files) ServerTLS(now func() time.Time) *tls.Config {
+	return f.serverTLS(tls.VersionTLS12, now)
+}
+
+// PeerServerTLS is ServerTLS of a node that other nodes connect to with PeerTLS.
+func (f *Files) PeerServerTLS(now func() time.Time) *tls.Config {
+	return f.serverTLS(tls.VersionTLS13, now)
+}
+
+func (f *Files) serverTLS(least uint16, now func() time.Time) *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
+		MinVersion: least,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			m, err := f.Check(now())
 			if err != nil {
 				return nil, err
 			}
 			return &tls.Config{
-				MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{m.Pair}, ClientCAs: m.pool(),
+				MinVersion: least, Certificates: []tls.Certificate{m.Pair}, ClientCAs: m.pool(),
 				// Judged below, with errors that say what to do.
 				ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true,
 				VerifyConnection: func(cs tls.ConnectionState) error {

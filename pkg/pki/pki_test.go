@@ -235,3 +235,28 @@ func TestParseRequest(t *testing.T) {
 		}
 	}
 }
+
+func TestPeers(t *testing.T) {
+	ours, theirs := must[Authority](t)(NewAuthority(rand.Reader, "ours", start)), must[Authority](t)(NewAuthority(rand.Reader, "theirs", start))
+	trust := []*x509.Certificate{ours.Certificate}
+	n1, n2 := newDisk(t, trust, ours, Leaf{Name: "n1", Usage: Client}, start), newDisk(t, trust, ours, Leaf{Name: "n2", Usage: Client}, start)
+	for _, c := range []struct {
+		name           string
+		client, server disk
+		to, says       string
+	}{
+		{"node to node", n1, n2, "n2", ""},
+		{"another node answers", n1, n2, "n3", `"n2" is not node "n3"'s`},
+		{"a server of another authority", n1, newDisk(t, trust, theirs, Leaf{Name: "n2", Usage: Client}, start), "n2", `signed by "theirs `},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			clientErr, serverErr := shake(t, c.client.files().PeerTLS(c.to, at(start)), c.server.files().PeerServerTLS(at(start.Add(-30*time.Minute))))
+			if c.says == "" && (clientErr != nil || serverErr != nil) {
+				t.Fatalf("refused: %v, %v", clientErr, serverErr)
+			}
+			if c.says != "" && (clientErr == nil || !strings.Contains(clientErr.Error(), c.says)) {
+				t.Errorf("error %v\nwant it to say %s", clientErr, c.says)
+			}
+		})
+	}
+}

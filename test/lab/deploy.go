@@ -36,6 +36,8 @@ const (
 	centralLabel = "godwit.dev/ovn-central"
 	// sbGatePort is administrators' on the nodes with the databases, as in yamls/install.yaml.
 	sbGatePort = 6645
+	// nodeTLSDir is where nodes keep their certificates.
+	nodeTLSDir = "/etc/godwit/tls"
 )
 
 // deploy brings the lab's images to all nodes and, if Godwit is the lab's CNI, applies its manifests and restarts its pods when their image is another
@@ -277,7 +279,8 @@ func (l *Lab) settings() map[string]string {
 		set["GODWIT_NB_REMOTE"], set["GODWIT_SB_REMOTE"], set["GODWIT_SB_GATE"] = remotes(boot.NBPort), remotes(boot.SBPort), remotes(sbGatePort)
 	}
 	if !tls {
-		set["GODWIT_SB_GATE"], set["GODWIT_OVN_ISSUER"], set["GODWIT_OVN_TLS_DIR"] = "", "false", ""
+		// Certificates are for agents among themselves alone, as docs/migration.md has it.
+		set["GODWIT_SB_GATE"], set["GODWIT_OVN_TLS_DIR"], set["GODWIT_NODE_TLS_DIR"] = "", "", nodeTLSDir
 	}
 	return set
 }

@@ -23,6 +23,8 @@ const (
 	MACAnnotation    = "godwit.dev/mac"
 	// ReclaimAnnotation, on a VM's template, is the ReclaimPolicy of the Port that Godwit makes.
 	ReclaimAnnotation = "godwit.dev/reclaim-policy"
+	// SwitchoverAnnotation, on a VMI or a VM's template and so on its launchers, is "false" for a VM whose ports are not to be opened on the source's signal. Users write it.
+	SwitchoverAnnotation = "godwit.dev/switchover"
 	// SubnetFinalizer keeps a Subnet until no pod has an address in it.
 	SubnetFinalizer = "godwit.dev/subnet"
 	// PortFinalizer keeps a Port until no VM uses it and its northbound row is gone.

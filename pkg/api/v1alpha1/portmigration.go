@@ -86,6 +86,17 @@ type Clock struct {
 	MaxErrorMicroseconds int64 `json:"maxErrorMicroseconds,omitempty"`
 }
 
+// ActivatedBy is what opened the ports on the target.
+type ActivatedBy string
+
+// What opens ports.
+const (
+	// ActivatedBySignal: the source's agent said that the VM was stopped there, and the target's agent sent a RARP.
+	ActivatedBySignal ActivatedBy = "Signal"
+	// ActivatedByRARP: the VM announced itself, or the target's agent did when the VM was ready.
+	ActivatedByRARP ActivatedBy = "RARP"
+)
+
 // Observation is what the agent of one side saw at the ports' links. Times are by that node's clock, of the first port for which it happened last,
 // so that the interruption is that of the slowest.
 type Observation struct {
@@ -96,16 +107,32 @@ type Observation struct {
 	// LastFrame that the VM sent here. Source only.
 	// +optional
 	LastFrame *metav1.MicroTime `json:"lastFrame,omitempty"`
-	// Announced: the first RARP. Target only.
+	// Stopped: the hypervisor said that the migration had stopped the VM here. Source only.
+	// +optional
+	Stopped *metav1.MicroTime `json:"stopped,omitempty"`
+	// FramesLost is how many frames were sent to the VM here from when it was stopped until the target's agent had opened the ports there. Source only.
+	// +optional
+	FramesLost *int64 `json:"framesLost,omitempty"`
+	// ActivatedBy is what opened the ports. Target only.
+	// +kubebuilder:validation:Enum=Signal;RARP
+	// +optional
+	ActivatedBy ActivatedBy `json:"activatedBy,omitempty"`
+	// Opened: the agent opened the ports, on the source's signal. Target only.
+	// +optional
+	Opened *metav1.MicroTime `json:"opened,omitempty"`
+	// FramesQueued is how many frames were sent to the VM here from when the ports were opened on the signal until it was heard. Target only.
+	// +optional
+	FramesQueued *int64 `json:"framesQueued,omitempty"`
+	// Announced: the VM's first RARP, or the one by which the agent announced it when it was ready. Target only.
 	// +optional
 	Announced *metav1.MicroTime `json:"announced,omitempty"`
 	// AnnouncedByAgent: no RARP came from the VM, so the agent sent it.
 	// +optional
 	AnnouncedByAgent bool `json:"announcedByAgent,omitempty"`
-	// FirstFrame that the VM sent here after it was announced which is no RARP. Target only.
+	// FirstFrame that the VM sent here after the ports were open, by its announcement or the signal, which is no RARP. Target only.
 	// +optional
 	FirstFrame *metav1.MicroTime `json:"firstFrame,omitempty"`
-	// FramesBeforeAnnouncement is how many frames the VM sent on the target before any RARP: OVN dropped them. Target only.
+	// FramesBeforeAnnouncement is how many frames the VM sent on the target before its ports were open: OVN dropped them. Target only.
 	// +optional
 	FramesBeforeAnnouncement int64 `json:"framesBeforeAnnouncement,omitempty"`
 }
@@ -184,6 +211,7 @@ func (s *PortMigrationStatus) Stage(name StageName) (at time.Time, ok bool) {
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Result",type=string,JSONPath=`.status.result`
 // +kubebuilder:printcolumn:name="Interruption ms",type=string,JSONPath=`.status.interruption.milliseconds`
+// +kubebuilder:printcolumn:name="Activated by",type=string,JSONPath=`.status.target.activatedBy`,priority=1
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type PortMigration struct {

@@ -122,6 +122,24 @@ func (in *Observation) DeepCopyInto(out *Observation) {
 		in, out := &in.LastFrame, &out.LastFrame
 		*out = (*in).DeepCopy()
 	}
+	if in.Stopped != nil {
+		in, out := &in.Stopped, &out.Stopped
+		*out = (*in).DeepCopy()
+	}
+	if in.FramesLost != nil {
+		in, out := &in.FramesLost, &out.FramesLost
+		*out = new(int64)
+		**out = **in
+	}
+	if in.Opened != nil {
+		in, out := &in.Opened, &out.Opened
+		*out = (*in).DeepCopy()
+	}
+	if in.FramesQueued != nil {
+		in, out := &in.FramesQueued, &out.FramesQueued
+		*out = new(int64)
+		**out = **in
+	}
 	if in.Announced != nil {
 		in, out := &in.Announced, &out.Announced
 		*out = (*in).DeepCopy()

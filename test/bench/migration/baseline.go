@@ -8,6 +8,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/rollout"
 	"github.com/godwit-cni/godwit/test/lab/passage"
@@ -30,7 +31,12 @@ func setKind(ctx context.Context, s *passage.Scene, kind migration.Baseline) err
 	}
 	from := client.MergeFrom(vmi.DeepCopy())
 	delete(vmi.Annotations, migration.AnnotationBaseline)
-	if kind != "" {
+	delete(vmi.Annotations, v1alpha1.SwitchoverAnnotation) // which the next launcher gets from the VMI
+	switch kind {
+	case "":
+	case silent:
+		metav1.SetMetaDataAnnotation(&vmi.ObjectMeta, v1alpha1.SwitchoverAnnotation, "false")
+	default:
 		metav1.SetMetaDataAnnotation(&vmi.ObjectMeta, migration.AnnotationBaseline, string(kind))
 	}
 	if err := s.API.Patch(ctx, vmi, from); err != nil {

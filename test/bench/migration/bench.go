@@ -17,7 +17,7 @@ import (
 
 const (
 	// runTimeout bounds all migrations, passTimeout one with its traffic.
-	runTimeout, passTimeout = 40 * time.Minute, 2 * time.Minute
+	runTimeout, passTimeout = 80 * time.Minute, 2 * time.Minute
 	// cleanupTimeout bounds the clean-up, which waits for nothing.
 	cleanupTimeout = 20 * time.Second
 	warmUp, quiet  = 3 * time.Second, time.Second
@@ -87,13 +87,13 @@ func (b *bench) all(ctx context.Context, s *passage.Scene, l *ledger, want size)
 			return err
 		}
 		for _, to := range []string{s.Target, s.Source} {
-			got, err := b.pass(ctx, s, l, move{kind: kind, to: to, address: i})
+			got, err := b.pass(ctx, s, l, move{kind: kind, to: to, address: i, stop: want.stop})
 			if err != nil {
 				return fmt.Errorf("migration %d (%s): %w", len(b.samples)+1, title(kind), err)
 			}
 			b.samples = append(b.samples, got)
 			b.log.Info("measured", "migration", len(b.samples), "kind", title(kind), "to", to, "stop", ms(got.Stop), "unanswered", ms(got.Unanswered),
-				"lost", got.LostTo+got.LostFrom, "broken", got.Broken, "writes", got.Writes)
+				"lost", got.LostTo+got.LostFrom, "by", got.ActivatedBy, "broken", got.Broken, "writes", got.Writes)
 			if kind == "" && got.Broken > 0 {
 				b.log.Warn("connections broke", "migration", len(b.samples), "which", got.Breaks)
 			}
@@ -118,6 +118,7 @@ type move struct {
 	kind    migration.Baseline
 	to      string
 	address int
+	stop    time.Duration
 }
 
 // pass makes one migration, with connections of its own.
@@ -128,7 +129,7 @@ func (b *bench) pass(ctx context.Context, s *passage.Scene, l *ledger, m move) (
 	if err != nil {
 		return sample{}, err
 	}
-	p, err := s.Pass(ctx, passage.Plan{Target: m.to, Address: m.address, WarmUp: warmUp, Quiet: quiet, Aftermath: aftermath})
+	p, err := s.Pass(ctx, passage.Plan{Target: m.to, Address: m.address, WarmUp: warmUp, Quiet: quiet, Aftermath: aftermath, Stop: m.stop})
 	if err != nil {
 		return sample{}, err
 	}

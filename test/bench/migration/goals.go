@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/table"
 )
@@ -76,7 +77,7 @@ func goals(all []sample) []goal {
 	ours := of(all, "")
 	out := append(interrupted("probes without an answer", values(ours, beyond)), interrupted("PortMigration's interruption", values(ours, beyondRecorded))...)
 	out = append(out, counted(ours)...)
-	return append(out, firstMigration(ours), better(all), prompt(ours, p50), prompt(ours, most))
+	return append(out, signalled(ours), firstMigration(ours), better(all), prompt(ours, p50), prompt(ours, most))
 }
 
 func interrupted(what string, v []float64) []goal {
@@ -113,6 +114,22 @@ func counted(ours []sample) []goal {
 			Met: most == goalWrites && least == goalWrites,
 		},
 	}
+}
+
+// signalled is what the switch-over's signal is for.
+func signalled(ours []sample) goal {
+	g := goal{Name: "probes lost to the VM, p50", Want: "1 at most", Got: "no figure"}
+	by := sum(ours, func(s sample) int {
+		if s.ActivatedBy == string(v1alpha1.ActivatedBySignal) {
+			return 1
+		}
+		return 0
+	})
+	if len(ours) > 0 {
+		got := quantile(values(ours, func(s sample) *float64 { return pointer(float64(s.LostTo)) }), p50)
+		g.Got, g.Met = fmt.Sprintf("%v; %d of %d opened by the signal", got, by, len(ours)), got <= 1 && by == len(ours)
+	}
+	return g
 }
 
 // firstMigration is that of a lab or VM that has seen none.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/table"
 )
@@ -15,6 +16,7 @@ func good() []sample {
 	for i := range 10 {
 		all = append(all, sample{
 			Stop: 10, Unanswered: 15 + float64(i), Recorded: pointer(20), Connections: 20, Writes: 2, Transactions: 2, ToOptions: pointer(5),
+			ActivatedBy: string(v1alpha1.ActivatedBySignal),
 		})
 	}
 	for range 2 {
@@ -45,6 +47,13 @@ func TestGoals(t *testing.T) {
 		"a third write":          {func(all []sample) []sample { all[3].Writes, all[3].Transactions = 3, 3; return all }, []string{"transactions"}},
 		"a write of another":     {func(all []sample) []sample { all[3].Transactions = 3; return all }, []string{"transactions"}},
 		"the first is the worst": {func(all []sample) []sample { all[0].Unanswered = 30; return all }, []string{"first migration"}},
+		"one was not signalled":  {func(all []sample) []sample { all[3].ActivatedBy = "RARP"; return all }, []string{"probes lost"}},
+		"probes are lost": {func(all []sample) []sample {
+			for i := range all[:10] {
+				all[i].LostTo = 2
+			}
+			return all
+		}, []string{"probes lost"}},
 		"flip is as good": {func(all []sample) []sample {
 			for i := range all {
 				if all[i].Kind == migration.BaselineFlip {
@@ -97,7 +106,7 @@ func TestSummary(t *testing.T) {
 	if v, ok := r.Rows[broken].Values[total]; !ok || v != 0 {
 		t.Errorf("sum of broken connections: %v, %t: want 0", v, ok)
 	}
-	if len(r.Goals) != len(r.Notes) || len(r.Migrations) != len(good()) {
-		t.Errorf("%d goals, %d notes, %d migrations: want a line for each goal and every migration", len(r.Goals), len(r.Notes), len(r.Migrations))
+	if len(r.Goals)+2 != len(r.Notes) || len(r.Migrations) != len(good()) {
+		t.Errorf("%d goals, %d notes, %d migrations: want a line for each goal and two for what was lost, and every migration", len(r.Goals), len(r.Notes), len(r.Migrations))
 	}
 }

@@ -139,7 +139,7 @@ func (n noted) activated(chassis string) time.Time {
 // obeyed says whether the ports were moved by the means that was asked for.
 func (n noted) obeyed(kind migration.Baseline) error {
 	at, strategy := n.paired()
-	want := map[migration.Baseline]string{"": string(v1alpha1.ActivationRARP)}[kind]
+	want := map[migration.Baseline]string{"": string(v1alpha1.ActivationRARP), silent: string(v1alpha1.ActivationRARP)}[kind]
 	switch {
 	case kind == migration.BaselineFlip && !at.IsZero():
 		return fmt.Errorf("%s: the row asked for two chassis, want one all the time: does the controller know the annotation %s?", title(kind), migration.AnnotationBaseline)

@@ -39,7 +39,7 @@ func run() int {
 	return 0
 }
 
-// options are what the run is asked for: COUNT of the environment, and flags.
+// options are what the run is asked for: COUNT and STOP of the environment, and flags.
 func options(args []string) (size, error) {
 	s := size{count: 50}
 	if v := os.Getenv("COUNT"); v != "" {
@@ -49,9 +49,17 @@ func options(args []string) (size, error) {
 		}
 		s.count = n
 	}
+	if v := os.Getenv("STOP"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			return s, fmt.Errorf("STOP=%s: want a duration such as 500ms", v)
+		}
+		s.stop = d
+	}
 	f := flag.NewFlagSet("bench-migration", flag.ContinueOnError)
-	f.IntVar(&s.count, "count", s.count, "migrations, there and back: an even number")
+	f.IntVar(&s.count, "count", s.count, "migrations, there and back, and as many without the switch-over's signal: an even number")
 	f.IntVar(&s.baselines, "baselines", 0, "migrations by each of the two simpler means; a fifth of --count by default")
+	f.DurationVar(&s.stop, "stop", s.stop, "for how long QEMU does not let the VM run, such as 500ms; as long as it takes of itself if 0")
 	if err := f.Parse(args); err != nil {
 		return s, err
 	}

@@ -3,8 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
+	"strings"
 
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/table"
 )
@@ -50,6 +54,14 @@ func figures() []figure {
 		{name: "silence of the VM beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceFrom - s.Stop) }},
 		{name: "longest silence while nothing was done", of: func(s sample) *float64 { return &s.Undisturbed }},
 		number("probes lost to the VM", func(s sample) int { return s.LostTo }),
+		number("  in migrations opened by the signal", func(s sample) int {
+			if s.ActivatedBy != string(v1alpha1.ActivatedBySignal) {
+				return 0
+			}
+			return s.LostTo
+		}),
+		{name: "frames lost on the source's link, by its agent", of: func(s sample) *float64 { return s.FramesLost }, sums: true},
+		{name: "frames that waited on the target's link, by its agent", of: func(s sample) *float64 { return s.FramesQueued }, sums: true},
 		number("probes lost from the VM", func(s sample) int { return s.LostFrom }),
 		number("duplicates delivered to the guest", func(s sample) int { return s.ToGuest }),
 		number("duplicates delivered to its peer", func(s sample) int { return s.ToPeer }),
@@ -79,7 +91,7 @@ func (f figure) row(all []sample) table.Row {
 			}
 		}
 	}
-	for _, kind := range []migration.Baseline{migration.BaselineFlip, migration.BaselineClone} {
+	for _, kind := range []migration.Baseline{silent, migration.BaselineFlip, migration.BaselineClone} {
 		if v := values(of(all, kind), f.of); len(v) > 0 {
 			row.Values[beside(kind, p50)], row.Values[beside(kind, most)] = quantile(v, p50), quantile(v, most)
 		}
@@ -109,17 +121,33 @@ func (b *bench) report(w io.Writer, failed error) error {
 	return table.Save("migration", r)
 }
 
+// distribution says how many migrations lost how many probes to the VM.
+func distribution(kind migration.Baseline, all []sample) string {
+	n := map[int]int{}
+	for _, s := range all {
+		n[s.LostTo]++
+	}
+	var parts []string
+	for _, lost := range slices.Sorted(maps.Keys(n)) {
+		parts = append(parts, fmt.Sprintf("%d in %d", lost, n[lost]))
+	}
+	return fmt.Sprintf("probes lost to the VM, %s: %s", title(kind), strings.Join(parts, ", "))
+}
+
 // summary makes the table and the verdicts.
 func summary(all []sample) results {
 	ours, flip, clone := of(all, ""), of(all, migration.BaselineFlip), of(all, migration.BaselineClone)
 	r := results{Goals: goals(all), Migrations: all}
-	r.Title = fmt.Sprintf("Live migration: %d by Godwit; %d that flip the port at success; %d on two chassis without an activation strategy", len(ours), len(flip), len(clone))
+	r.Title = fmt.Sprintf("Live migration: %d by Godwit; %d without the switch-over's signal; %d that flip the port at success; %d on two chassis without an activation strategy", len(ours), len(of(all, silent)), len(flip), len(clone))
 	r.Unit = "ms, and numbers"
 	r.Columns = []string{
-		p50, p90, most, total, beside(migration.BaselineFlip, p50), beside(migration.BaselineFlip, most), beside(migration.BaselineClone, p50), beside(migration.BaselineClone, most),
+		p50, p90, most, total, beside(silent, p50), beside(silent, most), beside(migration.BaselineFlip, p50), beside(migration.BaselineFlip, most), beside(migration.BaselineClone, p50), beside(migration.BaselineClone, most),
 	}
 	for _, f := range figures() {
 		r.Rows = append(r.Rows, f.row(all))
+	}
+	for _, kind := range []migration.Baseline{"", silent} {
+		r.Notes = append(r.Notes, distribution(kind, of(all, kind)))
 	}
 	for _, g := range r.Goals {
 		r.Notes = append(r.Notes, g.String())

@@ -48,6 +48,10 @@ type sample struct {
 	// ToOptions is from when anybody knew that the target pod has a node until anybody knew that the row asks for both: this program, which is told of both, or the
 	// controller by its own record.
 	ToOptions *float64 `json:"toOptions,omitempty"`
+	// ActivatedBy is what opened the target's port. FramesLost came to the source's link when the VM was stopped there, FramesQueued to the target's before it was heard.
+	ActivatedBy  string   `json:"activatedBy,omitempty"`
+	FramesLost   *float64 `json:"framesLost,omitempty"`
+	FramesQueued *float64 `json:"framesQueued,omitempty"`
 	// FramesBefore were sent on the target before the announcement.
 	FramesBefore int64 `json:"framesBeforeAnnouncement"`
 	// Steps are when what happened, since QEMU's STOP.
@@ -63,6 +67,8 @@ const (
 	stepAttached  step = "OVN has installed and blocked the port on the target"
 	stepLastFrame step = "last frame on the source"
 	stepResumed   step = "QEMU lets the guest run"
+	stepKnown     step = "the source's agent knows that the VM is stopped"
+	stepOpened    step = "the target's agent opens the port"
 	stepAnnounced step = "its RARP leaves the pod"
 	stepActivated step = "southbound: activated, as told to this program"
 	stepOpen      step = "first probe was sent that got an answer"
@@ -75,7 +81,7 @@ const (
 )
 
 func steps() []step {
-	return []step{stepAttached, stepLost, stepLastFrame, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
+	return []step{stepAttached, stepLost, stepLastFrame, stepKnown, stepOpened, stepResumed, stepAnnounced, stepActivated, stepOpen, stepFirst, stepHeard, stepAnswered, stepReady, stepCommitted, stepSucceeded}
 }
 
 // measured is what a passage and the databases say.
@@ -160,8 +166,18 @@ func (s *sample) record(st *v1alpha1.PortMigrationStatus) {
 		}
 	}
 	if st.Target != nil {
-		s.FramesBefore = st.Target.FramesBeforeAnnouncement
+		s.FramesBefore, s.ActivatedBy, s.FramesQueued = st.Target.FramesBeforeAnnouncement, string(st.Target.ActivatedBy), whole(st.Target.FramesQueued)
 	}
+	if st.Source != nil {
+		s.FramesLost = whole(st.Source.FramesLost)
+	}
+}
+
+func whole(n *int64) *float64 {
+	if n == nil {
+		return nil
+	}
+	return pointer(float64(*n))
 }
 
 // steps notes what happened when, since QEMU's STOP.
@@ -176,9 +192,15 @@ func (s *sample) steps(p *passage.Passage, n noted) {
 	if o := p.Record.Status.Source; o != nil && o.LastFrame != nil {
 		note(stepLastFrame, o.LastFrame.Time)
 	}
+	if o := p.Record.Status.Source; o != nil && o.Stopped != nil {
+		note(stepKnown, o.Stopped.Time)
+	}
 	if o := p.Record.Status.Target; o != nil {
 		if o.Attached != nil {
 			note(stepAttached, o.Attached.Time)
+		}
+		if o.Opened != nil {
+			note(stepOpened, o.Opened.Time)
 		}
 		if o.Announced != nil {
 			note(stepAnnounced, o.Announced.Time)

@@ -4,6 +4,7 @@ package passage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/guest"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/timeline"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -44,6 +46,8 @@ type Plan struct {
 	// WarmUp is for how long nothing is looked at after traffic has begun: an emulated processor translates that code first. Quiet is for how long the network is then
 	// measured while nothing is done: what an interruption is to be compared with. Aftermath is for how long a migration that is over is still watched.
 	WarmUp, Quiet, Aftermath time.Duration
+	// Stop is for how long QEMU does not let the VM run, as a busy guest's migration takes; 0 for as long as it takes of itself.
+	Stop time.Duration
 }
 
 // Pass migrates the VM under probes, and waits until it is over.
@@ -68,7 +72,7 @@ func (s *Scene) Pass(ctx context.Context, plan Plan) (*Passage, error) {
 	}
 	s.Log.Info("migrating the VM", "from", p.Source, "to", plan.Target)
 	p.Created = c.begin()
-	g, err := s.VM.Migrate(ctx, lab.MigrateOptions{To: plan.Target})
+	g, err := s.begin(ctx, plan, p)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +90,36 @@ func (s *Scene) Pass(ctx context.Context, plan Plan) (*Passage, error) {
 		return nil, err
 	}
 	return p, s.read(ctx, g, p)
+}
+
+// stopPoll is how often is looked whether QEMU has stopped a VM that is to stay so for a while.
+const stopPoll = 5 * time.Millisecond
+
+// begin makes the migration, and returns when QEMU may let the VM run.
+func (s *Scene) begin(ctx context.Context, plan Plan, p *Passage) (*lab.Migration, error) {
+	o := lab.MigrateOptions{To: plan.Target}
+	if plan.Stop > 0 {
+		o.Hold = []kubevirt.Stage{kubevirt.StageResume}
+	}
+	g, err := s.VM.Migrate(ctx, o)
+	if err != nil || plan.Stop == 0 {
+		return g, err
+	}
+	for {
+		entries, err := s.VM.Journal()
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(entries, func(e kubevirt.Entry) bool {
+			return e.Event == string(guest.Stopped) && e.Node == p.Source && e.Time.After(p.Created)
+		})
+		if i >= 0 {
+			return g, errors.Join(pause(ctx, time.Until(entries[i].Time.Add(plan.Stop))), g.Release(ctx))
+		}
+		if err := pause(ctx, stopPoll); err != nil {
+			return nil, fmt.Errorf("wait until QEMU has stopped VM %s: %w", s.VM, err)
+		}
+	}
 }
 
 // read collects what others have noted of a migration.

@@ -69,6 +69,7 @@ func (p *Passage) agentStages() []timeline.Stage {
 	}
 	if o := p.Record.Status.Source; o != nil {
 		add(o.LastFrame, timeline.Agent, "last frame on the source", p.Source)
+		add(o.Stopped, timeline.Agent, "the source's agent knows of the stop", p.Source)
 	}
 	if o := p.Record.Status.Target; o != nil {
 		announced := "the VM announces itself"
@@ -76,6 +77,7 @@ func (p *Passage) agentStages() []timeline.Stage {
 			announced = "the agent announces the VM"
 		}
 		add(o.Attached, timeline.OVN, "port installed on the target", p.Target)
+		add(o.Opened, timeline.Agent, "the target's agent opens the port", p.Target)
 		add(o.Announced, timeline.Agent, announced, "RARP on "+p.Target)
 		add(o.FirstFrame, timeline.Agent, "first frame on the target", p.Target)
 	}

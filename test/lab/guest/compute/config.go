@@ -12,6 +12,8 @@ import (
 type Config struct {
 	// Dir is for sockets; it exists, and its path is short.
 	Dir string
+	// MonitorDir is for a socket of QEMU's own, on which Godwit's agent is told of the VM's stop; empty: there is none.
+	MonitorDir string
 	// QEMU is the program; Firmware are the directories of its firmware.
 	QEMU     string
 	Firmware []string

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/hypervisor"
 	"github.com/godwit-cni/godwit/test/lab/guest"
 	"github.com/godwit-cni/godwit/test/lab/guest/plumb"
 	"github.com/godwit-cni/godwit/test/lab/guest/qmp"
@@ -52,6 +53,9 @@ func arguments(c Config, d guest.Domain, ports []plumb.Port) []string {
 		"-kernel", c.Kernel, "-initrd", c.Initramfs, "-append", strings.TrimSpace(kernelArguments + " hostname=" + cmp.Or(d.Hostname, "guest") + " " + d.Arguments),
 		"-chardev", "socket,id=qmp,path=" + filepath.Join(c.Dir, qmpSocket), "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,path=" + filepath.Join(c.Dir, consoleSocket), "-serial", "chardev:console",
+	}
+	if c.MonitorDir != "" { // one client at a time: the launcher has a monitor of its own
+		args = append(args, "-chardev", "socket,id=agent,server=on,wait=off,path="+filepath.Join(c.MonitorDir, hypervisor.QMPSocket), "-mon", "chardev=agent,mode=control")
 	}
 	for _, f := range c.Firmware {
 		args = append(args, "-L", f)

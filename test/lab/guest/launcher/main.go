@@ -22,6 +22,7 @@ func run() int {
 	c := compute.Config{Log: log, Console: os.Stdout}
 	var firmware string
 	flag.StringVar(&c.Dir, "dir", "/run/launcher", "directory of the launcher's sockets")
+	flag.StringVar(&c.MonitorDir, "monitor-dir", "", "directory for a second socket of QEMU's machine protocol, for who wants to be told of migrations; none if empty")
 	flag.StringVar(&c.QEMU, "qemu", "/usr/bin/qemu-system-x86_64", "program of QEMU")
 	flag.StringVar(&firmware, "firmware", "/usr/share/qemu", "directories of QEMU's firmware, separated by commas")
 	flag.StringVar(&c.Kernel, "kernel", "/guest/vmlinuz", "the guest's kernel")

@@ -20,6 +20,9 @@ const Container = "compute"
 const (
 	volume    = "launcher"
 	directory = "/run/launcher"
+	// monitorVolume is where KubeVirt's launchers have libvirt's socket, and these one of QEMU's.
+	monitorVolume    = "libvirt-runtime"
+	monitorDirectory = "/run/libvirt"
 	// milliCPU is what KubeVirt asks for a VM with one processor. A pod that asks for none has so little weight that a busy agent beside it stops the guest.
 	milliCPU = 100
 	// overheadMiB is QEMU's own memory, the translated code of the guest above all, and the launcher's.
@@ -33,11 +36,13 @@ func Add(spec *corev1.PodSpec, memoryMiB int) {
 		memoryMiB = guest.DefaultMemoryMiB
 	}
 	privileged := true
-	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	for _, name := range []string{volume, monitorVolume} {
+		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	}
 	spec.Containers = append(spec.Containers, corev1.Container{
-		Name: Container, Image: Image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"/usr/bin/launcher", "--dir", directory},
+		Name: Container, Image: Image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"/usr/bin/launcher", "--dir", directory, "--monitor-dir", monitorDirectory},
 		SecurityContext: &corev1.SecurityContext{Privileged: &privileged},
-		VolumeMounts:    []corev1.VolumeMount{{Name: volume, MountPath: directory}},
+		VolumeMounts:    []corev1.VolumeMount{{Name: volume, MountPath: directory}, {Name: monitorVolume, MountPath: monitorDirectory}},
 		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
 			corev1.ResourceCPU:    *resource.NewMilliQuantity(milliCPU, resource.DecimalSI),
 			corev1.ResourceMemory: *resource.NewQuantity(int64(memoryMiB+overheadMiB)<<20, resource.BinarySI),

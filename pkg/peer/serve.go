@@ -1,0 +1,174 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/pki"
+)
+
+const (
+	// handshakeTimeout bounds what a client may take before it is known who it is.
+	handshakeTimeout = 5 * time.Second
+	// silenceTimeout is after how long a connection that says nothing is closed.
+	silenceTimeout = 3 * aliveEvery
+	// acceptPause is the time to the next connection after one could not be accepted.
+	acceptPause = 100 * time.Millisecond
+	// maxConnections at a time, and maxOfNode of one node's agent; more are closed at once.
+	maxConnections = 256
+	maxOfNode      = 32
+)
+
+// Service judges and does what the sources of migrations say. It is called from several goroutines.
+type Service interface {
+	// Admit says why a node has no say in a migration now, nil if it has.
+	Admit(node string, m Migration) error
+	// Handle does what an admitted node says.
+	Handle(ctx context.Context, m Migration, msg Message) error
+}
+
+// Server listens for the agents of other nodes.
+type Server struct {
+	Files   *pki.Files
+	Service Service
+	Log     *slog.Logger
+
+	mu sync.Mutex
+	// open is how many connections a node has; one that has none is not in it.
+	open map[string]int
+}
+
+// Serve serves connections of l until ctx ends, and closes it.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	var open sync.WaitGroup
+	defer open.Wait()
+	places := make(chan struct{}, maxConnections)
+	cfg := s.Files.PeerServerTLS(time.Now)
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		}
+		if err != nil { // out of file descriptors, or a client that has gone again
+			s.Log.Warn("a connection of another agent could not be accepted", "error", err)
+			time.Sleep(acceptPause)
+			continue
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			s.Log.Debug("connection is one too many", "from", conn.RemoteAddr())
+			_ = conn.Close()
+			continue
+		}
+		open.Go(func() {
+			defer func() { <-places }()
+			err := s.serve(ctx, tls.Server(conn, cfg))
+			switch {
+			case ctx.Err() != nil:
+			case errors.Is(err, io.EOF): // as it should: the migration is over
+				s.Log.Debug("connection of another agent has ended", "from", conn.RemoteAddr())
+			default:
+				s.Log.Info("connection of another agent has ended", "from", conn.RemoteAddr(), "reason", err)
+			}
+		})
+	}
+}
+
+// serve is one connection.
+func (s *Server) serve(ctx context.Context, conn *tls.Conn) error {
+	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	node := conn.ConnectionState().PeerCertificates[0].Subject.CommonName
+	if !s.take(node) {
+		return fmt.Errorf("node %s has %d connections already", node, maxOfNode)
+	}
+	defer s.give(node)
+	var h hello
+	if err := read(conn, &h); err != nil {
+		return fmt.Errorf("node %s: %w", node, err)
+	}
+	err := s.greet(node, h)
+	if werr := write(conn, refusal(err)); werr != nil || err != nil {
+		return fmt.Errorf("node %s: %w", node, first(err, werr))
+	}
+	for {
+		if err := s.message(ctx, conn, node, h.Migration); err != nil {
+			return fmt.Errorf("node %s: %w", node, err)
+		}
+	}
+}
+
+func (s *Server) greet(node string, h hello) error {
+	if h.Version != Version {
+		return fmt.Errorf("version %d: want %d: agents of another release open ports as they did before", h.Version, Version)
+	}
+	return s.Service.Admit(node, h.Migration)
+}
+
+// message takes one and answers it. Whether the node has a say is asked anew each time: the migration may be over.
+func (s *Server) message(ctx context.Context, conn net.Conn, node string, m Migration) error {
+	if err := conn.SetDeadline(time.Now().Add(silenceTimeout)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	var msg Message
+	if err := read(conn, &msg); err != nil {
+		return err
+	}
+	err := s.Service.Admit(node, m)
+	if err == nil && msg.Kind != Alive {
+		doing, cancel := context.WithTimeout(ctx, messageTimeout)
+		defer cancel()
+		err = s.Service.Handle(doing, m, msg)
+	}
+	return write(conn, refusal(err))
+}
+
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) take(node string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = map[string]int{}
+	}
+	if s.open[node] >= maxOfNode {
+		return false
+	}
+	s.open[node]++
+	return true
+}
+
+func (s *Server) give(node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[node]--; s.open[node] == 0 {
+		delete(s.open, node)
+	}
+}

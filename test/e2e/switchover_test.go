@@ -1,0 +1,248 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/guest"
+	"github.com/godwit-cni/godwit/test/lab/kubevirt"
+	"github.com/godwit-cni/godwit/test/lab/passage"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+const (
+	// switchoverPort is where agents listen for one another.
+	switchoverPort = 9480
+	// switchoverLoss is how many probes, one each 5 ms, may get lost with the signal: on a machine that does other things meanwhile it is one or two.
+	switchoverLoss = 4
+	// switchoverStop is how long a VM is stopped where it is looked at meanwhile: long enough to lose a hundred probes without the signal.
+	switchoverStop = 500 * time.Millisecond
+)
+
+// What is sent to a VM while QEMU has stopped it waits for it on the target, and none of it comes twice.
+func TestSwitchoverLosesNothing(t *testing.T) {
+	s := newScene(t, "switchover", 0)
+	setScene(t, s)
+	for i, c := range []struct {
+		to     string
+		stop   time.Duration
+		signal string
+		by     v1alpha1.ActivatedBy
+	}{
+		{s.Target, 0, "", v1alpha1.ActivatedBySignal},
+		{s.Source, switchoverStop, "", v1alpha1.ActivatedBySignal},
+		{s.Target, switchoverStop, "false", v1alpha1.ActivatedByRARP},
+	} {
+		annotate(t, s, c.signal)
+		p, err := s.Pass(t.Context(), passage.Plan{Target: c.to, Address: i, WarmUp: 2 * time.Second, Quiet: time.Second, Aftermath: time.Second, Stop: c.stop})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost, twice := 0, p.To.Arrivals.Duplicated()
+		for _, r := range p.To.Result.Probes {
+			lost += r.Counts.Lost
+		}
+		source, target := p.Record.Status.Source, p.Record.Status.Target
+		t.Logf("to %s: QEMU had stopped the VM for %s; %d probes lost; source %+v, target %+v", c.to, p.Stop.Duration(), lost, source, target)
+		if target == nil || target.ActivatedBy != c.by || source == nil {
+			t.Errorf("source %+v, target %+v: want it to be activated by %s", source, target, c.by)
+			continue
+		}
+		if twice > 0 {
+			t.Errorf("%d probes came to the guest twice", twice)
+		}
+		if c.by == v1alpha1.ActivatedByRARP {
+			if least := int(c.stop / (5 * time.Millisecond) / 2); lost < least {
+				t.Errorf("%d probes lost without the signal: want %d at least, or what is not lost with it proves nothing", lost, least)
+			}
+			continue
+		}
+		if lost > int(patience(switchoverLoss)) {
+			t.Errorf("%d probes lost, want %d at most", lost, int(patience(switchoverLoss)))
+		}
+		if source.Stopped == nil || source.FramesLost == nil || target.Opened == nil || target.FramesQueued == nil || *target.FramesQueued == 0 {
+			t.Errorf("source %+v, target %+v: want the stop, the opening, and the frames that waited", source, target)
+		}
+	}
+	consistent(t)
+}
+
+// annotate says whether the VM's ports are opened on the signal in the next migration.
+func annotate(t *testing.T, s *passage.Scene, signal string) {
+	t.Helper()
+	value := "null"
+	if signal != "" {
+		value = strconv.Quote(signal)
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, v1alpha1.SwitchoverAnnotation, value)
+	if _, err := kubectl(t.Context(), "-n", s.Namespace, "patch", "vmi", s.VM.Name, "--type=merge", "-p", patch); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stoppedVM is a VM of which QEMU has stopped the source, in a migration that waits at a stage.
+func stoppedVM(t *testing.T, vm *machine, to string, at kubevirt.Stage) *lab.Migration {
+	t.Helper()
+	g := vm.begin(t, lab.MigrateOptions{To: to, Hold: []kubevirt.Stage{at}})
+	began := time.Now()
+	eventually(t, patience(30*time.Second), func(context.Context) error {
+		entries, err := vm.Journal()
+		if err == nil && !slices.ContainsFunc(entries, func(e kubevirt.Entry) bool {
+			return e.Event == string(guest.Stopped) && e.Time.After(began.Add(-time.Second))
+		}) {
+			err = errors.New("QEMU has not stopped the VM")
+		}
+		return err
+	})
+	return g
+}
+
+// portOpened waits until the target's port of a migration is open, by OVN's own word.
+func portOpened(t *testing.T, g *lab.Migration) {
+	t.Helper()
+	eventually(t, patience(10*time.Second), func(ctx context.Context) error {
+		pm, err := findRecord(ctx, g)
+		if err == nil {
+			if _, ok := pm.Status.Stage(v1alpha1.StageActivated); !ok {
+				err = fmt.Errorf("PortMigration %s: %+v: the port is not open", pm.Name, pm.Status)
+			}
+		}
+		return err
+	})
+}
+
+// A migration that is cancelled when the VM is stopped, and its port open on the target: the VM goes on where it was, and the next migration, to the same node, goes as any other.
+func TestSwitchoverIsRolledBack(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "switchover-back", Node: "node1"})
+	from := peer(t, "node3")
+	vm.watch(t, from, func() {
+		g := stoppedVM(t, vm, "node2", kubevirt.StageSwitchover)
+		portOpened(t, g)
+		if err := g.Cancel(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience(30*time.Second))
+		defer cancel()
+		if err := g.AwaitGone(ctx); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience(10*time.Second), func(ctx context.Context) error {
+			pm, err := findRecord(ctx, g)
+			if err == nil && (pm.Status.Result != v1alpha1.MigrationFailed || pm.Status.Target == nil || pm.Status.Target.ActivatedBy != v1alpha1.ActivatedBySignal) {
+				err = fmt.Errorf("PortMigration %s: %+v: want it to have failed, after the signal", pm.Name, pm.Status)
+			}
+			return err
+		})
+	})
+	if at := vm.node(t); at != "node1" {
+		t.Errorf("the VM is on %s, want node1", at)
+	}
+	vm.untouched(t)
+	consistent(t)
+	vm.migrate(t, lab.MigrateOptions{To: "node2"})
+	vm.untouched(t)
+}
+
+// With the target's agent out of reach, or started again between the stop and the VM's arrival, the port is open when the VM announces itself, as it is without a signal.
+func TestSwitchoverFaults(t *testing.T) {
+	vm := bootVM(t, lab.VMOptions{Name: "switchover-faults", Node: "node1"})
+	from := peer(t, "node3")
+	for _, c := range []struct {
+		name, to string
+		strike   func(t *testing.T, target string) (mend func())
+		by       v1alpha1.ActivatedBy
+	}{
+		{"agents apart", "node2", apart, v1alpha1.ActivatedByRARP},
+		{"target's agent killed", "node1", func(t *testing.T, target string) func() {
+			t.Helper()
+			return func() {
+				eventually(t, 20*time.Second, func(ctx context.Context) error { return kill(ctx, target, "godwit-agent") })
+			}
+		}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			settled(t)
+			mend := c.strike(t, c.to)
+			var g *lab.Migration
+			vm.watch(t, from, func() {
+				g = stoppedVM(t, vm, c.to, kubevirt.StageResume)
+				mend()
+				if err := g.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				vm.succeeded(t, g)
+			})
+			vm.untouched(t)
+			if pm := record(t, g); c.by != "" {
+				eventually(t, patience(10*time.Second), func(ctx context.Context) (err error) {
+					if pm, err = findRecord(ctx, g); err == nil && (pm.Status.Target == nil || pm.Status.Target.ActivatedBy != c.by) {
+						err = fmt.Errorf("PortMigration %s: target %+v: want it to be activated by %s", pm.Name, pm.Status.Target, c.by)
+					}
+					return err
+				})
+			}
+			settled(t)
+			consistent(t)
+		})
+	}
+}
+
+// apart drops what comes to a node's agent from others.
+func apart(t *testing.T, node string) func() {
+	t.Helper()
+	rules := fmt.Sprintf("table inet switchover { chain in { type filter hook input priority 0; tcp dport %d drop; }; }", switchoverPort)
+	if out, err := cluster.Exec(t.Context(), node, "nft", rules); err != nil {
+		t.Fatalf("part the agents: %s %v", out, err)
+	}
+	mended := false
+	mend := func() {
+		if mended {
+			return
+		}
+		mended = true
+		if out, err := cluster.Exec(context.WithoutCancel(t.Context()), node, "nft", "delete table inet switchover"); err != nil {
+			t.Errorf("join the agents again: %s %v", out, err)
+		}
+	}
+	t.Cleanup(mend)
+	return func() {} // the VM arrives first
+}
+
+// Nobody gets to say anything to an agent without a node's certificate.
+func TestSwitchoverNeedsACertificate(t *testing.T) {
+	namespace, err := cluster.Namespace("node2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := traffic.Place{Namespace: namespace}
+	address := netip.AddrPortFrom(cluster.NodeIPs("node1")[0], switchoverPort).String()
+	eventually(t, patience(30*time.Second), func(ctx context.Context) error {
+		conn, err := place.Dial(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		if err := conn.SetDeadline(time.Now().Add(patience(5 * time.Second))); err != nil {
+			return err
+		}
+		client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}) //nolint:gosec // that is the point
+		if err := client.HandshakeContext(ctx); err != nil {
+			return nil //nolint:nilerr // refused
+		}
+		_, err = client.Read(make([]byte, 1)) // TLS 1.3 tells a client only then
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the agent talks with somebody without a certificate (%v)", err)
+		}
+		return nil
+	})
+}
