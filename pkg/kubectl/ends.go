@@ -27,7 +27,7 @@ type end struct {
 	// namespace and labels are what NetworkPolicies go by; a VM's are its launcher's.
 	namespace string
 	labels    map[string]string
-	// addresses are at most one a family, with the Subnet's length where it is a pod or a VM.
+	// addresses are at most one a family, with the Subnet's length where it is a pod.
 	addresses []netip.Prefix
 	// service is set for a Service.
 	service *corev1.Service
@@ -138,11 +138,11 @@ func portEnd(p *v1alpha1.Port) (*end, error) {
 		return nil, fmt.Errorf("Port %s/%s: %w", p.Namespace, p.Name, err)
 	}
 	for _, text := range p.Status.IPs {
-		prefix, err := netip.ParsePrefix(text)
+		a, err := netip.ParseAddr(text)
 		if err != nil {
 			return nil, fmt.Errorf("Port %s/%s: %w", p.Namespace, p.Name, err)
 		}
-		e.addresses = append(e.addresses, prefix)
+		e.addresses = append(e.addresses, netip.PrefixFrom(a, a.BitLen()))
 	}
 	return e, nil
 }

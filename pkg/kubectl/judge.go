@@ -58,6 +58,9 @@ func (p preflight) judge() []verdict {
 	out = append(out, p.destinations()...)
 	out = append(out, p.tunnels()...)
 	out = append(out, p.localServices()...)
+	if p.last != nil && !p.last.Status.Over() {
+		return out // resting has told
+	}
 	return append(out, p.history())
 }
 

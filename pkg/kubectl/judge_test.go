@@ -31,7 +31,7 @@ func ready() preflight {
 	vmi.Spec.Networks = []kubevirtv1.Network{{Name: "default", NetworkSource: kubevirtv1.NetworkSource{Pod: &kubevirtv1.PodNetwork{}}}}
 	vmi.Spec.Domain.Devices.Interfaces = []kubevirtv1.Interface{{Name: "default", InterfaceBindingMethod: kubevirtv1.InterfaceBindingMethod{Bridge: &kubevirtv1.InterfaceBridge{}}}}
 	port := v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Name: "web1"}, Status: v1alpha1.PortStatus{
-		Phase: v1alpha1.PortAttached, Node: "node1", IPs: []string{"10.244.0.7/16"}, Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
+		Phase: v1alpha1.PortAttached, Node: "node1", IPs: []string{"10.244.0.7"}, Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 	}}
 	node := func(name string) corev1.Node {
 		return corev1.Node{

@@ -134,6 +134,9 @@ func (s *lineStream) Write(b []byte) (int, error) {
 	}
 	var text bytes.Buffer
 	for line := range bytes.Lines(s.rest[:end]) {
+		if s.mark != "" && len(line) == 1 {
+			continue // tcpdump ends a line that it thinks has the terminal's ^C
+		}
 		text.WriteString(s.mark)
 		text.Write(line)
 	}

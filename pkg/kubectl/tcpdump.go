@@ -30,7 +30,7 @@ func (s *session) tcpdumpCommand() *cobra.Command {
 		Use: "tcpdump VM|POD [--nic NAME] [-- ARGS]", Args: cobra.MinimumNArgs(1), ValidArgsFunction: s.complete(vmsAndPods),
 		Short: "See a VM's or a pod's packets, wherever it is",
 		Long: `tcpdump runs tcpdump on the interface of a VM or of a pod, on the node that has it, by that node's agent, and prints what it prints; times are UTC. It follows a VM that moves: while it does, both nodes
-show what they see, and each line has the node before it. What the VM is sent meanwhile is seen twice, for OVN sends it to both.
+show what they see, and each line has the node before it. What the VM is sent between its announcement and the end is seen twice, for OVN sends it to both.
 
 ARGS are tcpdump's, a filter among them, after -- where they begin with a dash. -w - writes pcap to standard output, one file whatever the VM does; options about files and interfaces are refused.
 -c N ends it with the first node that has seen N packets. Nothing goes on on the node when the command ends, however it ends.

@@ -75,7 +75,7 @@ func shop(t *testing.T, in containers) cluster {
 		&v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.244.0.0/16", "fd00:10:244::/64"}}},
 		&v1alpha1.Port{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db1"}, Spec: v1alpha1.PortSpec{Target: v1alpha1.PortTarget{Name: "db1", Network: "default"}},
-			Status: v1alpha1.PortStatus{IPs: []string{"10.244.0.9/16"}, MAC: "0a:67:0a:f4:00:09", Subnet: "default", Node: "node1"},
+			Status: v1alpha1.PortStatus{IPs: []string{"10.244.0.9"}, MAC: "0a:67:0a:f4:00:09", Subnet: "default", Node: "node1"},
 		},
 	)
 }
