@@ -33,7 +33,7 @@ type Config struct {
 	SBEndpoints []string
 	// TLS are the controller's certificates for endpoints that are reached by TLS; nil without.
 	TLS *pki.Files
-	// Issuing: this process also makes the certificates for which the databases' servers wait, so it waits for them at its start, and is not the one who tells when they expire.
+	// Issuing: this process also makes the certificates, and Run is not the one who tells when they expire.
 	Issuing bool
 	// DefaultCIDRs are the ranges of the Subnet "default", which is created if it does not exist. At most one per family.
 	DefaultCIDRs []string

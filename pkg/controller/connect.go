@@ -13,14 +13,20 @@ import (
 )
 
 const (
-	// maxConnectRetry is between two attempts to reach databases that wait for their certificates.
+	// Between two attempts to reach the databases.
+	minConnectRetry = 100 * time.Millisecond
 	maxConnectRetry = 5 * time.Second
 	// certificateLook is how often the controller's certificate is looked at, for the metric.
 	certificateLook = time.Minute
 )
 
-// connect reaches both databases. If this process makes their certificates it tries until ctx ends, and nb is nil then; else one failure is the end, and the controller's pod starts again.
+// connect reaches both databases. It tries until it does or ctx ends, when nb is nil, and answers the kubelet's probes meanwhile.
 func connect(ctx context.Context, c Config) (nb *ovn.NB, sb *ovn.SB, err error) {
+	w, err := newWaiting(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer w.close()
 	once := func() error {
 		if nb == nil {
 			// Several attempts, one registry: an NB that has failed registers nothing.
@@ -31,24 +37,18 @@ func connect(ctx context.Context, c Config) (nb *ovn.NB, sb *ovn.SB, err error) 
 		sb, err = ovn.ConnectSB(ctx, ovn.Config{Endpoints: c.SBEndpoints, TLS: c.TLS, Logger: c.Logger})
 		return err
 	}
-	if !c.Issuing {
-		err = once()
-	} else {
-		retry := backoff.NewExponentialBackOff(backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(maxConnectRetry), backoff.WithMaxElapsedTime(0))
-		err = backoff.RetryNotify(once, backoff.WithContext(retry, ctx), func(err error, next time.Duration) {
-			c.Logger.Info("OVN's databases are not reachable yet", "error", err, "retry_in", next.Round(time.Millisecond))
-		})
-	}
+	retry := backoff.NewExponentialBackOff(backoff.WithInitialInterval(minConnectRetry), backoff.WithMaxInterval(maxConnectRetry), backoff.WithMaxElapsedTime(0))
+	err = backoff.RetryNotify(once, backoff.WithContext(retry, ctx), func(err error, next time.Duration) {
+		w.tell(err)
+		c.Logger.Warn("OVN's databases are not reachable yet", "error", err, "retry_in", next.Round(time.Millisecond))
+	})
 	if err == nil {
 		return nb, sb, nil
 	}
 	if nb != nil {
 		nb.Close()
 	}
-	if ctx.Err() != nil {
-		return nil, nil, nil //nolint:nilerr // told to end before it connected
-	}
-	return nil, nil, err
+	return nil, nil, nil //nolint:nilerr // told to end before it connected: nothing else ends the attempts
 }
 
 // watchCertificate tells when the controller's certificate expires, until ctx ends.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -41,6 +42,7 @@ type move struct {
 	Unanswered float64  `json:"unanswered"`
 	Recorded   *float64 `json:"recorded,omitempty"`
 
+	uid     types.UID
 	stopped lab.Stop
 }
 
@@ -59,10 +61,12 @@ func (b *bench) run(ctx context.Context, want size) (err error) {
 	if err := pause(ctx, warmUp); err != nil {
 		return err
 	}
-	if err := b.single(ctx, want.singles); err != nil {
-		return err
+	end := b.begin(ctx)
+	err = b.single(ctx, want.singles)
+	if err == nil {
+		err = b.drain(ctx)
 	}
-	if err := b.drain(ctx); err != nil {
+	if err = errors.Join(err, end()); err != nil {
 		return err
 	}
 	return b.collect(ctx)
@@ -108,7 +112,7 @@ func (b *bench) seen(ctx context.Context, m *lab.Migration) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	got := move{VM: m.VM.Name, Stop: millis(stop.Duration()), stopped: stop}
+	got := move{VM: m.VM.Name, Stop: millis(stop.Duration()), uid: m.UID, stopped: stop}
 	var list v1alpha1.PortMigrationList
 	for deadline := time.Now().Add(settleTimeout); got.Recorded == nil && time.Now().Before(deadline); {
 		if err := b.api.List(ctx, &list, client.InNamespace(b.namespace)); err != nil {
@@ -159,23 +163,18 @@ func (b *bench) control(ctx context.Context, args ...string) (string, error) {
 
 // collect ends the traffic and looks at what every VM has kept.
 func (b *bench) collect(ctx context.Context) error {
-	if err := pause(ctx, 2*lateLoss); err != nil {
-		return err
+	for i := range b.singles {
+		if err := b.probes.measure(&b.singles[i]); err != nil {
+			return err
+		}
 	}
-	for i, g := range b.guests {
+	for _, g := range b.guests {
 		if g.node == b.drained {
 			if err := b.evacuated(ctx, g); err != nil {
 				return err
 			}
-		}
-		probes, err := g.probed.Stop(ctx)
-		if err != nil {
-			return err
-		}
-		g.evacuation.measure(&probes.Probes[0])
-		if i == 0 {
-			for j := range b.singles {
-				b.singles[j].measure(&probes.Probes[0])
+			if err := b.probes.measure(&g.evacuation); err != nil {
+				return err
 			}
 		}
 		held, err := g.held.Stop(ctx)
@@ -183,6 +182,9 @@ func (b *bench) collect(ctx context.Context) error {
 			return err
 		}
 		g.broken = broken(held)
+		for _, c := range held.Connections {
+			g.stalls = append(g.stalls, millis(c.Stall.Length()))
+		}
 		if g.lost, err = b.lost(ctx, g); err != nil {
 			return err
 		}

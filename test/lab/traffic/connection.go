@@ -28,6 +28,8 @@ const (
 	paceBytes = 1000
 	// maxBurst is how many such times a stream makes up for after it could not write.
 	maxBurst = 10
+	// soon is how much of a byte's time a byte may be sent early: a timer that fires a millisecond before the second would leave out a whole one at a byte a second.
+	soon = 0.05
 )
 
 // connection is one of a run's.
@@ -274,6 +276,14 @@ type pacer struct {
 	rate    int64
 	silence time.Duration
 	offset  int64
+	owed    float64
+}
+
+// due adds what the rate has for the time that has passed, and is how many bytes may be written now.
+func (p *pacer) due(passed time.Duration) int {
+	most := float64(p.rate)*(maxBurst*pace(p.rate)).Seconds() + 1
+	p.owed = min(p.owed+float64(p.rate)*passed.Seconds(), most)
+	return max(0, int(p.owed+soon))
 }
 
 // pace is the time between two writes at a rate, in bytes a second.
@@ -283,17 +293,15 @@ func pace(rate int64) time.Duration {
 
 // stream writes until ctx ends.
 func (p *pacer) stream(ctx context.Context, tcp *net.TCPConn, seed uint64) error {
-	every := pace(p.rate)
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(pace(p.rate))
 	defer tick.Stop()
-	last, owed := time.Now(), 0.0
+	last := time.Now()
 	var buf []byte
 	for {
 		now := time.Now()
-		per := float64(p.rate) * now.Sub(last).Seconds()
-		owed = min(owed+per, float64(p.rate)*(maxBurst*every).Seconds()+1)
+		n := p.due(now.Sub(last))
 		last = now
-		if n := int(owed); n > 0 {
+		if n > 0 {
 			if cap(buf) < n {
 				buf = make([]byte, n)
 			}
@@ -306,7 +314,7 @@ func (p *pacer) stream(ctx context.Context, tcp *net.TCPConn, seed uint64) error
 			if err != nil {
 				return err
 			}
-			owed -= float64(n)
+			p.owed -= float64(n)
 		}
 		select {
 		case <-tick.C:

@@ -203,3 +203,21 @@ func TestPace(t *testing.T) {
 		}
 	}
 }
+
+// A timer fires a little early or late; a byte a second is a byte a second all the same. What could not be written is made up for, but not all of it.
+func TestPacer(t *testing.T) {
+	p := pacer{rate: 1}
+	for i, passed := range []int64{999, 1001, 998, 1000, 1003, 999, 1000} {
+		n := p.due(time.Duration(passed) * time.Millisecond)
+		if n != 1 {
+			t.Errorf("after %d ms, the %dth time: %d bytes, want 1", passed, i+1, n)
+		}
+		p.owed -= float64(n)
+	}
+	if n := p.due(0); n != 0 {
+		t.Errorf("no time later: %d bytes, want none", n)
+	}
+	if n := p.due(time.Minute); n != maxBurst+1 {
+		t.Errorf("a minute later: %d bytes, want %d", n, maxBurst+1)
+	}
+}
