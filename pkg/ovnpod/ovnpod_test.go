@@ -272,15 +272,18 @@ func TestRevive(t *testing.T) {
 		// status is what the server says of its cluster, fails the error that it says instead.
 		status, fails string
 		size          int64
-		want          string
-		ended         bool
+		// led: it was the leader at the last look.
+		led   bool
+		want  string
+		ended bool
 	}{
-		"there is room":                       {"", unknownCluster, 1, unknownCluster, true},
-		"there is none":                       {"", unknownCluster, huge, "make room in ", false},
-		"it is somebody else":                 {"", "no such command", 1, "no such command", false},
-		"a follower has failed, and has room": {"Status: failed\nRole: follower\n", "", 1, "has given up", true},
-		"a follower has failed":               {"Status: failed\nRole: follower\n", "", huge, "make room in ", false},
-		"a leader has failed":                 {"Status: failed\nRole: leader\n", "", huge, "has given up", true},
+		"there is room":                       {"", unknownCluster, 1, false, unknownCluster, true},
+		"there is none":                       {"", unknownCluster, huge, false, "make room in ", false},
+		"there is none, and it led":           {"", unknownCluster, huge, true, unknownCluster, true},
+		"it is somebody else":                 {"", "no such command", 1, true, "no such command", false},
+		"a follower has failed, and has room": {"Status: failed\nRole: follower\n", "", 1, false, "has given up", true},
+		"a follower has failed":               {"Status: failed\nRole: follower\n", "", huge, false, "make room in ", false},
+		"a leader has failed":                 {"Status: failed\nRole: leader\n", "", huge, false, "has given up", true},
 	} {
 		dir := t.TempDir()
 		d := Database{Name: "OVN_Northbound", Control: filepath.Join(dir, "c"), File: filepath.Join(dir, "nb.db")}
@@ -296,7 +299,7 @@ func TestRevive(t *testing.T) {
 		}
 		answering(t, d.Control, says)
 		var log strings.Builder
-		w := &Watcher{Database: d, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		w := &Watcher{Database: d, Log: slog.New(slog.NewTextHandler(&log, nil)), last: Status{Leader: tc.led}}
 		if err := w.look(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}

@@ -96,7 +96,7 @@ func (w *Watcher) look(ctx context.Context) error {
 const unknownCluster = "unknown cluster"
 
 // revive ends a server that has given its database up, since it could not write to its disk: the container starts it again, and it is a member as before. Without room it would fail once more, and is left
-// alone, unless it led: it tells its clients that it still does, and ovn-northd would wait for its answers for ever.
+// alone, unless it led: its clients stay with it, and ovn-northd and the controllers would wait for its answers for ever.
 func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
 	if !s.Failed && !strings.Contains(why.Error(), unknownCluster) {
 		return nil
@@ -105,7 +105,7 @@ func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
 	if err != nil {
 		return err
 	}
-	if free < need && !s.Pretends {
+	if free < need && !s.Pretends && !w.last.Leader {
 		return fmt.Errorf("its disk has not the %d MiB that a copy of %s takes: make room in %s of this node", need>>20+1, w.Database.Name, filepath.Dir(w.Database.File))
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -115,6 +115,7 @@ func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
 	if err := ovs.Call(ctx, w.Database.Control, "exit", []string{}, &said); err != nil {
 		return fmt.Errorf("end the server of %s: %w", w.Database.Name, err)
 	}
+	w.last = Status{}
 	return nil
 }
 

@@ -161,9 +161,6 @@ func judgeRolls(t *testing.T, p *traffic.Probes, phases []phase) {
 			t.Errorf("%s was restarted, and no answer came from %s for %s", ph.part, p.Peer, gap.Length())
 		}
 	}
-	if p.Counts.Lost > 0 && !t.Failed() {
-		t.Errorf("%d packets to %s were lost while nothing was restarted", p.Counts.Lost, p.Peer)
-	}
 }
 
 // since are the times from a moment to others.
