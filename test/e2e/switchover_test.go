@@ -56,7 +56,7 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 		{s.Source, switchoverStop, "", v1alpha1.ActivatedBySignal},
 		{s.Target, switchoverStop, "false", v1alpha1.ActivatedByRARP},
 	} {
-		annotate(t, s, c.signal)
+		annotate(ctx, t, s, c.signal)
 		p, err := s.Pass(ctx, passage.Plan{Target: c.to, Address: i, WarmUp: 2 * time.Second, Quiet: time.Second, Aftermath: time.Second, Stop: c.stop})
 		if err != nil {
 			t.Error(err)
@@ -91,14 +91,14 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 }
 
 // annotate says whether the VM's ports are opened on the signal in the next migration.
-func annotate(t *testing.T, s *passage.Scene, signal string) {
+func annotate(ctx context.Context, t *testing.T, s *passage.Scene, signal string) {
 	t.Helper()
 	value := "null"
 	if signal != "" {
 		value = strconv.Quote(signal)
 	}
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, v1alpha1.SwitchoverAnnotation, value)
-	if _, err := kubectl(t.Context(), "-n", s.Namespace, "patch", "vmi", s.VM.Name, "--type=merge", "-p", patch); err != nil {
+	if _, err := kubectl(ctx, "-n", s.Namespace, "patch", "vmi", s.VM.Name, "--type=merge", "-p", patch); err != nil {
 		t.Fatal(err)
 	}
 }
