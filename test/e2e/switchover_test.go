@@ -33,6 +33,19 @@ const (
 func TestSwitchoverLosesNothing(t *testing.T) {
 	s := newScene(t, "switchover", 0)
 	setScene(t, s)
+	err := s.Serve(t.Context(), func(ctx context.Context) error {
+		passes(ctx, t, s)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	consistent(t)
+}
+
+// passes moves the scene's VM by the signal, by the signal with a long stop, and without the signal.
+func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
+	t.Helper()
 	for i, c := range []struct {
 		to     string
 		stop   time.Duration
@@ -43,10 +56,11 @@ func TestSwitchoverLosesNothing(t *testing.T) {
 		{s.Source, switchoverStop, "", v1alpha1.ActivatedBySignal},
 		{s.Target, switchoverStop, "false", v1alpha1.ActivatedByRARP},
 	} {
-		annotate(t, s, c.signal)
-		p, err := s.Pass(t.Context(), passage.Plan{Target: c.to, Address: i, WarmUp: 2 * time.Second, Quiet: time.Second, Aftermath: time.Second, Stop: c.stop})
+		annotate(ctx, t, s, c.signal)
+		p, err := s.Pass(ctx, passage.Plan{Target: c.to, Address: i, WarmUp: 2 * time.Second, Quiet: time.Second, Aftermath: time.Second, Stop: c.stop})
 		if err != nil {
-			t.Fatal(err)
+			t.Error(err)
+			return
 		}
 		lost, twice := 0, p.To.Arrivals.Duplicated()
 		for _, r := range p.To.Result.Probes {
@@ -74,18 +88,17 @@ func TestSwitchoverLosesNothing(t *testing.T) {
 			t.Errorf("source %+v, target %+v: want the stop, the opening, and the frames that waited", source, target)
 		}
 	}
-	consistent(t)
 }
 
 // annotate says whether the VM's ports are opened on the signal in the next migration.
-func annotate(t *testing.T, s *passage.Scene, signal string) {
+func annotate(ctx context.Context, t *testing.T, s *passage.Scene, signal string) {
 	t.Helper()
 	value := "null"
 	if signal != "" {
 		value = strconv.Quote(signal)
 	}
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, v1alpha1.SwitchoverAnnotation, value)
-	if _, err := kubectl(t.Context(), "-n", s.Namespace, "patch", "vmi", s.VM.Name, "--type=merge", "-p", patch); err != nil {
+	if _, err := kubectl(ctx, "-n", s.Namespace, "patch", "vmi", s.VM.Name, "--type=merge", "-p", patch); err != nil {
 		t.Fatal(err)
 	}
 }
