@@ -23,6 +23,9 @@ import (
 // uninstalled is what the probe looks for: the node is clean. It is in the container, and gone with it.
 const uninstalled = "/tmp/godwit-uninstalled"
 
+// userspaceDatapath is a link that ovs-vswitchd makes for itself on the userspace datapath.
+const userspaceDatapath = "ovs-netdev"
+
 // Directories of a node that are Godwit's alone; the certificates' are those of docs/security.md.
 const (
 	certificateDir = "/etc/godwit"
@@ -183,6 +186,15 @@ func (u Uninstaller) removeSwitch(ctx context.Context) error {
 	taken, err := u.underlays(ctx)
 	if err != nil {
 		return err
+	}
+	links := []string{ident.IntegrationBridge, ident.GatewayInterface, userspaceDatapath}
+	for _, t := range taken {
+		links = append(links, t.Bridge)
+	}
+	for _, l := range links { // those of the userspace datapath outlive ovs-vswitchd, with their addresses and routes
+		if err := host.DeleteLink(l); err != nil {
+			return err
+		}
 	}
 	for _, t := range taken {
 		if err := host.GiveBack(t.Link, netdev.Holdings{Addresses: t.Addresses, Routes: t.Routes}); err != nil {
