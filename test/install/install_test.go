@@ -57,7 +57,6 @@ func TestInstall(t *testing.T) {
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("Partitions", func(t *testing.T) { partitions(t, l, client) })
-	t.Run("DiskFull", func(t *testing.T) { diskFull(t, l, client) })
 	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
 	t.Run("DatabasesLost", func(t *testing.T) { databasesLost(t, l, client) })
 	t.Run("VMMovesUnderFaults", func(t *testing.T) { moves(t, l, client) })
@@ -87,12 +86,11 @@ func TestInstallSingle(t *testing.T) {
 	t.Run("Uninstall", func(t *testing.T) { uninstalled(t, l, before) })
 }
 
-// labOfPods is a lab of the test's own, with Godwit on it. The databases have small disks of their own.
+// labOfPods is a lab of the test's own, with Godwit on it.
 func labOfPods(t *testing.T, nodes int) *lab.Lab {
 	t.Helper()
 	labDir(t)
 	start := time.Now()
-	smallDisks(t, upOfPods(t, lab.Config{Nodes: nodes, Empty: true}))
 	l := upOfPods(t, lab.Config{Nodes: nodes})
 	t.Logf("from nothing to %d ready nodes with the databases: %s", nodes, time.Since(start).Round(time.Second))
 	return l
