@@ -71,9 +71,12 @@ func TestInstall(t *testing.T) {
 
 func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
-// TestInstallSingle: one node has the databases' only members, and nodes without any use them.
+// TestInstallSingle: one node has the databases' only members, and nodes without any use them. Then Godwit is taken away again, and nothing of it is left.
 func TestInstallSingle(t *testing.T) {
-	l := labOfPods(t, 2)
+	labDir(t)
+	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true})
+	before := inventories(t, l)
+	l = upOfPods(t, lab.Config{Nodes: 2})
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
 	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
@@ -81,10 +84,32 @@ func TestInstallSingle(t *testing.T) {
 	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 4); err != nil {
 		t.Fatal(err)
 	}
+	t.Run("Uninstall", func(t *testing.T) { uninstalled(t, l, before) })
 }
 
 // labOfPods is a lab of the test's own, with Godwit on it.
 func labOfPods(t *testing.T, nodes int) *lab.Lab {
+	t.Helper()
+	labDir(t)
+	start := time.Now()
+	l := upOfPods(t, lab.Config{Nodes: nodes})
+	t.Logf("from nothing to %d ready nodes with the databases: %s", nodes, time.Since(start).Round(time.Second))
+	return l
+}
+
+// upOfPods makes the test's lab, or goes on with it.
+func upOfPods(t *testing.T, c lab.Config) *lab.Lab {
+	t.Helper()
+	c.Name, c.IPFamily, c.OVN, c.Keep, c.Log = "install", lab.DualStack, lab.OVNPods, true, logger(t)
+	l, err := lab.Up(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// labDir is where the test's lab is; what is in it is removed in the end.
+func labDir(t *testing.T) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gwi") // short, for unix sockets
 	if err != nil {
@@ -106,13 +131,6 @@ func labOfPods(t *testing.T, nodes int) *lab.Lab {
 			t.Error(err)
 		}
 	})
-	start := time.Now()
-	l, err := lab.Up(t.Context(), lab.Config{Name: "install", Nodes: nodes, IPFamily: lab.DualStack, OVN: lab.OVNPods, Keep: true, Log: logger(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("from nothing to %d ready nodes with the databases: %s", nodes, time.Since(start).Round(time.Second))
-	return l
 }
 
 // tell shows what Godwit's pods said.

@@ -65,6 +65,8 @@ type Config struct {
 	OVN string
 	// Plain lets OVNPods do without TLS and certificates, which yamls/ has. An existing lab stays what it is.
 	Plain bool
+	// Empty leaves Godwit out, as a cluster is before the install: the nodes are not Ready. Up without it goes on from there.
+	Empty bool
 	// Program is a godwit-lab program, which runs as pid 1 of the lab's machines; it is built from the checkout by default.
 	Program string
 	// Reload restarts Godwit's pods even if the image has not changed.

@@ -46,7 +46,7 @@ func (l *Lab) deploy(ctx context.Context, c Config, digest string) error {
 	if err := l.updateImages(ctx); err != nil {
 		return err
 	}
-	if c.CNI != CNIGodwit {
+	if c.CNI != CNIGodwit || c.Empty {
 		return nil
 	}
 	if err := l.applyManifests(ctx); err != nil {

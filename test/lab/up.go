@@ -118,7 +118,11 @@ func (l *Lab) up(ctx context.Context, c Config) error {
 	if err := l.awaitKubeVirt(ctx); err != nil {
 		return err
 	}
-	if err := l.awaitNodes(ctx, nodesWith(c.CNI)); err != nil {
+	stage := nodesWith(c.CNI)
+	if c.Empty {
+		stage = nodesReported
+	}
+	if err := l.awaitNodes(ctx, stage); err != nil {
 		return err
 	}
 	return l.update(func(s *state) { s.Complete = true })
