@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -50,9 +51,10 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 		to     string
 		stop   time.Duration
 		signal string
-		by     v1alpha1.ActivatedBy
+		// by is empty for whichever comes first: QEMU's own stop is as short as the way of a signal on a busy machine.
+		by v1alpha1.ActivatedBy
 	}{
-		{s.Target, 0, "", v1alpha1.ActivatedBySignal},
+		{s.Target, 0, "", ""},
 		{s.Source, switchoverStop, "", v1alpha1.ActivatedBySignal},
 		{s.Target, switchoverStop, "false", v1alpha1.ActivatedByRARP},
 	} {
@@ -68,14 +70,14 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 		}
 		source, target := p.Record.Status.Source, p.Record.Status.Target
 		t.Logf("to %s: QEMU had stopped the VM for %s; %d probes lost; source %+v, target %+v", c.to, p.Stop.Duration(), lost, source, target)
-		if target == nil || target.ActivatedBy != c.by || source == nil {
-			t.Errorf("source %+v, target %+v: want it to be activated by %s", source, target, c.by)
+		if target == nil || target.ActivatedBy == "" || c.by != "" && target.ActivatedBy != c.by || source == nil {
+			t.Errorf("source %+v, target %+v: want it to be activated by %s", source, target, cmp.Or(c.by, "signal or RARP"))
 			continue
 		}
 		if twice > 0 {
 			t.Errorf("%d probes came to the guest twice", twice)
 		}
-		if c.by == v1alpha1.ActivatedByRARP {
+		if target.ActivatedBy == v1alpha1.ActivatedByRARP {
 			if least := int(c.stop / (5 * time.Millisecond) / 2); lost < least {
 				t.Errorf("%d probes lost without the signal: want %d at least, or what is not lost with it proves nothing", lost, least)
 			}
