@@ -30,6 +30,7 @@ func TestRemotesAndCertificatesBelongTogether(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := controller.Defaults()
 			cfg.NBEndpoints, cfg.SBEndpoints = []string{c.nb}, []string{c.sb}
+			cfg.HealthAddress, cfg.MetricsAddress = "0", "0"
 			cfg.Registerer, cfg.Logger = prometheus.NewRegistry(), slog.New(slog.NewTextHandler(t.Output(), nil))
 			err := serve(t.Context(), cfg, c.tls, &rest.Config{Host: "127.0.0.1:1"})
 			if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -20,8 +20,13 @@ const (
 	certificateLook = time.Minute
 )
 
-// connect reaches both databases. It tries until it does or ctx ends, when nb is nil, and answers the kubelet's probes meanwhile.
+// connect reaches both databases. It tries until it does or ctx ends, when nb is nil, and answers the kubelet's probes meanwhile. Certificates that somebody else makes must be there.
 func connect(ctx context.Context, c Config) (nb *ovn.NB, sb *ovn.SB, err error) {
+	if c.TLS != nil && !c.Issuing {
+		if _, err := c.TLS.Check(time.Now()); err != nil {
+			return nil, nil, err
+		}
+	}
 	w, err := newWaiting(ctx, c)
 	if err != nil {
 		return nil, nil, err
