@@ -45,6 +45,8 @@ func switchoverEvents() []string {
 const (
 	// listenAgain is how often is looked whether the node has other addresses, and when to try again after one could not be listened on.
 	listenAgain = 15 * time.Second
+	// nodePoll is how often is looked for the node's addresses before they are known.
+	nodePoll = 500 * time.Millisecond
 	// openTimeout is for how long a port stays open on the signal when nothing is heard of the VM: what stops a VM longer has failed, and nobody has said so.
 	openTimeout = 30 * time.Second
 )
@@ -98,7 +100,9 @@ func (a *Agent) addSwitchover(src Sources) {
 func (s *switchover) run(ctx context.Context) {
 	s.observer.metrics.signalling.Set(1)
 	for {
+		again := nodePoll
 		if own := s.own(); len(own) > 0 {
+			again = listenAgain
 			if err := s.serve(ctx, own); err != nil && ctx.Err() == nil {
 				s.log.Warn("agents of other nodes are not listened to: VMs that come here are open when they announce themselves", "error", err, "retry_in", listenAgain)
 			}
@@ -106,7 +110,7 @@ func (s *switchover) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(listenAgain):
+		case <-time.After(again):
 		}
 	}
 }

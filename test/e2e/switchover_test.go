@@ -32,6 +32,7 @@ const (
 
 // What is sent to a VM while QEMU has stopped it waits for it on the target, and none of it comes twice.
 func TestSwitchoverLosesNothing(t *testing.T) {
+	listened(t)
 	s := newScene(t, "switchover", 0)
 	setScene(t, s)
 	err := s.Serve(t.Context(), func(ctx context.Context) error {
@@ -42,6 +43,27 @@ func TestSwitchoverLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	consistent(t)
+}
+
+// listened waits until every node's agent listens for others: in a lab that has just been made it has to wait for its certificate.
+func listened(t *testing.T) {
+	t.Helper()
+	namespace, err := cluster.Namespace("hub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range cluster.NodeNames() {
+		eventually(t, patience(30*time.Second), func(ctx context.Context) error {
+			if _, err := cluster.Exec(ctx, node, "test", "-s", "/etc/godwit/tls/tls.crt"); err != nil {
+				return fmt.Errorf("node %s has no certificate: %w", node, err)
+			}
+			conn, err := traffic.Place{Namespace: namespace}.Dial(ctx, "tcp", netip.AddrPortFrom(cluster.NodeIPs(node)[0], switchoverPort).String())
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
+	}
 }
 
 // passes moves the scene's VM by the signal, by the signal with a long stop, and without the signal.
