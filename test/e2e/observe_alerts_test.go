@@ -191,7 +191,7 @@ func leavePin(t *testing.T, s *passage.Scene) (remove func()) {
 	return func() { nbctl(t.Context(), "lsp-del", row) }
 }
 
-// cutOff freezes the ovn-controller of the node to which the VM has moved, and takes from the node one of its tunnels, and the VM's port. What it returns lets it go on, and mend that.
+// cutOff freezes the ovn-controller of the node to which the VM has moved, and takes from the node its tunnels, and the VM's port. What it returns lets it go on, and mend that.
 func cutOff(t *testing.T, s *passage.Scene) (thaw func()) {
 	t.Helper()
 	signal := func(ctx context.Context, name string) {
@@ -205,9 +205,12 @@ func cutOff(t *testing.T, s *passage.Scene) (thaw func()) {
 	if err != nil || tunnels == "" {
 		t.Fatalf("tunnels of %s: %q, %v", s.Target, tunnels, err)
 	}
-	if out, err := cluster.Exec(t.Context(), s.Target, "ovs-vsctl", "del-port", "br-int", strings.Fields(tunnels)[0]); err != nil {
-		t.Fatalf("%s %v", out, err)
+	for _, tunnel := range strings.Fields(tunnels) {
+		if out, err := cluster.Exec(t.Context(), s.Target, "ovs-vsctl", "del-port", "br-int", tunnel); err != nil {
+			t.Fatalf("%s %v", out, err)
+		}
 	}
+	t.Logf("%s has lost the tunnels %s", s.Target, strings.Join(strings.Fields(tunnels), ", "))
 	port := string(ident.VMPort(s.Namespace, s.VM.Name, ident.DefaultNetwork))
 	if out, err := cluster.Exec(t.Context(), "hub", "ovn-sbctl", "--db="+cluster.SB(), "lsp-unbind", port); err != nil {
 		t.Fatalf("%s %v", out, err)
