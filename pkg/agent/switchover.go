@@ -99,7 +99,7 @@ func (a *Agent) addSwitchover(src Sources) {
 // run listens for the agents of other nodes until ctx ends, on the addresses that the node has.
 func (s *switchover) run(ctx context.Context) {
 	s.observer.metrics.signalling.Set(1)
-	for {
+	for ctx.Err() == nil {
 		again := nodePoll
 		if own := s.own(); len(own) > 0 {
 			again = listenAgain
@@ -107,11 +107,7 @@ func (s *switchover) run(ctx context.Context) {
 				s.log.Warn("agents of other nodes are not listened to: VMs that come here are open when they announce themselves", "error", err, "retry_in", listenAgain)
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(again):
-		}
+		pauseFor(ctx, again)
 	}
 }
 

@@ -170,7 +170,7 @@ func (f *facts) component(name string) []*corev1.Pod {
 	var out []*corev1.Pod
 	for i := range f.pods {
 		p := &f.pods[i]
-		if p.Namespace == f.system && p.Labels["app.kubernetes.io/name"] == "godwit" && p.Labels["app.kubernetes.io/component"] == name && !ended(p) {
+		if p.Namespace == f.system && p.Labels[labelName] == "godwit" && p.Labels[labelComponent] == name && !ended(p) {
 			out = append(out, p)
 		}
 	}

@@ -159,7 +159,7 @@ func overWhenGone(err, cause error) error {
 	return err
 }
 
-// agentOn is the container of the agent that is ready on a node.
+// agentOn is the container of the agent that runs on a node, ready or not.
 func (c cluster) agentOn(ctx context.Context, node string) (container, error) {
 	var pods corev1.PodList
 	if err := c.api.List(ctx, &pods, client.InNamespace(c.system), client.MatchingLabels{labelName: "godwit", labelComponent: agentComponent}); err != nil {

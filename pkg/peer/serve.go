@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -63,7 +64,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		}
 		if err != nil { // out of file descriptors, or a client that has gone again
 			s.Log.Warn("a connection of another agent could not be accepted", "error", err)
-			time.Sleep(acceptPause)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
 			continue
 		}
 		select {
@@ -109,7 +113,7 @@ func (s *Server) serve(ctx context.Context, conn *tls.Conn) error {
 	}
 	err := s.greet(node, h)
 	if werr := write(conn, refusal(err)); werr != nil || err != nil {
-		return fmt.Errorf("node %s: %w", node, first(err, werr))
+		return fmt.Errorf("node %s: %w", node, cmp.Or(err, werr))
 	}
 	for {
 		if err := s.message(ctx, conn, node, h.Migration); err != nil {
@@ -141,15 +145,6 @@ func (s *Server) message(ctx context.Context, conn net.Conn, node string, m Migr
 		err = s.Service.Handle(doing, m, msg)
 	}
 	return write(conn, refusal(err))
-}
-
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *Server) take(node string) bool {

@@ -36,7 +36,7 @@ func partitions(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	}
 }
 
-// besidePods bounds what may be lost where pods start on the nodes meanwhile, in thousandths: Open vSwitch 3.1 forgets its routes for a moment when the node gets a link, and the userspace datapath's tunnels
+// besidePods bounds what may be lost where pods start on the nodes meanwhile, in thousandths. It is supposed that Open vSwitch 3.1 forgets its routes for a moment when the node gets a link, and the userspace datapath's tunnels
 // with them. Two packets of 17,197 were seen.
 const besidePods = 2
 
