@@ -41,6 +41,8 @@ type links interface {
 	Send(link, netns string, b []byte) error
 	// Sent is how many frames the host's link has sent to the pod since it was made.
 	Sent(link string) (uint64, error)
+	// DropInvalid makes a pod silent about what comes in at its link and fits into no connection that it knows.
+	DropInvalid(ctx context.Context, netns, link string) error
 }
 
 // hostLinks are the kernel's.
@@ -66,6 +68,10 @@ func (h hostLinks) Send(link, netns string, b []byte) error {
 }
 
 func (h hostLinks) Sent(link string) (uint64, error) { return h.host.Sent(link) }
+
+func (hostLinks) DropInvalid(ctx context.Context, netns, link string) error {
+	return netdev.DropInvalid(ctx, netns, link)
+}
 
 // observer keeps one watch for each migration that begins or ends here.
 type observer struct {

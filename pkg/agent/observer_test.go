@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -30,7 +32,9 @@ type fakeLinks struct {
 	// opened are those that a marked RARP was sent on, delivered how many frames every link has sent.
 	opened    []string
 	delivered uint64
-	fail      error
+	// quiet are the links of pods that are silent about what they do not know.
+	quiet []string
+	fail  error
 }
 
 type fakeCapture struct {
@@ -75,6 +79,19 @@ func (l *fakeLinks) Sent(string) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.delivered, nil
+}
+
+func (l *fakeLinks) DropInvalid(_ context.Context, netns, link string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.quiet = append(l.quiet, netns+" "+link)
+	return nil
+}
+
+func (l *fakeLinks) quieted() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.quiet)
 }
 
 // openings are the RARPs that opened ports.
@@ -210,7 +227,7 @@ func (w *watched) source(t *testing.T) string {
 	t.Helper()
 	w.pm.Spec.Source, w.pm.Spec.Target = w.pm.Spec.Target, w.pm.Spec.Source
 	if err := w.node.EnsurePort(t.Context(), ovs.Port{
-		Name: "gwsource", ID: ident.VMPort("ns", "vm", "default"), MAC: mac7().String(), Owner: ovs.Owner{Container: "c0", Pod: "ns/a"},
+		Name: "gwsource", ID: ident.VMPort("ns", "vm", "default"), MAC: mac7().String(), Owner: ovs.Owner{Container: "c0", Pod: "ns/a", Netns: "/run/netns/a", IfName: "eth0"},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -391,6 +408,9 @@ func TestSourceReportsTheLastFrame(t *testing.T) {
 		st.Target = &v1alpha1.Observation{Announced: &metav1.MicroTime{Time: last}}
 	})
 	got := w.records.reported(t, w.pm, sideSource)
+	if diff := cmp.Diff([]string{"/run/netns/a eth0"}, w.links.quieted()); diff != "" {
+		t.Errorf("links at which pods are silent about what they do not know (-want +got):\n%s", diff)
+	}
 	wantTime(t, "last frame", got.LastFrame, at(last, 0))
 	if d := time.Since(last); d < silence {
 		t.Errorf("the last frame was known %s after it, before it could be the last", d)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -100,13 +101,14 @@ func (w *watch) detached() bool {
 }
 
 // read starts the readers of taps that have none.
-func (w *watch) read() {
+func (w *watch) read(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, t := range w.taps {
 		if !t.reading {
 			t.reading = true
 			w.readers.Go(func() { w.follow(t) })
+			w.readers.Go(func() { w.quieten(ctx, t) })
 		}
 	}
 }
@@ -176,4 +178,12 @@ func (w *watch) close() {
 		}
 	}
 	w.readers.Wait()
+}
+
+// quieten keeps the pod of a port from ending connections of a VM that is masqueraded behind it. While both pods are reached, each is sent what belongs to
+// connections as they go on in the other, and NAT leaves it to the pod itself, which would answer by a reset. Nothing else comes to a VM's pod by that state.
+func (w *watch) quieten(ctx context.Context, t *tap) {
+	if err := w.o.links.DropInvalid(ctx, t.port.Owner.Netns, t.port.Owner.IfName); err != nil && ctx.Err() == nil {
+		w.log.Warn("the pod may end connections of a VM that is masqueraded behind it, for it is sent what belongs to the VM on the other side", "port", t.port.ID, "error", err)
+	}
 }

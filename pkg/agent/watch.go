@@ -129,7 +129,7 @@ func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 	if err := w.find(ctx, pm); err != nil {
 		w.log.Warn("frames of a migration are not seen; it goes on without", "error", err)
 	}
-	w.read()
+	w.read(ctx)
 	w.guard(ctx, pm)
 	mend := w.mend(ctx, pm)
 	announce := w.announce(pm)
