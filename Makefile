@@ -34,7 +34,7 @@ test: preflight lint unit integration test-kernel e2e test-install ## every test
 
 .PHONY: unit
 unit: go ## the fast tests
-	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|conntrack|frame|netdev|ovnpod|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs)$$)')
+	go test $$(go list ./cmd/... ./dist/... ./pkg/... ./test/house ./test/lab/... ./test/bench/... ./test/policy/... ./test/service/... | grep -v -E '/pkg/(agent|conntrack|frame|netdev|ovnpod|ovs)$$|/test/lab($$|/(binaries|netns|ovntest|packages|cgroup|supervise|traffic|kubevirt|prometheus|guest|guest/bundle|guest/initramfs|libvirt)$$)')
 
 .PHONY: measures
 measures: ## the code against the style guide, into docs/measures.md
@@ -42,7 +42,7 @@ measures: ## the code against the style guide, into docs/measures.md
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
-	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,kubevirt,prometheus,traffic,guest,guest/bundle,guest/initramfs} $(REAL)
+	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,kubevirt,prometheus,traffic,guest,guest/bundle,guest/initramfs,libvirt} $(REAL)
 
 .PHONY: test-kernel
 test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine that has one: RUN=regexp COUNT=n

@@ -67,6 +67,19 @@ func TestVM(t *testing.T) {
 	}
 }
 
+// TestLibvirt proves that libvirt and its client find their libraries.
+func TestLibvirt(t *testing.T) {
+	root, err := EnsureLibvirt(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range []string{"libvirtd", "virsh"} {
+		if out, err := root.Command(t.Context(), program, "--version").CombinedOutput(); err != nil {
+			t.Errorf("%s --version: %v: %s", program, err, out)
+		}
+	}
+}
+
 func TestMergeUsr(t *testing.T) {
 	dir := t.TempDir()
 	for _, f := range []string{"bin/busybox", "sbin/ethtool", "lib/systemd/system/x.service", "usr/bin/ctr"} {
