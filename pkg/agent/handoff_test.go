@@ -185,7 +185,7 @@ func leaving(t *testing.T) (w *watched, e *ears, events chan hypervisor.Event, t
 	table.set(hairpinZone, vm[2], other)
 	table.set(9, vm[3])
 	w.records.add(w.pm)
-	w.links.capture(t, link)
+	w.links.capture(t, link).frames <- frame.Seen{At: time.Now()}
 	w.reach(v1alpha1.StagePrepared)
 	return w, e, events, table
 }
@@ -209,9 +209,15 @@ func TestHandoffTellsTheTarget(t *testing.T) {
 		}
 		return nil
 	})
+	if o := w.records.status(w.pm).Source; o.LastFrame != nil {
+		t.Errorf("a frame at %s is told to be the last, and the VM was not heard on the target yet", o.LastFrame)
+	}
 	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0], vm[1], vm[3]}, hairpins: {vm[2]}})
 	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
 	w.idle(t)
+	if o := w.records.status(w.pm).Source; o.LastFrame == nil {
+		t.Error("the last frame is not told in the end")
+	}
 }
 
 // TestHandoffEndsWithTheActivation where nobody tells of the VM's stop, and says how many connections are left.

@@ -47,6 +47,9 @@ func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (agai
 		w.reported = w.reported || regular
 		return again, !w.ended.IsZero()
 	}
+	if !regular {
+		o.LastFrame = w.before(pm).LastFrame // what was seen so far is not the last: the interruption would be measured from it
+	}
 	gone, err := w.write(ctx, pm, o)
 	if err != nil {
 		w.log.Warn("observation of a migration could not be written", "error", err, "retry_in", reportRetry)
