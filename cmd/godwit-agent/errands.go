@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -15,6 +17,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/errand"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
 // exitError is an error with the code that the process exits with.
@@ -101,5 +104,28 @@ became of them as JSON.`, smallEcho),
 		},
 	}
 	cmd.Flags().IntVar(&size, "size", smallEcho, "of the IP packet, in bytes")
+	return cmd
+}
+
+// answerTimeout bounds the question to ovn-controller. One that computes all flows of a large cluster anew answers when it has.
+const answerTimeout = 5 * time.Second
+
+func ovnCommand() *cobra.Command {
+	dir := agent.Defaults().OVNRunDir
+	cmd := &cobra.Command{
+		Use: "ovn", Short: "Ask the node's ovn-controller for its release: what kubectl ovn migration check does here", Args: cobra.NoArgs,
+		Long: "ovn asks the ovn-controller that runs on the node, by its control socket, and prints what it says as JSON.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+			defer cancel()
+			var found errand.OVN
+			said, err := ovs.Ask(ctx, filepath.Join(dir, "ovn-controller*.ctl"), "version")
+			if found.Controller = ovs.ParseVersion(said); err != nil {
+				found.Error = err.Error()
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(found)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "ovn-run-dir", dir, "directory of ovn-controller's control socket")
 	return cmd
 }

@@ -31,3 +31,11 @@ type Echo struct {
 
 // Answered says whether it came back.
 func (e Echo) Answered() bool { return e.Error == "" }
+
+// OVN is what `godwit-agent ovn` says of the OVN that its node runs.
+type OVN struct {
+	// Controller is the release of the ovn-controller that runs, as it says itself: 23.03.1.
+	Controller string `json:"controller,omitempty"`
+	// Error is why nobody knows, empty if somebody does.
+	Error string `json:"error,omitempty"`
+}
