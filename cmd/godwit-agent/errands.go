@@ -107,25 +107,26 @@ became of them as JSON.`, smallEcho),
 	return cmd
 }
 
-// answerTimeout bounds the question to ovn-controller. One that computes all flows of a large cluster anew answers when it has.
+// answerTimeout bounds the questions to ovn-controller and to the agent. An ovn-controller that computes all flows of a large cluster anew answers when it has.
 const answerTimeout = 5 * time.Second
 
-func ovnCommand() *cobra.Command {
-	dir := agent.Defaults().OVNRunDir
+func fitnessCommand() *cobra.Command {
+	cfg := agent.Defaults()
 	cmd := &cobra.Command{
-		Use: "ovn", Short: "Ask the node's ovn-controller for its release: what kubectl ovn migration check does here", Args: cobra.NoArgs,
-		Long: "ovn asks the ovn-controller that runs on the node, by its control socket, and prints what it says as JSON.",
+		Use: "fitness", Short: "Ask the node's ovn-controller and agent for what a migration needs: what kubectl ovn migration check does here", Args: cobra.NoArgs,
+		Long: `fitness asks the ovn-controller that runs on the node for its release, by its control socket, and the agent whether it hands connections over, by its metrics. It prints what they say as JSON.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
 			defer cancel()
-			var found errand.OVN
-			said, err := ovs.Ask(ctx, filepath.Join(dir, "ovn-controller*.ctl"), "version")
+			found := errand.Fitness{Handoff: agent.HandsOver(ctx, cfg.MetricsAddress)}
+			said, err := ovs.Ask(ctx, filepath.Join(cfg.OVNRunDir, "ovn-controller*.ctl"), "version")
 			if found.Controller = ovs.ParseVersion(said); err != nil {
 				found.Error = err.Error()
 			}
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(found)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "ovn-run-dir", dir, "directory of ovn-controller's control socket")
+	cmd.Flags().StringVar(&cfg.OVNRunDir, "ovn-run-dir", cfg.OVNRunDir, "directory of ovn-controller's control socket")
+	cmd.Flags().StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "the agent's")
 	return cmd
 }

@@ -119,6 +119,8 @@ func (p preflight) isolated() verdict {
 	}
 	isolated := isolatedBy(names) + " in " + d.String()
 	switch {
+	case p.handOver():
+		return verdict{grade: fine, finding: isolated + ": its connections move with it"}
 	case p.isolation.unknown != nil:
 		return verdict{rough, fmt.Sprintf("%s; whether its connections go on could not be found out: %v", isolated, p.isolation.unknown), "does godwit-controller run? --system-namespace says where Godwit is"}
 	case p.isolation.handover.off:

@@ -117,7 +117,11 @@ func (p preflight) bindings() []verdict {
 		case nic.SRIOV != nil:
 			out = append(out, verdict{rough, fmt.Sprintf("NIC %s is SR-IOV: it is unplugged and plugged again, and Godwit has no part in it", nic.Name), "expect an interruption there"})
 		default:
-			out = append(out, verdict{grade: fine, finding: fmt.Sprintf("NIC %s keeps its addresses and its connections", nic.Name)})
+			but := ""
+			if p.ovn != nil && !p.handOver() {
+				but = ", but those that it has open to a Service's address" // their translation stays behind
+			}
+			out = append(out, verdict{grade: fine, finding: fmt.Sprintf("NIC %s keeps its addresses and its connections%s", nic.Name, but)})
 		}
 	}
 	return out

@@ -44,11 +44,12 @@ func ready() preflight {
 			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 		}
 	}
+	well := errand.Fitness{Controller: "23.03.1", Handoff: true}
 	return preflight{
 		vmi: vmi, ports: []v1alpha1.Port{port}, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
 		agents:    map[string]bool{"node1": true, "node2": true, "node3": true},
 		echoes:    map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
-		ovn:       &ovnReleases{controllers: map[string]errand.OVN{"node1": {Controller: "23.03.1"}, "node2": {Controller: "23.03.1"}, "node3": {Controller: "23.03.1"}}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
+		ovn:       &ovnReleases{controllers: map[string]errand.Fitness{"node1": well, "node2": well, "node3": well}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
 		isolation: isolation{handover: handover{grace: time.Minute}},
 	}
 }
@@ -94,40 +95,45 @@ func TestJudge(t *testing.T) {
 		"unknown": func(p *preflight) { p.ports, p.last, p.unsent = nil, nil, errors.New("nobody may run programs there") },
 		"tunnels": func(p *preflight) {
 			p.nodes = append(p.nodes, *p.nodes[1].DeepCopy())
-			p.nodes[3].Name, p.agents["node4"], p.ovn.controllers["node4"] = "node4", true, errand.OVN{Controller: "23.03.1"}
+			p.nodes[3].Name, p.agents["node4"], p.ovn.controllers["node4"] = "node4", true, p.ovn.controllers["node1"]
 			p.echoes["node2"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Microseconds: 300}}
 			p.echoes["node3"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Error: "no answer within 1s"}}
 		},
 		"not tried": func(p *preflight) { p.echoes, p.ovn = nil, nil },
 		"isolated": func(p *preflight) {
 			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress), isolatingPolicy("all", "", networkingv1.PolicyTypeEgress), isolatingPolicy("db", "db", networkingv1.PolicyTypeEgress)}
-			p.ovn.northd = "" // it is not Godwit's
+			p.ovn.northd, p.ovn.controllers["node3"] = "", errand.Fitness{Controller: "23.03.1"} // ovn-northd is not Godwit's
 		},
 		"isolated without handover": func(p *preflight) {
 			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
 			p.isolation.handover.off = true
 			p.ovn.unasked = map[string]error{"node2": errors.New("nobody may run programs there")}
-			p.ovn.controllers["node3"] = errand.OVN{Error: "version at /run/ovn/ovn-controller.7.ctl: it does not answer: context deadline exceeded"}
+			p.ovn.controllers["node3"] = errand.Fitness{Error: "version at /run/ovn/ovn-controller.7.ctl: it does not answer: context deadline exceeded"}
 			p.ovn.unread = errors.New("no member of OVN_Northbound answers: kubectl ovn db status")
+		},
+		"isolated with handoff": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
+			p.isolation.handover.off = true // which does not matter then
 		},
 		"isolated by many": func(p *preflight) {
 			for _, name := range []string{"a", "b", "c", "d", "e", "f", "g"} {
 				p.isolation.policies = append(p.isolation.policies, isolatingPolicy(name, "web", networkingv1.PolicyTypeEgress))
 			}
 			p.isolation.unknown = errors.New("there is no pod of godwit-controller")
+			p.ovn.controllers["node1"] = errand.Fitness{Controller: "23.03.1"}
 		},
 		"policies unread": func(p *preflight) { p.isolation.unread = errors.New("forbidden") },
 		"old ovn": func(p *preflight) { // one node that can take it is left
-			p.ovn.controllers["node1"], p.ovn.controllers["node2"] = errand.OVN{Controller: "22.12.1"}, errand.OVN{Controller: "23.03.0"}
+			p.ovn.controllers["node1"], p.ovn.controllers["node2"] = errand.Fitness{Controller: "22.12.1"}, errand.Fitness{Controller: "23.03.0"}
 		},
 		"older ovn": func(p *preflight) { // none is
-			p.ovn.controllers["node2"], p.ovn.controllers["node3"] = errand.OVN{Controller: "22.03.2"}, errand.OVN{Controller: "22.12.0"}
+			p.ovn.controllers["node2"], p.ovn.controllers["node3"] = errand.Fitness{Controller: "22.03.2"}, errand.Fitness{Controller: "22.12.0"}
 			p.ovn.northd = "22.03.2-20.21.0-58.3"
 		},
 		"ovn of two series": func(p *preflight) {
-			p.ovn.controllers["node2"], p.ovn.controllers["node3"], p.ovn.northd = errand.OVN{Controller: "24.03.2"}, errand.OVN{Controller: "23.06.0-139.el9"}, "24.03.5-20.33.0-78.0"
+			p.ovn.controllers["node2"], p.ovn.controllers["node3"], p.ovn.northd = errand.Fitness{Controller: "24.03.2"}, errand.Fitness{Controller: "23.06.0-139.el9"}, "24.03.5-20.33.0-78.0"
 		},
-		"ovn unknown": func(p *preflight) { p.ovn.controllers["node2"], p.ovn.northd = errand.OVN{}, "none" },
+		"ovn unknown": func(p *preflight) { p.ovn.controllers["node2"], p.ovn.northd = errand.Fitness{}, "none" },
 		"not ready": func(p *preflight) {
 			p.nodes[1].Status.Conditions, p.nodes[2].Status.Conditions[0].Status = nil, corev1.ConditionUnknown
 		},
@@ -207,8 +213,8 @@ func TestAskReleases(t *testing.T) {
 	p := ready()
 	p.agents["node3"] = false
 	said := answers{
-		"agent-node1/agent: godwit-agent ovn": {stdout: `{"controller":"23.03.1"}`},
-		"agent-node2/agent: godwit-agent ovn": {stderr: `Error: unknown command "ovn" for "godwit-agent"`, code: 1},
+		"agent-node1/agent: godwit-agent fitness": {stdout: `{"controller":"23.03.1","handoff":true}`},
+		"agent-node2/agent: godwit-agent fitness": {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
 	}
 	for what, test := range map[string]struct {
 		objects []client.Object
@@ -223,7 +229,7 @@ func TestAskReleases(t *testing.T) {
 		said["ovn-central-0/nb: ovn-nbctl --timeout=15 --no-leader-only get NB_Global . options:northd_internal_version"] = answer{stdout: test.northd}
 		c := clusterOf(t, said, append(test.objects, agentPod("node1"), agentPod("node2"))...)
 		c.askReleases(t.Context(), &p)
-		if got := p.ovn.controllers["node1"]; got.Controller != "23.03.1" || p.ovn.unasked["node1"] != nil || len(p.ovn.controllers) != 2 {
+		if got := p.ovn.controllers["node1"]; got != (errand.Fitness{Controller: "23.03.1", Handoff: true}) || p.ovn.unasked["node1"] != nil || len(p.ovn.controllers) != 2 {
 			t.Errorf("%s: node1 has %+v, %v, of %v", what, got, p.ovn.unasked["node1"], p.ovn.controllers)
 		}
 		if err := p.ovn.unasked["node2"]; err == nil || !strings.Contains(err.Error(), "unknown command") {

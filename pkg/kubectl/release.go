@@ -69,8 +69,8 @@ func (r release) lack() (g grade, what, since string) {
 
 // ovnReleases are those that a migration is about.
 type ovnReleases struct {
-	// controllers are what the nodes' agents say of their ovn-controllers; unasked is why one could not say it.
-	controllers map[string]errand.OVN
+	// controllers are what the nodes' agents say of their ovn-controllers, and of themselves; unasked is why one could not say it.
+	controllers map[string]errand.Fitness
 	unasked     map[string]error
 	// northd is what the ovn-northd that works wrote of itself, empty where nobody can be asked, for it runs in no pod of Godwit's; unread is why it could not be read.
 	northd string
@@ -79,7 +79,7 @@ type ovnReleases struct {
 
 // askReleases has the agents of the VM's node, and of those that can take it, ask their ovn-controllers; and reads the ovn-northd's.
 func (c cluster) askReleases(ctx context.Context, p *preflight) {
-	found := &ovnReleases{controllers: map[string]errand.OVN{}, unasked: map[string]error{}}
+	found := &ovnReleases{controllers: map[string]errand.Fitness{}, unasked: map[string]error{}}
 	var mu sync.Mutex
 	var g errgroup.Group // its parts note what they cannot ask, and go on
 	g.SetLimit(askAtOnce)
@@ -102,14 +102,14 @@ func (c cluster) askReleases(ctx context.Context, p *preflight) {
 	p.ovn = found
 }
 
-func (c cluster) askController(ctx context.Context, node string) (said errand.OVN, err error) {
+func (c cluster) askController(ctx context.Context, node string) (said errand.Fitness, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	in, err := c.agentOn(ctx, node)
 	if err != nil {
 		return said, err
 	}
-	text, err := c.ask(ctx, in.pod.Name, agentComponent, "godwit-agent", "ovn")
+	text, err := c.ask(ctx, in.pod.Name, agentComponent, "godwit-agent", "fitness")
 	if err != nil {
 		return said, err
 	}
@@ -213,6 +213,11 @@ func (o *ovnReleases) controller(node string) (release, error) {
 		return release{}, errors.New(said.Error)
 	}
 	return parseRelease(said.Controller)
+}
+
+// handOver: the agents of the VM's node, and of all that can take it, hand connections over.
+func (p preflight) handOver() bool {
+	return p.ovn != nil && len(p.candidates()) > 0 && !slices.ContainsFunc(p.concerned(), func(node string) bool { return !p.ovn.controllers[node].Handoff })
 }
 
 // central judges the ovn-northd that works, beside ovn-controllers from the oldest to the newest. also is what the line says of it if all is well.
