@@ -217,7 +217,7 @@ func (o *ovnReleases) controller(node string) (release, error) {
 
 // handOver: the agents of the VM's node, and of all that can take it, hand connections over.
 func (p preflight) handOver() bool {
-	return p.ovn != nil && len(p.candidates()) > 0 && !slices.ContainsFunc(p.concerned(), func(node string) bool { return !p.ovn.controllers[node].Handoff })
+	return p.ovn != nil && !slices.ContainsFunc(p.concerned(), func(node string) bool { return !p.ovn.controllers[node].Handoff })
 }
 
 // central judges the ovn-northd that works, beside ovn-controllers from the oldest to the newest. also is what the line says of it if all is well.
