@@ -162,8 +162,15 @@ func (p preflight) releases() []verdict {
 		}
 		at[r] = append(at[r], node)
 	}
+	for _, on := range at {
+		slices.Sort(on)
+	}
 	if len(silent) > 0 { // they mostly have one reason
-		out = append(out, verdict{rough, fmt.Sprintf("ovn-controller on %s could not be asked for its release; on %s: %s", strings.Join(silent, ", "), silent[0], why[0]), "kubectl ovn diagnose looks at all of OVN; --probe=false does without"})
+		because := why[0]
+		if len(silent) > 1 {
+			because = "on " + silent[0] + ": " + because
+		}
+		out = append(out, verdict{rough, fmt.Sprintf("ovn-controller on %s could not be asked for its release: %s", strings.Join(silent, ", "), because), "kubectl ovn diagnose looks at all of OVN; --probe=false does without"})
 	}
 	all := slices.SortedFunc(maps.Keys(at), release.compare)
 	out = append(out, p.lacking(all, at)...)

@@ -140,7 +140,7 @@ func troubles(s *passage.Scene) map[string]trouble {
 	return map[string]trouble{
 		"it carries less": {"hub", set("mtu", "1400"), set("mtu", "1500"), "warn  the tunnel between " + s.Target + " and " + third + " carries packets of 1280 bytes, and not those of "},
 		"it is cut":       {"hub", set("down"), set("up"), "warn  nothing comes back from " + third + " of what " + s.Target + " sends through the tunnel"},
-		"OVN hangs there": {third, signal("STOP"), signal("CONT"), "warn  ovn-controller on " + third + " could not be asked for its release; on " + third + ": version at /run/ovn/ovn-controller."},
+		"OVN hangs there": {third, signal("STOP"), signal("CONT"), "warn  ovn-controller on " + third + " could not be asked for its release: version at /run/ovn/ovn-controller."},
 	}
 }
 
