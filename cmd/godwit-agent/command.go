@@ -55,7 +55,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics, /healthz and /readyz")
 	f.StringVar(&opts.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&opts.logFormat, "log-format", "text", "text or json")
-	cmd.AddCommand(tcpdumpCommand(), echoCommand())
+	cmd.AddCommand(tcpdumpCommand(), echoCommand(), fitnessCommand())
 	return cmd
 }
 

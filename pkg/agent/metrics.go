@@ -127,7 +127,7 @@ func (m *metrics) request(command string, err error, took time.Duration) {
 	m.requests.WithLabelValues(command, outcome).Observe(took.Seconds())
 }
 
-// scrapeTimeout bounds the reading of the local database for a scrape; the rows are in the client's cache.
+// scrapeTimeout bounds the reading of the local database for a scrape, the rows of which are in the client's cache, and a look at a daemon, for which no scrape waits (ovs.Look).
 const scrapeTimeout = 2 * time.Second
 
 // tell registers what is read when it is scraped, for as long as ctx lasts: it needs the connection to Open vSwitch.
@@ -153,7 +153,7 @@ func (a *Agent) tell(ctx context.Context) (stop func(), err error) {
 
 // tellDaemons registers what needs no connection to Open vSwitch's database.
 func (a *Agent) tellDaemons(ctx context.Context) (stop func(), err error) {
-	return a.register(&daemons{ctx: ctx, log: a.log, ovnDir: a.cfg.OVNRunDir, switchDir: filepath.Dir(strings.TrimPrefix(a.cfg.OVSEndpoint, "unix:"))})
+	return a.register(newDaemons(ctx, a.log, filepath.Dir(strings.TrimPrefix(a.cfg.OVSEndpoint, "unix:")), a.cfg.OVNRunDir))
 }
 
 func (a *Agent) register(collectors ...prometheus.Collector) (undo func(), err error) {
