@@ -29,7 +29,8 @@ demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under tr
 	@$(LAB) demo $(LAB_FLAGS) --picture out/demo/migration.svg
 
 .PHONY: test
-test: preflight lint unit integration test-kernel e2e test-install ## every test there is
+test: preflight ## every test there is, and how long each stage took
+	+@test/tools/stages.sh "$(MAKE)" lint unit integration test-kernel e2e test-install
 	@echo "make test: all passed"
 
 .PHONY: unit
