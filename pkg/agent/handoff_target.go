@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -22,6 +24,8 @@ type reception struct {
 	mu    sync.Mutex
 	table entries
 	told  v1alpha1.Connections
+	// zones are those of the ports that entries were put into.
+	zones map[string]conntrack.Zone
 	// over: the VM does not come.
 	over bool
 }
@@ -89,6 +93,12 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	if err != nil {
 		return peer.Reply{}, err
 	}
+	if !shared(msg.Zone) {
+		if r.zones == nil {
+			r.zones = map[string]conntrack.Zone{}
+		}
+		r.zones[msg.Zone] = zone
+	}
 	result, err := table.Upsert(ctx, zone, told)
 	reply := h.count(w, result)
 	if err != nil {
@@ -135,7 +145,8 @@ func (h *handoff) count(w *watch, result conntrack.Result) peer.Reply {
 	return peer.Reply{Again: result.Refused[conntrack.ReasonConflict]+result.Refused[conntrack.ReasonTableFull] > 0}
 }
 
-// clean takes the VM's connections out of its ports' zones here, where it does not come. A zone that OVN has taken back already is flushed before it is given out again.
+// clean takes the VM's connections out of the zones of its ports here, where it does not come. OVN may have taken a zone back by then: as long as nobody else has it nobody else has entries in it, and
+// when somebody has, OVN has flushed it before.
 func (h *handoff) clean(ctx context.Context, w *watch) error {
 	if h == nil {
 		return nil
@@ -143,12 +154,12 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 	r := &w.reception
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over || r.told.Moved == 0 {
+	if r.over || len(r.zones) == 0 {
 		r.over = true
 		return nil
 	}
 	r.over = true
-	zones, err := h.zones(ctx)
+	now, err := h.zones(ctx)
 	if err != nil {
 		return err
 	}
@@ -161,18 +172,16 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 		return err
 	}
 	removed := 0
-	for _, t := range w.list() {
-		zone := zones[string(t.port.ID)]
-		if zone == 0 {
+	for name, zone := range r.zones {
+		if now[name] != zone && slices.Contains(slices.Collect(maps.Values(now)), zone) {
 			continue
 		}
 		d, err := table.Dump(ctx, conntrack.Query{Zone: zone, Limit: h.limit, Keep: of(mine)})
-		if err != nil {
-			r.drop()
-			return err
+		if err == nil {
+			var n int
+			n, err = table.Remove(ctx, zone, d.Entries)
+			removed += n
 		}
-		n, err := table.Remove(ctx, zone, d.Entries)
-		removed += n
 		if err != nil {
 			r.drop()
 			return err

@@ -374,6 +374,9 @@ func TestHandoffIsCleaned(t *testing.T) {
 				t.Fatal(err)
 			}
 			table.set(portZone, vm[0], vm[1], other)
+			w.node.mu.Lock()
+			delete(w.node.zones, portName) // OVN is quicker
+			w.node.mu.Unlock()
 			if err := fails(w, s); err != nil {
 				t.Fatal(err)
 			}
@@ -387,6 +390,25 @@ func TestHandoffIsCleaned(t *testing.T) {
 				t.Error("connections are taken of a VM that does not come")
 			}
 		})
+	}
+}
+
+// A zone that OVN has given to somebody else is not touched.
+func TestHandoffLeavesWhatIsAnothers(t *testing.T) {
+	w, s, table := receiving(t)
+	vm, _ := connectionsOf(t)
+	w.target(t)
+	if err := told(s.Handle(t.Context(), moving, message(t, portName, vm[0]))); err != nil {
+		t.Fatal(err)
+	}
+	w.node.mu.Lock()
+	w.node.zones = map[string]uint16{"another": uint16(portZone)}
+	w.node.mu.Unlock()
+	if err := told(s.Handle(t.Context(), moving, resumed)); err != nil {
+		t.Fatal(err)
+	}
+	if got := table.has(portZone); len(got) != 1 {
+		t.Errorf("the zone of another port has %v, want what it had", got)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -81,7 +80,7 @@ func (c *Cluster) startController(ctx context.Context, flags ...string) error {
 		return err
 	}
 	defer release()
-	args := append([]string{"--ovn-issuer", "--kubeconfig=" + file, "--nb-remote=unix:" + c.file(nbSocket), "--sb-remote=unix:" + c.file(sbSocket), "--default-cidrs=" + podCIDRs,
+	args := append([]string{"--ovn-issuer", "--kubeconfig=" + file, "--nb-remote=unix:" + c.file(nbSocket), fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--default-cidrs=" + podCIDRs,
 		"--join-cidrs=" + joinCIDRs, "--namespace=" + namespace}, flags...)
 	if c.controller, err = c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), args...)); err != nil {
 		return err
@@ -98,7 +97,8 @@ func (c *Cluster) RestartController(ctx context.Context, flags ...string) error 
 	return c.startController(ctx, flags...)
 }
 
-func (n *Node) startAgent(ctx context.Context) error {
+// startAgent starts it with flags besides its usual ones. It hands no connections over unless it is told to: most tests look at what happens without.
+func (n *Node) startAgent(ctx context.Context, flags ...string) error {
 	c := n.cluster
 	config, err := c.credentials("godwit-agent", n.Name)
 	if err != nil {
@@ -108,63 +108,29 @@ func (n *Node) startAgent(ctx context.Context) error {
 	if err := c.WriteFile(ctx, file, config, 0o600); err != nil {
 		return err
 	}
-	if err := n.setAgentFlags(ctx, nil); err != nil {
-		return err
-	}
-	script := fmt.Sprintf(`echo $$ > %s; exec godwit-agent "$@" $(cat %s)`, n.agentPID(), n.agentFlags())
-	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: filepath.Join(logDir, n.Name+"-godwit-agent.log"), Restart: true, Args: []string{
-		"bash", "-c", script, "godwit-agent", "--node-name=" + n.Name, "--kubeconfig=" + file, "--ovs-db=unix:" + n.socket(),
+	args := append([]string{
+		"godwit-agent", "--node-name=" + n.Name, "--kubeconfig=" + file, "--ovs-db=unix:" + n.socket(),
 		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay=" + underlayNet.String(), "--node-tls-dir=" + n.dir() + "/tls", "--pods-dir=" + n.dir() + "/pods",
 		"--cni-socket=" + n.dir() + "/cni.sock", "--cni-bin-dir=" + n.binDir(), "--cni-conf-dir=" + n.confDir(),
-		"--metrics-address=" + netip.AddrPortFrom(n.address, metricsPort).String(),
-	}})
+		"--metrics-address=" + netip.AddrPortFrom(n.address, metricsPort).String(), "--handoff=false",
+	}, flags...)
+	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: filepath.Join(logDir, n.Name+"-godwit-agent.log"), Restart: true, Args: args})
 	if err != nil {
 		return err
 	}
 	n.agent = id
-	return n.awaitAgent(ctx, "")
-}
-
-func (n *Node) agentPID() string   { return n.dir() + "/agent.pid" }
-func (n *Node) agentFlags() string { return n.dir() + "/agent.flags" }
-
-// setAgentFlags are for when the agent starts the next time. It hands no connections over unless it is told to: most tests look at what happens without.
-func (n *Node) setAgentFlags(ctx context.Context, flags []string) error {
-	return n.cluster.WriteFile(ctx, n.agentFlags(), []byte(strings.Join(append([]string{"--handoff=false"}, flags...), " ")), 0o600)
-}
-
-// RestartAgent ends the node's agent as a node's crash does, has it started with flags besides its usual ones, and returns when that one is ready.
-func (n *Node) RestartAgent(ctx context.Context, flags ...string) error {
-	if err := n.setAgentFlags(ctx, flags); err != nil {
-		return err
-	}
-	pid, err := n.cluster.ReadFile(ctx, n.agentPID())
-	if err != nil {
-		return err
-	}
-	if err := n.cluster.Signal(ctx, n.agent, syscall.SIGKILL); err != nil {
-		return err
-	}
-	return n.awaitAgent(ctx, string(pid))
-}
-
-// awaitAgent waits until an agent that is not the one of a PID is ready.
-func (n *Node) awaitAgent(ctx context.Context, not string) error {
-	c := n.cluster
-	ready := c.ready(netip.AddrPortFrom(n.address, metricsPort))
-	if err := Await(ctx, "start the agent of "+n.Name, func(ctx context.Context) error {
-		pid, err := c.ReadFile(ctx, n.agentPID())
-		if err == nil && string(pid) == not {
-			err = errors.New("it has not been started again")
-		}
-		if err != nil {
-			return err
-		}
-		return ready(ctx)
-	}); err != nil {
+	if err := Await(ctx, "start the agent of "+n.Name, c.ready(netip.AddrPortFrom(n.address, metricsPort))); err != nil {
 		return errors.Join(err, fmt.Errorf("logs:\n%s", c.Logs(context.WithoutCancel(ctx), 15)))
 	}
 	return nil
+}
+
+// RestartAgent ends the node's agent as a crash does, and returns when another, with flags besides the usual ones, is ready.
+func (n *Node) RestartAgent(ctx context.Context, flags ...string) error {
+	if err := n.cluster.Signal(ctx, n.agent, syscall.SIGKILL); err != nil {
+		return err
+	}
+	return n.startAgent(ctx, flags...)
 }
 
 func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }
