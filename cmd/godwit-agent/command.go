@@ -40,6 +40,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.OVNTLSDir, "ovn-tls-dir", cfg.OVNTLSDir, "directory for the node's certificate, the same path for ovn-controller; needed for ssl: alone. godwit-controller --ovn-issuer signs it")
 	f.StringVar(&cfg.NodeTLSDir, "node-tls-dir", cfg.NodeTLSDir, "directory for the node's certificate where OVN is reached without TLS: for the agents of other nodes alone; --ovn-tls-dir's serves for both")
 	f.BoolVar(&cfg.Switchover, "switchover", cfg.Switchover, "tell the agent of the node that a VM migrates to when it stops here, so that its port is open there when it resumes; needs a certificate")
+	f.BoolVar(&cfg.Handoff, "handoff", cfg.Handoff, "hand the connections of VMs that migrate over to connection tracking where they go; needs --switchover, and the kernel's datapath")
 	f.IntVar(&cfg.SwitchoverPort, "switchover-port", cfg.SwitchoverPort, "TCP port on the nodes' own addresses for that, the same on all nodes")
 	f.StringVar(&cfg.PodsDir, "pods-dir", cfg.PodsDir, "the kubelet's directory of pods, where launchers have libvirt's socket")
 	f.StringVar(&cfg.Underlay, "underlay", cfg.Underlay, "where tunnels end: an interface's name, or a CIDR; the Node's InternalIP if empty")
@@ -54,7 +55,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics, /healthz and /readyz")
 	f.StringVar(&opts.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&opts.logFormat, "log-format", "text", "text or json")
-	cmd.AddCommand(tcpdumpCommand(), echoCommand())
+	cmd.AddCommand(tcpdumpCommand(), echoCommand(), fitnessCommand())
 	return cmd
 }
 

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -15,6 +17,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/errand"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/netdev"
+	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
 // exitError is an error with the code that the process exits with.
@@ -101,5 +104,29 @@ became of them as JSON.`, smallEcho),
 		},
 	}
 	cmd.Flags().IntVar(&size, "size", smallEcho, "of the IP packet, in bytes")
+	return cmd
+}
+
+// answerTimeout bounds the questions to ovn-controller and to the agent. An ovn-controller that computes all flows of a large cluster anew answers when it has.
+const answerTimeout = 5 * time.Second
+
+func fitnessCommand() *cobra.Command {
+	cfg := agent.Defaults()
+	cmd := &cobra.Command{
+		Use: "fitness", Short: "Ask the node's ovn-controller and agent for what a migration needs: what kubectl ovn migration check does here", Args: cobra.NoArgs,
+		Long: `fitness asks the ovn-controller that runs on the node for its release, by its control socket, and the agent whether it hands connections over, by its metrics. It prints what they say as JSON.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+			defer cancel()
+			found := errand.Fitness{Handoff: agent.HandsOver(ctx, cfg.MetricsAddress)}
+			said, err := ovs.Ask(ctx, filepath.Join(cfg.OVNRunDir, "ovn-controller*.ctl"), "version")
+			if found.Controller = ovs.ParseVersion(said); err != nil {
+				found.Error = err.Error()
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(found)
+		},
+	}
+	cmd.Flags().StringVar(&cfg.OVNRunDir, "ovn-run-dir", cfg.OVNRunDir, "directory of ovn-controller's control socket")
+	cmd.Flags().StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "the agent's")
 	return cmd
 }

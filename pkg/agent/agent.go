@@ -97,6 +97,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 		return nil, err
 	}
 	a.addSwitchover(src)
+	a.addHandoff(host)
 	a.heart = &heart{
 		cfg: cfg, log: log, inputs: a.inputs, ready: a.ready, renew: to.Renew, subnet: src.Subnet, wake: make(chan struct{}, 1),
 		loans: &loans{now: time.Now, log: log, host: host, inputs: a.inputs, translated: a.loop.gateway.translates, announce: announcer(host), news: map[netdev.Borrowed]int{}},

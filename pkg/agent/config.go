@@ -46,6 +46,8 @@ type Config struct {
 	Switchover bool
 	// SwitchoverPort is the TCP port on which agents listen for that, the same on all nodes.
 	SwitchoverPort int
+	// Handoff: connections of a VM that migrates are handed over, where Switchover is on and Open vSwitch has the kernel's datapath.
+	Handoff bool
 	// PodsDir is the kubelet's directory of pods, in which launchers have libvirt's socket.
 	PodsDir string
 	// Underlay says which address tunnels end at: an interface's name, or a CIDR that contains it. The Node's InternalIP if empty.
@@ -73,7 +75,7 @@ func Defaults() Config {
 	return Config{
 		Namespace: "godwit-system", OVSEndpoint: ovs.DefaultEndpoint, OVNRunDir: "/run/ovn", Datapath: DatapathAuto, CNISocket: wire.DefaultSocket,
 		CNIBinSource: "/usr/bin/godwit-cni", CNIBinDir: "/host/opt/cni/bin", CNIConfDir: "/host/etc/cni/net.d", MetricsAddress: ":9476",
-		Services: true, Switchover: true, SwitchoverPort: 9480, PodsDir: "/var/lib/kubelet/pods",
+		Services: true, Switchover: true, Handoff: true, SwitchoverPort: 9480, PodsDir: "/var/lib/kubelet/pods",
 	}
 }
 

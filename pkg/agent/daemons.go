@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -39,14 +39,37 @@ var (
 )
 
 // daemons tells what ovn-controller and ovs-vswitchd say of themselves, by their control sockets when it is scraped. A daemon that has no socket has no series; one that has and does
-// not answer in time has one, godwit_ovn_daemon_up.
+// not answer in time has one, godwit_ovn_daemon_up. Neither keeps a scrape waiting.
 type daemons struct {
 	// switchDir and ovnDir have the sockets.
 	switchDir, ovnDir string
 	log               *slog.Logger
-	failing           atomic.Bool
+	// looks are one for each daemon.
+	looks []*ovs.Look[[]prometheus.Metric]
 	// ctx is the agent's, which a scrape has none of.
 	ctx context.Context //nolint:containedctx // a Collector is called without one
+}
+
+func newDaemons(ctx context.Context, log *slog.Logger, switchDir, ovnDir string) *daemons {
+	d := &daemons{ctx: ctx, log: log, switchDir: switchDir, ovnDir: ovnDir}
+	for name, ask := range map[string]func(*scrape) error{daemonController: d.controller, daemonSwitch: d.vswitchd} {
+		d.looks = append(d.looks, d.look(name, ask))
+	}
+	return d
+}
+
+// look asks one daemon. What it does not say is left out, and the log says so once.
+func (d *daemons) look(name string, ask func(*scrape) error) *ovs.Look[[]prometheus.Metric] {
+	failing := false // one look is at work at a time
+	return ovs.NewLook(func() []prometheus.Metric {
+		s := &scrape{descs: d.descs()}
+		err := s.up(name, ask(s))
+		if err != nil && !failing && d.ctx.Err() == nil {
+			d.log.Warn("a daemon of the node cannot be told of in full", "daemon", name, "error", err)
+		}
+		failing = err != nil
+		return s.told
+	})
 }
 
 func (d *daemons) descs() map[string]*prometheus.Desc {
@@ -73,31 +96,36 @@ func (d *daemons) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// scrape is one look at the daemons.
+// scrape is one look at a daemon.
 type scrape struct {
 	descs map[string]*prometheus.Desc
-	to    chan<- prometheus.Metric
+	told  []prometheus.Metric
 }
 
-func (s scrape) gauge(of string, value float64, labels ...string) {
-	s.to <- prometheus.MustNewConstMetric(s.descs[of], prometheus.GaugeValue, value, labels...)
+func (s *scrape) gauge(of string, value float64, labels ...string) {
+	s.told = append(s.told, prometheus.MustNewConstMetric(s.descs[of], prometheus.GaugeValue, value, labels...))
 }
 
-func (s scrape) counter(of string, value float64, labels ...string) {
-	s.to <- prometheus.MustNewConstMetric(s.descs[of], prometheus.CounterValue, value, labels...)
+func (s *scrape) counter(of string, value float64, labels ...string) {
+	s.told = append(s.told, prometheus.MustNewConstMetric(s.descs[of], prometheus.CounterValue, value, labels...))
 }
 
-// Collect implements prometheus.Collector; see traffic.Collect.
+// Collect implements prometheus.Collector.
 func (d *daemons) Collect(to chan<- prometheus.Metric) {
-	s := scrape{descs: d.descs(), to: to}
-	err := errors.Join(d.up(s, daemonController, d.controller(s)), d.up(s, daemonSwitch, d.vswitchd(s)))
-	if failing := err != nil; d.failing.Swap(failing) != failing && failing {
-		d.log.Warn("daemons of the node cannot be told of in full", "error", err)
+	var all sync.WaitGroup
+	for _, l := range d.looks {
+		all.Go(func() {
+			told, _ := l.See() // nothing, where nothing was seen
+			for _, m := range told {
+				to <- m
+			}
+		})
 	}
+	all.Wait()
 }
 
 // up tells whether a daemon answered; what has no socket is not there, which is no error.
-func (d *daemons) up(s scrape, daemon string, err error) error {
+func (s *scrape) up(daemon string, err error) error {
 	switch {
 	case errors.Is(err, ovs.ErrNoSocket):
 		return nil
@@ -109,7 +137,7 @@ func (d *daemons) up(s scrape, daemon string, err error) error {
 	return err
 }
 
-// asker asks one daemon, all questions of a scrape within a time.
+// asker asks one daemon, all questions of a look within a time.
 func (d *daemons) asker(dir, daemon string) (ask func(command string, arguments ...string) (string, error), cancel context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(d.ctx, scrapeTimeout)
 	return func(command string, arguments ...string) (string, error) {
@@ -117,7 +145,7 @@ func (d *daemons) asker(dir, daemon string) (ask func(command string, arguments 
 	}, cancel
 }
 
-func (d *daemons) controller(s scrape) error {
+func (d *daemons) controller(s *scrape) error {
 	ask, cancel := d.asker(d.ovnDir, daemonController)
 	defer cancel()
 	status, err := ask("connection-status")
@@ -160,7 +188,7 @@ func (d *daemons) controller(s scrape) error {
 	return nil
 }
 
-func (d *daemons) vswitchd(s scrape) error {
+func (d *daemons) vswitchd(s *scrape) error {
 	ask, cancel := d.asker(d.switchDir, daemonSwitch)
 	defer cancel()
 	shown, err := ask("dpctl/show")

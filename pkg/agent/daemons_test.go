@@ -60,7 +60,7 @@ func TestDaemonsTellOfThemselves(t *testing.T) {
 	central := ovntest.Central(t)
 	host := ovntest.Host(t, central, "node1")
 	host.ConfigureChassis(t, central)
-	d := &daemons{switchDir: host.RunDir, ovnDir: host.RunDir, log: slog.New(slog.NewTextHandler(t.Output(), nil)), ctx: t.Context()}
+	d := newDaemons(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)), host.RunDir, host.RunDir)
 	working := func() string { // the daemons' threads sum up what they count about once a second
 		switch {
 		case seriesOf(t, d, "godwit_ovn_controller_connected")[""] != 1:
@@ -99,7 +99,7 @@ func TestDaemonsTellOfThemselves(t *testing.T) {
 func TestDaemonsThatAreNotThere(t *testing.T) {
 	var log bytes.Buffer
 	dir := t.TempDir()
-	d := &daemons{switchDir: dir, ovnDir: dir, log: slog.New(slog.NewTextHandler(&log, nil)), ctx: t.Context()}
+	d := newDaemons(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), dir, dir)
 	if got := familiesOf(t, d); len(got) != 0 || log.Len() != 0 {
 		t.Errorf("without a socket: %v, %s", got, log.String())
 	}
@@ -117,6 +117,34 @@ func TestDaemonsThatAreNotThere(t *testing.T) {
 		}
 	}
 	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("the log has %d lines:\n%s", n, log.String())
+	}
+}
+
+// TestDaemonThatHangs: of one that takes a question and does not answer, as one that is stopped, the scrape does not wait to hear; the next one has what came of it.
+func TestDaemonThatHangs(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	hung, err := net.Listen("unix", filepath.Join(dir, "ovn-controller.1.ctl")) // it accepts nothing; the kernel takes what is written
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hung.Close() })
+	d := newDaemons(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), dir, dir)
+	start := time.Now()
+	got := seriesOf(t, d, "godwit_ovn_daemon_up")
+	if took := time.Since(start); len(got) != 0 || took >= scrapeTimeout {
+		t.Errorf("%v after %s, want nothing yet, and well before %s", got, took, scrapeTimeout)
+	}
+	for deadline := start.Add(time.Minute); len(got) == 0; got = seriesOf(t, d, "godwit_ovn_daemon_up") {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was told of it")
+		}
+	}
+	if up, told := got["/ovn-controller"]; up != 0 || !told || len(got) != 1 {
+		t.Errorf("told %v", got)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "ovn-controller.1.ctl: it does not answer") {
 		t.Errorf("the log has %d lines:\n%s", n, log.String())
 	}
 }

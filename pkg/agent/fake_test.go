@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,6 +24,7 @@ type fakeNode struct {
 	links  map[string]netdev.Veth
 	inside map[string]netdev.Interface
 	ports  map[string]ovs.PortStatus
+	zones  map[string]uint16
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
 	// underlay is the bridge; the zero value: there is none.
@@ -263,6 +265,11 @@ func (n *fakeNode) Port(_ context.Context, name string) (s ovs.PortStatus, err e
 }
 
 func (n *fakeNode) Tunnels(context.Context) (all, failed int, err error) { return 2, 0, nil }
+
+func (n *fakeNode) Zones(context.Context) (out map[string]uint16, err error) {
+	err = n.op("Zones", func() { out = maps.Clone(n.zones) })
+	return out, err
+}
 
 func (n *fakeNode) PodPorts(context.Context) (out []ovs.PortStatus, err error) {
 	err = n.op("PodPorts", func() {

@@ -39,6 +39,9 @@ type metrics struct {
 	// switchovers counts what became of the signal, by switchoverEvents; signalling is 1 if there is one.
 	switchovers *prometheus.CounterVec
 	signalling  prometheus.Gauge
+	// handoffEntries counts what became of entries of connection tracking, by handoffResults; handingOff is 1 if they are handed over.
+	handoffEntries *prometheus.CounterVec
+	handingOff     prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error) {
@@ -79,6 +82,16 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 			Name: "godwit_agent_switchover_enabled", Help: "1 if the agent signals that a migration has stopped a VM, and listens for that, else 0.",
 		}),
 	}
+	m.handoffEntries = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "godwit_agent_handoff_entries_total",
+		Help: "What became of connections of VMs that migrate: on the target moved (not known before), replaced (of these, those learnt wrongly), renewed, refused; on the source left (the target was not told).",
+	}, []string{"result"})
+	m.handingOff = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "godwit_agent_handoff_enabled", Help: "1 if the agent hands the connections of VMs over that migrate, and takes them, else 0.",
+	})
+	for _, r := range handoffResults() {
+		m.handoffEntries.WithLabelValues(r)
+	}
 	for _, e := range switchoverEvents() {
 		m.switchovers.WithLabelValues(e)
 	}
@@ -94,7 +107,7 @@ func newMetrics(reg prometheus.Registerer, isReady func() bool) (*metrics, error
 	for _, check := range []string{checkForward, checkConflist} {
 		m.problems.WithLabelValues(check).Set(0)
 	}
-	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems, m.observed, m.announcements, m.switchovers, m.signalling} {
+	for _, c := range []prometheus.Collector{m.stages, m.requests, m.ready, m.problems, m.observed, m.announcements, m.switchovers, m.signalling, m.handoffEntries, m.handingOff} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -114,7 +127,7 @@ func (m *metrics) request(command string, err error, took time.Duration) {
 	m.requests.WithLabelValues(command, outcome).Observe(took.Seconds())
 }
 
-// scrapeTimeout bounds the reading of the local database for a scrape; the rows are in the client's cache.
+// scrapeTimeout bounds the reading of the local database for a scrape, the rows of which are in the client's cache, and a look at a daemon, for which no scrape waits (ovs.Look).
 const scrapeTimeout = 2 * time.Second
 
 // tell registers what is read when it is scraped, for as long as ctx lasts: it needs the connection to Open vSwitch.
@@ -140,7 +153,7 @@ func (a *Agent) tell(ctx context.Context) (stop func(), err error) {
 
 // tellDaemons registers what needs no connection to Open vSwitch's database.
 func (a *Agent) tellDaemons(ctx context.Context) (stop func(), err error) {
-	return a.register(&daemons{ctx: ctx, log: a.log, ovnDir: a.cfg.OVNRunDir, switchDir: filepath.Dir(strings.TrimPrefix(a.cfg.OVSEndpoint, "unix:"))})
+	return a.register(newDaemons(ctx, a.log, filepath.Dir(strings.TrimPrefix(a.cfg.OVSEndpoint, "unix:")), a.cfg.OVNRunDir))
 }
 
 func (a *Agent) register(collectors ...prometheus.Collector) (undo func(), err error) {

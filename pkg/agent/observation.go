@@ -182,6 +182,7 @@ func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Obse
 		now.LastFrame = before.LastFrame
 	}
 	now.FramesBeforeAnnouncement = max(now.FramesBeforeAnnouncement, before.FramesBeforeAnnouncement)
+	now.Connections = mergeConnections(before.Connections, now.Connections)
 	return now
 }
 
@@ -189,7 +190,8 @@ func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Obse
 func same(a, b v1alpha1.Observation) bool {
 	return a.Attached.Equal(b.Attached) && a.LastFrame.Equal(b.LastFrame) && a.Announced.Equal(b.Announced) && a.FirstFrame.Equal(b.FirstFrame) &&
 		a.AnnouncedByAgent == b.AnnouncedByAgent && a.FramesBeforeAnnouncement == b.FramesBeforeAnnouncement &&
-		a.Stopped.Equal(b.Stopped) && equal(a.FramesLost, b.FramesLost) && a.ActivatedBy == b.ActivatedBy && a.Opened.Equal(b.Opened) && equal(a.FramesQueued, b.FramesQueued)
+		a.Stopped.Equal(b.Stopped) && equal(a.FramesLost, b.FramesLost) && a.ActivatedBy == b.ActivatedBy && a.Opened.Equal(b.Opened) && equal(a.FramesQueued, b.FramesQueued) &&
+		sameConnections(a.Connections, b.Connections)
 }
 
 func equal(a, b *int64) bool { return a == b || a != nil && b != nil && *a == *b }
@@ -200,7 +202,7 @@ type course struct {
 	ports []sighting
 	// heard: the network has heard the VM on the target, so that the source's part is over.
 	heard bool
-	// reported: something was written already, and only the end is still to be.
+	// reported: what was seen was written already, and only the end is still to be.
 	reported bool
 	// ended is when the migration was seen to be over; zero while it is not.
 	ended time.Time

@@ -59,6 +59,7 @@ type switchDB interface {
 	Port(ctx context.Context, name string) (ovs.PortStatus, error)
 	PodPorts(ctx context.Context) ([]ovs.PortStatus, error)
 	Tunnels(ctx context.Context) (all, failed int, err error)
+	Zones(ctx context.Context) (map[string]uint16, error)
 	WaitInstalled(ctx context.Context, name string) error
 	WaitBlocked(ctx context.Context, name string) error
 }

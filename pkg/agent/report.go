@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -26,11 +27,15 @@ func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (agai
 	if pm == nil {
 		return 0, false
 	}
-	c := course{side: w.key.side, reported: w.written != nil, ended: w.ended}
+	c := course{side: w.key.side, reported: w.reported, ended: w.ended}
 	c.heard = reached(pm, v1alpha1.StageCommitted) || pm.Status.Target != nil && (pm.Status.Target.Announced != nil || pm.Status.Target.FirstFrame != nil)
 	c.ports = w.sightings()
 	now := time.Now()
 	yes, again := c.due(now)
+	regular := yes
+	if !yes && pressing(w.before(pm).Connections, w.connections()) {
+		yes = true
+	}
 	if !yes {
 		return again, false
 	}
@@ -39,7 +44,11 @@ func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (agai
 	}
 	o, news := w.news(pm, c.ports)
 	if !news {
-		return 0, !w.ended.IsZero()
+		w.reported = w.reported || regular
+		return again, !w.ended.IsZero()
+	}
+	if !regular {
+		o.LastFrame = w.before(pm).LastFrame // what was seen so far is not the last: the interruption would be measured from it
 	}
 	gone, err := w.write(ctx, pm, o)
 	if err != nil {
@@ -47,8 +56,27 @@ func (w *watch) reportDue(ctx context.Context, pm *v1alpha1.PortMigration) (agai
 		w.retry = now.Add(reportRetry)
 		return reportRetry, !w.ended.IsZero() && now.Sub(w.ended) > reportGiveUp
 	}
-	w.written = &o
-	return 0, gone || !w.ended.IsZero()
+	w.written, w.reported = &o, w.reported || regular
+	return again, gone || !w.ended.IsZero()
+}
+
+// before is what was reported last, by this agent or the one before it.
+func (w *watch) before(pm *v1alpha1.PortMigration) v1alpha1.Observation {
+	if o := cmp.Or(w.written, observation(pm, w.key.side)); o != nil {
+		return *o
+	}
+	return v1alpha1.Observation{}
+}
+
+// connections is what is known of their hand-over on this side; nil if there is none.
+func (w *watch) connections() *v1alpha1.Connections {
+	if w.key.side == sideTarget {
+		return w.reception.connections()
+	}
+	if w.courier == nil {
+		return nil
+	}
+	return w.courier.connections()
 }
 
 // news is what was seen in all, and whether that is more than was reported.
@@ -57,7 +85,9 @@ func (w *watch) news(pm *v1alpha1.PortMigration, ports []sighting) (o v1alpha1.O
 	if before == nil {
 		before = observation(pm, w.key.side)
 	}
-	o = merge(before, observe(w.key.side, ports))
+	now := observe(w.key.side, ports)
+	now.Connections = w.connections()
+	o = merge(before, now)
 	return o, !same(o, v1alpha1.Observation{}) && (before == nil || !same(o, *before))
 }
 

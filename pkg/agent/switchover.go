@@ -65,6 +65,8 @@ type switchover struct {
 	// stops tells of a launcher's VM.
 	stops  func(context.Context, hypervisor.Launcher) (<-chan hypervisor.Event, error)
 	listen func(ctx context.Context, address string) (net.Listener, error)
+	// handoff is nil if connections are not handed over.
+	handoff *handoff
 }
 
 // addSwitchover: without it migrations go as they did before there was a signal.
@@ -156,8 +158,6 @@ func (s *switchover) Admit(node string, m peer.Migration) (err error) {
 	case pm.Spec.Source.Node != node || pm.Spec.Target.Node != s.node:
 		err = fmt.Errorf("migration %s/%s goes from node %s to node %s: node %s has no say in it on node %s",
 			m.Namespace, m.UID, pm.Spec.Source.Node, pm.Spec.Target.Node, node, s.node)
-	case s.declined(pm):
-		err = fmt.Errorf("the VM's annotation %s is \"false\"", v1alpha1.SwitchoverAnnotation)
 	case pm.Status.Over():
 		err = fmt.Errorf("migration %s/%s is over", m.Namespace, m.UID)
 	}
@@ -167,25 +167,32 @@ func (s *switchover) Admit(node string, m peer.Migration) (err error) {
 	return err
 }
 
-// declined: the VM's owner wants no signal.
-func (s *switchover) declined(pm *v1alpha1.PortMigration) bool {
-	pod := s.observer.inputs.pod(pm.Namespace + "/" + pm.Spec.Target.Pod.Name)
+// declined: the VM's owner wants no signal. It is asked of the pod that is on this node.
+func (s *switchover) declined(pm *v1alpha1.PortMigration, here v1alpha1.MigrationEnd) bool {
+	pod := s.observer.inputs.pod(pm.Namespace + "/" + here.Pod.Name)
 	return pod != nil && pod.Annotations[v1alpha1.SwitchoverAnnotation] == "false"
 }
 
 // Handle implements peer.Service.
-func (s *switchover) Handle(ctx context.Context, m peer.Migration, msg peer.Message) error {
-	w := s.observer.find(watchKey{sideTarget, m.Namespace, types.UID(m.UID)})
-	if w == nil {
-		return errors.New("the migration's target pod has no link yet")
+func (s *switchover) Handle(ctx context.Context, m peer.Migration, msg peer.Message) (peer.Reply, error) {
+	key := watchKey{sideTarget, m.Namespace, types.UID(m.UID)}
+	w, pm := s.observer.find(key), s.observer.migrations.get(key)
+	if w == nil || pm == nil {
+		return peer.Reply{}, errors.New("the migration's target pod has no link yet")
 	}
 	switch msg.Kind {
 	case peer.Stopped:
-		return w.openPorts(ctx, msg.Ports)
+		if s.declined(pm, pm.Spec.Target) {
+			s.observer.metrics.switchovers.WithLabelValues(switchoverRefused).Inc()
+			return peer.Reply{}, fmt.Errorf("the VM's annotation %s is \"false\"", v1alpha1.SwitchoverAnnotation)
+		}
+		return peer.Reply{}, w.openPorts(ctx, msg.Ports)
 	case peer.Resumed:
-		return w.withdraw(ctx, msg.Ports)
+		return peer.Reply{}, w.withdraw(ctx, msg.Ports)
+	case peer.Connections:
+		return s.handoff.take(ctx, w, msg)
 	case peer.Alive:
-		return nil
+		return peer.Reply{}, nil
 	}
-	return fmt.Errorf("message of the kind %q: want %s or %s", msg.Kind, peer.Stopped, peer.Resumed)
+	return peer.Reply{}, fmt.Errorf("message of the kind %q: want %s, %s or %s", msg.Kind, peer.Stopped, peer.Resumed, peer.Connections)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -25,19 +26,29 @@ const (
 	addressTimeout = 5 * time.Second
 )
 
-// guard begins to look after the VM's stop, once the ports are prepared.
+// guard begins to look after the VM's stop, and after its connections, once the ports are prepared.
 func (w *watch) guard(ctx context.Context, pm *v1alpha1.PortMigration) {
 	s := w.o.switchover
 	if w.guarded || s == nil || w.key.side != sideSource || pm == nil || pm.Status.Over() || !reached(pm, v1alpha1.StagePrepared) {
 		return
 	}
 	w.guarded = true
-	w.readers.Go(func() { s.guard(ctx, w, pm) })
+	l := &line{s: s, w: w, pm: pm}
+	if s.handoff != nil {
+		l.courier = newCourier(s.handoff, l)
+		w.courier = l.courier
+		w.readers.Go(func() { l.courier.run(ctx) })
+	}
+	if s.declined(pm, pm.Spec.Source) {
+		w.log.Info("the target's agent is not told when the VM stops: its annotation " + v1alpha1.SwitchoverAnnotation + ` is "false"`)
+		return
+	}
+	w.readers.Go(func() { s.guard(ctx, l) })
 }
 
 // guard tells the target's agent what the source's hypervisor tells, until ctx ends. The connection is there before it is needed.
-func (s *switchover) guard(ctx context.Context, w *watch, pm *v1alpha1.PortMigration) {
-	l := &line{s: s, w: w, pm: pm}
+func (s *switchover) guard(ctx context.Context, l *line) {
+	w := l.w
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -45,7 +56,7 @@ func (s *switchover) guard(ctx context.Context, w *watch, pm *v1alpha1.PortMigra
 	wg.Go(func() { l.keep(ctx) })
 	retry := newRetry()
 	for failed := false; ctx.Err() == nil; {
-		events, err := s.stops(ctx, hypervisor.Launcher{Pods: s.pods, UID: string(pm.Spec.Source.Pod.UID)})
+		events, err := s.stops(ctx, hypervisor.Launcher{Pods: s.pods, UID: string(l.pm.Spec.Source.Pod.UID)})
 		if err == nil {
 			retry.Reset()
 			l.follow(ctx, events)
@@ -76,11 +87,15 @@ type line struct {
 	s  *switchover
 	w  *watch
 	pm *v1alpha1.PortMigration
+	// courier is nil if connections are not handed over.
+	courier *courier
 	// stopped belongs to the loop that follows the events.
 	stopped bool
 
 	mu   sync.Mutex
 	conn *peer.Conn
+	// known are the target's addresses, so that the API server need not be asked when there is no time.
+	known []netip.Addr
 }
 
 // follow acts on events until there are no more.
@@ -90,6 +105,9 @@ func (l *line) follow(ctx context.Context, events <-chan hypervisor.Event) {
 		case e == hypervisor.Stopped:
 			l.stopped = true
 			l.signal(ctx)
+			if l.courier != nil {
+				l.courier.finish()
+			}
 		case e == hypervisor.Resumed && l.stopped:
 			l.stopped = false
 			l.takeBack(ctx)
@@ -182,7 +200,7 @@ func (l *line) send(ctx context.Context, m peer.Message) error {
 	l.mu.Unlock()
 	var err error
 	if conn != nil {
-		if err = conn.Send(ctx, m); err == nil || errors.Is(err, peer.ErrRefused) {
+		if _, err = conn.Send(ctx, m); err == nil || errors.Is(err, peer.ErrRefused) {
 			return err
 		}
 	}
@@ -191,15 +209,14 @@ func (l *line) send(ctx context.Context, m peer.Message) error {
 		return errors.Join(err, derr)
 	}
 	defer again.Close() //nolint:errcheck // the answer has been read
-	return again.Send(ctx, m)
+	_, err = again.Send(ctx, m)
+	return err
 }
 
 // dial connects to the target's agent at one of its node's addresses.
 func (l *line) dial(ctx context.Context) (*peer.Conn, error) {
 	node := l.pm.Spec.Target.Node
-	asking, cancel := context.WithTimeout(ctx, addressTimeout)
-	defer cancel()
-	addresses, err := l.s.addresses(asking, node)
+	addresses, err := l.addresses(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -212,5 +229,28 @@ func (l *line) dial(ctx context.Context) (*peer.Conn, error) {
 		}
 		errs = append(errs, err)
 	}
+	l.mu.Lock()
+	l.known = nil // it may have others now
+	l.mu.Unlock()
 	return nil, errors.Join(errs...)
+}
+
+// addresses are those of the target's node.
+func (l *line) addresses(ctx context.Context) ([]netip.Addr, error) {
+	l.mu.Lock()
+	known := l.known
+	l.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, addressTimeout)
+	defer cancel()
+	read, err := l.s.addresses(ctx, l.pm.Spec.Target.Node)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.known = read
+	l.mu.Unlock()
+	return read, nil
 }

@@ -103,6 +103,9 @@ func (w *watch) withdraw(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
+	if err := w.o.switchover.handoff.clean(ctx, w); err != nil { // before OVN gives the zones up
+		w.log.Warn("connections of a VM that does not come are left until they end by themselves", "error", err)
+	}
 	var errs []error
 	for _, t := range w.named(names) {
 		if s := t.sighting(); s.withdrawn {

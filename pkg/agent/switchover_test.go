@@ -45,15 +45,17 @@ func opened(t *testing.T) (w *watched, s *switchover, c *fakeCapture) {
 	w.records.add(w.pm)
 	w.watching(t)
 	c = w.links.capture(t, w.target(t))
-	if err := errors.Join(s.Admit("zero", moving), s.Handle(t.Context(), moving, stopped)); err != nil {
+	if err := errors.Join(s.Admit("zero", moving), told(s.Handle(t.Context(), moving, stopped))); err != nil {
 		t.Fatal(err)
 	}
 	return w, s, c
 }
 
+func told(_ peer.Reply, err error) error { return err }
+
 func TestSwitchoverOpensThePort(t *testing.T) {
 	w, s, c := opened(t)
-	if err := s.Handle(t.Context(), moving, stopped); err != nil {
+	if _, err := s.Handle(t.Context(), moving, stopped); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.links.openings(); n != 1 {
@@ -95,14 +97,14 @@ func TestSwitchoverWhoHasASay(t *testing.T) {
 	if err := s.Admit("zero", moving); err != nil {
 		t.Errorf("the source: %v", err)
 	}
-	if err := s.Handle(t.Context(), moving, stopped); err == nil || w.links.openings() != 0 {
+	if _, err := s.Handle(t.Context(), moving, stopped); err == nil || w.links.openings() != 0 {
 		t.Errorf("a target without a link: %v, want an error", err)
 	}
 	w.target(t)
 	for name, msg := range map[string]peer.Message{
 		"another port": {Kind: peer.Stopped, Ports: []string{string(ident.VMPort("ns", "other", "default"))}}, "no port": {Kind: peer.Stopped}, "another kind": {Kind: "begun", Ports: stopped.Ports},
 	} {
-		if err := s.Handle(t.Context(), moving, msg); err == nil || w.links.openings() != 0 {
+		if _, err := s.Handle(t.Context(), moving, msg); err == nil || w.links.openings() != 0 {
 			t.Errorf("%s: %v, want an error", name, err)
 		}
 	}
@@ -127,7 +129,7 @@ func (w *watched) isWithdrawn(t *testing.T) bool {
 
 func TestSwitchoverIsTakenBack(t *testing.T) {
 	w, s, _ := opened(t)
-	if err := s.Handle(t.Context(), moving, resumed); err != nil {
+	if _, err := s.Handle(t.Context(), moving, resumed); err != nil {
 		t.Fatal(err)
 	}
 	if !w.isWithdrawn(t) {
@@ -146,7 +148,7 @@ func TestSwitchoverIsTakenBack(t *testing.T) {
 // Another agent's restart does not lose what the former has taken away.
 func TestSwitchoverIsTakenBackOverARestart(t *testing.T) {
 	w, s, _ := opened(t)
-	if err := s.Handle(t.Context(), moving, resumed); err != nil {
+	if _, err := s.Handle(t.Context(), moving, resumed); err != nil {
 		t.Fatal(err)
 	}
 	w.stop()
@@ -176,7 +178,7 @@ func TestSwitchoverCannotTakeAVMThatRuns(t *testing.T) {
 			runs(w, c)
 			var err error
 			eventually(t, "refusal", func() error {
-				if err = s.Handle(t.Context(), moving, resumed); !errors.Is(err, errRunsHere) {
+				if _, err = s.Handle(t.Context(), moving, resumed); !errors.Is(err, errRunsHere) {
 					return errors.New("taken away")
 				}
 				return nil
@@ -194,6 +196,8 @@ type ears struct {
 	mu    sync.Mutex
 	heard []peer.Message
 	fail  error
+	// deaf is what connections are answered by.
+	deaf error
 }
 
 func (e *ears) Admit(string, peer.Migration) error {
@@ -202,11 +206,14 @@ func (e *ears) Admit(string, peer.Migration) error {
 	return e.fail
 }
 
-func (e *ears) Handle(_ context.Context, _ peer.Migration, m peer.Message) error {
+func (e *ears) Handle(_ context.Context, _ peer.Migration, m peer.Message) (peer.Reply, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if m.Kind == peer.Connections && e.deaf != nil {
+		return peer.Reply{}, e.deaf
+	}
 	e.heard = append(e.heard, m)
-	return nil
+	return peer.Reply{}, nil
 }
 
 func (e *ears) kinds() (out []peer.Kind) {

@@ -178,6 +178,7 @@ func (w *watch) close() {
 		}
 	}
 	w.readers.Wait()
+	w.reception.close()
 }
 
 // quieten keeps the pod of a port from ending connections of a VM that is masqueraded behind it. While both pods are reached, each is sent what belongs to

@@ -49,11 +49,16 @@ type watch struct {
 	// known: the API server has shown the migration. ended is when it was seen to be over, ready when the VM was seen to run in the launcher.
 	known        bool
 	ended, ready time.Time
-	// guarded: the source's hypervisor is listened to.
+	// guarded: the source's hypervisor is listened to. courier hands the VM's connections over from here; nil if nobody does.
 	guarded bool
-	// written is what was reported last, retry when a report that failed is tried again.
-	written *v1alpha1.Observation
-	retry   time.Time
+	courier *courier
+	// written is what was reported last, retry when a report that failed is tried again; reported: what was seen is in it, and only the end may still come.
+	written  *v1alpha1.Observation
+	retry    time.Time
+	reported bool
+
+	// reception is what was taken of the VM's connections here.
+	reception reception
 }
 
 func newWatch(o *observer, key watchKey, l launcher) *watch {
@@ -131,6 +136,7 @@ func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 	}
 	w.read(ctx)
 	w.guard(ctx, pm)
+	w.settle(ctx, pm)
 	mend := w.mend(ctx, pm)
 	announce := w.announce(pm)
 	report, done := w.reportDue(ctx, pm)

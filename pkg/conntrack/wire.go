@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// MaxMessage is the greatest length in bytes of what Encode returns and Decode takes. A channel that carries 64 KiB has room for a header of its own.
-const MaxMessage = 60 << 10
+// MaxMessage is the greatest length in bytes of what Encode returns and Decode takes. A channel that carries 64 KiB has room for it in base64, and for a header of its own.
+const MaxMessage = 45 << 10
 
 // version is the first byte of a message. Another version is another form: a node that does not know it takes nothing.
 const version = 1

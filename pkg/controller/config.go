@@ -13,6 +13,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/pki"
+	"github.com/godwit-cni/godwit/pkg/policy"
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
@@ -75,7 +76,7 @@ func Defaults() Config {
 		PodWorkers:     64,
 		KeepMigrations: 10,
 		HandoverRules:  true,
-		HandoverGrace:  time.Minute,
+		HandoverGrace:  policy.HandoverGrace,
 		Services:       true,
 		Registerer:     ctrlmetrics.Registry,
 	}

@@ -48,6 +48,8 @@ type vmReconciler struct {
 	mu sync.Mutex
 	// last is what was decided last, for logs and events alone.
 	last map[types.NamespacedName]said
+	// held is since when a VM's ports wait for its connections to be handed over.
+	held map[types.NamespacedName]time.Time
 }
 
 // said is a decision as it was told to people.
@@ -79,6 +81,11 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	snapshot := migration.Observe(o.pods, o.vmi, o.vmims, o.rows, o.bindings).Fenced(o.gone)
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
+	if len(changes) > 0 {
+		if again, err := r.hold(ctx, vm, decision, start); again > 0 || err != nil {
+			return reconcile.Result{RequeueAfter: again}, err
+		}
+	}
 	anchors := r.tellAnchors(vm, o, decision)
 	news, journey := r.journeys(vm, o, decision)
 	if len(changes) > 0 {

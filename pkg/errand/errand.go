@@ -31,3 +31,12 @@ type Echo struct {
 
 // Answered says whether it came back.
 func (e Echo) Answered() bool { return e.Error == "" }
+
+// Fitness is what `godwit-agent fitness` says of what a migration finds on its node.
+type Fitness struct {
+	// Controller is the release of the ovn-controller that runs, as it says itself: 23.03.1. Error is why nobody knows, empty if somebody does.
+	Controller string `json:"controller,omitempty"`
+	Error      string `json:"error,omitempty"`
+	// Handoff: the agent hands the connections of VMs over, and takes them. False where it does not say so.
+	Handoff bool `json:"handoff,omitempty"`
+}

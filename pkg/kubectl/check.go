@@ -2,9 +2,11 @@ package kubectl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -19,16 +21,21 @@ import (
 const systemNamespace = "godwit-system"
 
 func (s *session) checkCommand() *cobra.Command {
+	var format string
 	probe := true
 	cmd := &cobra.Command{
 		Use: "check VM", Args: cobra.ExactArgs(1), ValidArgsFunction: s.complete(vms),
 		Short: "Whether a VM can move, and whether anybody would notice",
 		Long: `check looks at what the API has of a VM before it moves: whether KubeVirt can migrate it, how its NICs are bound, whether its ports are attached, which nodes can take it, which
-Services lead to it on its node alone, and how it went the last time. And it tries the tunnels: the agent on the VM's node sends a packet as long as the VM's to each node that can take it, from ovn0
-to ovn0, which needs the right to create pods/exec in the namespace of Godwit. A line each: ok, warn (somebody would notice) or fail (it does not move), and what to do.
-It exits with 1 if any line is not ok.`,
+NetworkPolicies isolate it and what becomes of its connections then, which Services lead to it on its node alone, and how it went the last time.
+And it has the agents look, which needs the right to create pods/exec in the namespace of Godwit: the one on the VM's node sends a packet as long as the VM's to each node that can take it, from ovn0 to
+ovn0; each of these nodes' asks its ovn-controller for its release, and so is ovn-northd where it is Godwit's pod: whether both have what a migration needs, and are of one series.
+A line each: ok, warn (somebody would notice) or fail (it does not move), and what to do. It exits with 1 if any line is not ok.`,
 		Example: "  kubectl ovn migration check web1\n  kubectl ovn migration check web1 --probe=false",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "" && format != "json" {
+				return fmt.Errorf("-o %s: json is all that there is", format)
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
@@ -39,16 +46,25 @@ It exits with 1 if any line is not ok.`,
 			}
 			if probe {
 				c.probe(cmd.Context(), &p)
+				c.askReleases(cmd.Context(), &p)
 			}
-			return report(folded(cmd.OutOrStdout()), p.judge())
+			d := p.judge()
+			if format == "json" {
+				err = d.json(cmd.OutOrStdout())
+			} else {
+				d.write(folded(cmd.OutOrStdout()))
+			}
+			return errors.Join(err, d.moves())
 		},
 	}
-	cmd.Flags().BoolVar(&probe, "probe", true, "send packets through the tunnels")
+	cmd.Flags().StringVarP(&format, "output", "o", "", "json")
+	cmd.Flags().BoolVar(&probe, "probe", true, "send packets through the tunnels, and ask OVN for its releases")
 	return cmd
 }
 
 // preflight reads what is judged.
 func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err error) {
+	p.now, p.isolation = time.Now(), c.readIsolation(ctx)
 	p.vmi = &kubevirtv1.VirtualMachineInstance{}
 	err = c.api.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: vm}, p.vmi)
 	if apierrors.IsNotFound(err) {
@@ -104,21 +120,20 @@ func (c cluster) agents(ctx context.Context) (map[string]bool, error) {
 	return ready, nil
 }
 
-// report prints verdicts, and is an error if one is not fine.
-func report(w io.Writer, all []verdict) error {
-	count := map[grade]int{}
-	for _, v := range all {
-		count[v.grade]++
-		say(w, "%-4s  %s", v.grade, v.finding)
-		if v.remedy != "" {
-			say(w, "      → %s", v.remedy)
-		}
+// write prints all lines.
+func (d *diagnosis) write(w io.Writer) {
+	for _, l := range d.Checks {
+		l.write(w)
 	}
+}
+
+// moves is an error if a VM would not move, or somebody would notice.
+func (d *diagnosis) moves() error {
 	switch {
-	case count[stuck] > 0:
-		return fmt.Errorf("it does not move: %d of %d checks failed", count[stuck], len(all))
-	case count[rough] > 0:
-		return fmt.Errorf("somebody would notice: %d of %d checks warn", count[rough], len(all))
+	case d.Failures > 0:
+		return fmt.Errorf("it does not move: %d of %d checks failed", d.Failures, len(d.Checks))
+	case d.Warnings > 0:
+		return fmt.Errorf("somebody would notice: %d of %d checks warn", d.Warnings, len(d.Checks))
 	}
 	return nil
 }

@@ -146,12 +146,13 @@ func (p program) ended(err, refused error) error {
 	}
 }
 
-// Components of OVN as pods, by their label: yamls/ovn.yaml.
+// Components of Godwit, and of OVN as pods, by their label: yamls/install.yaml, yamls/ovn.yaml.
 const (
 	centralComponent    = "ovn-central"
 	switchComponent     = "ovs-node"
 	controllerComponent = "ovn-controller"
 	agentComponent      = "agent"
+	managerComponent    = "controller"
 	labelName           = "app.kubernetes.io/name"
 	labelComponent      = "app.kubernetes.io/component"
 )

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,19 +20,25 @@ import (
 
 func (s *session) dbCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "db", Short: "OVN's databases: their members, a copy"}
+	var columns string
 	status := &cobra.Command{
 		Use: "status", Args: cobra.NoArgs,
 		Short: "Who is a member of OVN's databases, who leads, who is behind",
 		Long: `status asks every member of the northbound and the southbound database for what it says of its cluster. BEHIND is how many entries of the log a member lacks, by the leader's word, and HEARD
-how long ago the leader had an answer of it. FILE is the size of the member's file, which the server compacts from time to time. It exits with 1 if a database has no leader, or a member does not answer.`,
+how long ago the leader had an answer of it. FILE is the size of the member's file, which the server compacts from time to time. -o wide has the members' addresses and logs besides.
+It exits with 1 if a database has no leader, or a member does not answer.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if columns != "" && columns != string(wide) {
+				return fmt.Errorf("-o %s: wide is all that there is", columns)
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
 			}
-			return c.dbStatus(cmd.Context(), cmd.OutOrStdout())
+			return c.dbStatus(cmd.Context(), cmd.OutOrStdout(), format(columns))
 		},
 	}
+	status.Flags().StringVarP(&columns, "output", "o", "", "wide")
 	backup := &cobra.Command{
 		Use: "backup FILE", Args: cobra.ExactArgs(1),
 		Short: "A consistent copy of the northbound database",
@@ -61,7 +68,7 @@ type dbMember struct {
 }
 
 // dbStatus prints both databases.
-func (c cluster) dbStatus(ctx context.Context, w io.Writer) error {
+func (c cluster) dbStatus(ctx context.Context, w io.Writer, columns format) error {
 	pods, err := c.ovnPods(ctx, centralComponent, "")
 	if err != nil {
 		return err
@@ -72,7 +79,7 @@ func (c cluster) dbStatus(ctx context.Context, w io.Writer) error {
 		for i := range pods {
 			members[i] = c.dbMember(ctx, d, &pods[i])
 		}
-		problems = append(problems, writeMembers(w, d, members))
+		problems = append(problems, membership{d, members}.write(w, columns))
 	}
 	return errors.Join(problems...)
 }
@@ -114,29 +121,61 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
-// writeMembers prints the members of a database, those that run in no pod among them, and is an error if one does not answer or none leads.
-func writeMembers(w io.Writer, d database, members []dbMember) error {
-	var leader *dbMember
+// membership are the members of a database.
+type membership struct {
+	database
+	members []dbMember
+}
+
+// write prints them, those that run in no pod among them, and is an error if one does not answer or none leads.
+func (ms membership) write(w io.Writer, columns format) error {
 	var problems []error
-	for i := range members {
-		if m := &members[i]; m.err != nil {
-			problems = append(problems, fmt.Errorf("%s: member in %s does not answer: %w", d.name, m.pod, m.err))
-		} else if m.status.Leads() && (leader == nil || m.status.Term > leader.status.Term) {
+	for _, m := range ms.members {
+		if m.err != nil {
+			problems = append(problems, fmt.Errorf("%s: member in %s does not answer: %w", ms.name, m.pod, m.err))
+		}
+	}
+	leader := ms.leader()
+	head := ms.name + ": no leader"
+	if leader != nil {
+		head = fmt.Sprintf("%s: %s leads in term %d", ms.name, leader.pod, leader.status.Term)
+		if columns == wide {
+			head += ", cluster " + leader.status.Cluster
+		}
+	} else {
+		problems = append(problems, fmt.Errorf("%s has no leader: nothing can be written until more than half of its members are there", ms.name))
+	}
+	say(w, "%s", head)
+	rows := [][]string{{"MEMBER", "NODE", "ROLE", "TERM", "BEHIND", "HEARD", "FILE"}}
+	if columns == wide {
+		rows[0] = append(rows[0], "ADDRESS", "LOG", "UNCOMMITTED")
+	}
+	for _, row := range ms.rows(leader) {
+		rows = append(rows, row[:len(rows[0])])
+	}
+	(&table{out: w}).rows(rows...)
+	say(w, "")
+	return errors.Join(problems...)
+}
+
+// leader is the member that leads, of several that say so the last that was chosen; nil if none does.
+func (ms membership) leader() *dbMember {
+	var leader *dbMember
+	for i := range ms.members {
+		if m := &ms.members[i]; m.err == nil && m.status.Leads() && (leader == nil || m.status.Term > leader.status.Term) {
 			leader = m
 		}
 	}
-	head := d.name + ": no leader"
-	if leader != nil {
-		head = fmt.Sprintf("%s: %s leads in term %d, cluster %s", d.name, leader.pod, leader.status.Term, leader.status.Cluster)
-	} else {
-		problems = append(problems, fmt.Errorf("%s has no leader: nothing can be written until more than half of its members are there", d.name))
-	}
-	say(w, "%s", head)
-	rows := [][]string{{"MEMBER", "NODE", "ADDRESS", "ROLE", "TERM", "LOG", "BEHIND", "UNCOMMITTED", "HEARD", "FILE"}}
+	return leader
+}
+
+// rows are the members with all columns.
+func (ms membership) rows(leader *dbMember) [][]string {
+	var rows [][]string
 	known := map[string]bool{}
-	for _, m := range members {
+	for _, m := range ms.members {
 		if m.err != nil {
-			rows = append(rows, []string{m.pod, m.node, noColumn, "silent", noColumn, noColumn, noColumn, noColumn, noColumn, noColumn})
+			rows = append(rows, []string{m.pod, m.node, "silent", noColumn, noColumn, noColumn, noColumn, noColumn, noColumn, noColumn})
 			continue
 		}
 		self := m.status.Self()
@@ -147,20 +186,29 @@ func writeMembers(w io.Writer, d database, members []dbMember) error {
 		}
 		behind, heard := lag(leader, self.Address)
 		rows = append(rows, []string{
-			m.pod, m.node, self.Address, role, fmt.Sprint(m.status.Term), fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), behind, fmt.Sprint(m.status.Uncommitted), heard, bytesText(m.size),
+			m.pod, m.node, role, fmt.Sprint(m.status.Term), behind, heard, bytesText(m.size), self.Address, fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), fmt.Sprint(m.status.Uncommitted),
 		})
 	}
-	if leader != nil {
-		for _, s := range leader.status.Servers {
-			if !known[s.Address] {
-				behind, heard := lag(leader, s.Address)
-				rows = append(rows, []string{s.ID, noColumn, s.Address, "not seen", noColumn, noColumn, behind, noColumn, heard, noColumn})
-			}
+	if leader == nil {
+		return rows
+	}
+	for _, s := range leader.status.Servers {
+		if !known[s.Address] {
+			behind, heard := lag(leader, s.Address)
+			rows = append(rows, []string{s.ID, hostOf(s.Address), "not seen", noColumn, behind, heard, noColumn, s.Address, noColumn, noColumn}) // of its node nothing else is known
 		}
 	}
-	(&table{out: w}).rows(rows...)
-	say(w, "")
-	return errors.Join(problems...)
+	return rows
+}
+
+// hostOf is the host of a member's address, PROTOCOL:HOST:PORT.
+func hostOf(address string) string {
+	_, rest, _ := strings.Cut(address, ":")
+	host, _, err := net.SplitHostPort(rest)
+	if err != nil {
+		return address
+	}
+	return host
 }
 
 // lag is how far a member is behind, and for how long it was silent, by the leader's word.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/godwit-cni/godwit/pkg/raft"
 )
@@ -22,13 +23,23 @@ func TestDatabaseStatus(t *testing.T) {
 		{pod: "ovn-central-0", node: "node1", status: leader, size: 1_234_567}, {pod: "ovn-central-1", node: "node2", status: follower, size: 20_480}, {pod: "ovn-central-2", node: "node3", err: errors.New("no such socket")},
 	}
 	var out bytes.Buffer
-	err := writeMembers(&out, northbound, all)
+	err := membership{northbound, all}.write(&out, asTable)
 	if err == nil || !strings.Contains(err.Error(), "member in ovn-central-2 does not answer: no such socket") || strings.Contains(err.Error(), "leader") {
 		t.Errorf("error %v", err)
 	}
 	golden(t, "db-status.txt", out.String())
+	for line := range strings.Lines(out.String()) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
 	out.Reset()
-	if err := writeMembers(&out, northbound, all[1:2]); err == nil || !strings.Contains(err.Error(), "OVN_Northbound has no leader: nothing can be written") {
+	if err := (membership{northbound, all}).write(&out, wide); err == nil {
+		t.Error("nothing is wrong with -o wide")
+	}
+	golden(t, "db-status-wide.txt", out.String())
+	out.Reset()
+	if err := (membership{northbound, all[1:2]}).write(&out, asTable); err == nil || !strings.Contains(err.Error(), "OVN_Northbound has no leader: nothing can be written") {
 		t.Errorf("without a leader: %v", err)
 	}
 }

@@ -38,6 +38,14 @@ type line struct {
 	Remedy  string `json:"remedy,omitempty"`
 }
 
+// write tells a person.
+func (l line) write(w io.Writer) {
+	say(w, "%-4s  %s", l.Grade, l.Finding)
+	if l.Remedy != "" {
+		say(w, "      → %s", l.Remedy)
+	}
+}
+
 func (s *session) diagnoseCommand() *cobra.Command {
 	var format, file string
 	probe := true
@@ -105,9 +113,7 @@ func (c cluster) diagnose(ctx context.Context, r request) error {
 		}
 	}
 	if r.json {
-		enc := json.NewEncoder(r.out)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(d); err != nil {
+		if err := d.json(r.out); err != nil {
 			return err
 		}
 	} else {
@@ -179,16 +185,20 @@ func lasting(first, second diagnosis) diagnosis {
 	return out
 }
 
+// json tells a program.
+func (d *diagnosis) json(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(d)
+}
+
 // print tells a person; of one check no more than a screen has room for.
 func (d *diagnosis) print(w io.Writer) {
 	count := map[string]int{}
 	for i, l := range d.Checks {
 		count[l.Check]++
 		if count[l.Check] <= shown {
-			say(w, "%-4s  %s", l.Grade, l.Finding)
-			if l.Remedy != "" {
-				say(w, "      → %s", l.Remedy)
-			}
+			l.write(w)
 		}
 		if last := i == len(d.Checks)-1 || d.Checks[i+1].Check != l.Check; last && count[l.Check] > shown {
 			say(w, "      … and %d more of the kind: -o json has them", count[l.Check]-shown)

@@ -28,7 +28,8 @@ func TestFolder(t *testing.T) {
 	var plain, narrow bytes.Buffer
 	p := ready()
 	p.ports[0].Status.Node, p.last = "node3", nil
-	if err := report(&plain, p.judge()); err == nil {
+	d := p.judge()
+	if d.write(&plain); d.moves() == nil {
 		t.Error("nothing is wrong")
 	}
 	if folded(&plain) != &plain {

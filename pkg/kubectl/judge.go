@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -36,6 +37,7 @@ type verdict struct {
 
 // preflight is what is known of a VM before it moves.
 type preflight struct {
+	now   time.Time
 	vmi   *kubevirtv1.VirtualMachineInstance
 	ports []v1alpha1.Port
 	// last is the VM's last migration, nil if it never moved.
@@ -47,21 +49,36 @@ type preflight struct {
 	// echoes are what became of packets that the VM's node has sent to others through the tunnels, by node; nil where none was to be sent. unsent is why none could be.
 	echoes map[string][]errand.Echo
 	unsent error
+	// ovn are the releases of OVN's daemons; nil where nobody was to be asked.
+	ovn       *ovnReleases
+	isolation isolation
 }
 
 // judge goes through what makes a move impossible, or noticed.
-func (p preflight) judge() []verdict {
-	out := []verdict{p.runs(), p.migratable()}
-	out = append(out, p.bindings()...)
-	out = append(out, p.attached()...)
-	out = append(out, p.resting())
-	out = append(out, p.destinations()...)
-	out = append(out, p.tunnels()...)
-	out = append(out, p.localServices()...)
-	if p.last != nil && !p.last.Status.Over() {
-		return out // resting has told
+func (p preflight) judge() diagnosis {
+	d := diagnosis{Time: p.now}
+	for _, c := range []struct {
+		name  string
+		found []verdict
+	}{
+		{"running", []verdict{p.runs()}},
+		{"migratable", []verdict{p.migratable()}},
+		{"bindings", p.bindings()},
+		{"ports", p.attached()},
+		{"migrations", []verdict{p.resting()}},
+		{"nodes", p.destinations()},
+		{"tunnels", p.tunnels()},
+		{"ovn", p.releases()},
+		{"policies", []verdict{p.isolated()}},
+		{"services", p.localServices()},
+		{"history", p.history()},
+	} {
+		for _, v := range c.found {
+			d.Checks = append(d.Checks, line{c.name, v.grade, v.finding, v.remedy})
+		}
 	}
-	return append(out, p.history())
+	d.count()
+	return d
 }
 
 func (p preflight) runs() verdict {
@@ -100,7 +117,11 @@ func (p preflight) bindings() []verdict {
 		case nic.SRIOV != nil:
 			out = append(out, verdict{rough, fmt.Sprintf("NIC %s is SR-IOV: it is unplugged and plugged again, and Godwit has no part in it", nic.Name), "expect an interruption there"})
 		default:
-			out = append(out, verdict{grade: fine, finding: fmt.Sprintf("NIC %s keeps its addresses and its connections", nic.Name)})
+			but := ""
+			if p.ovn != nil && !p.handOver() {
+				but = ", but those that it has open to a Service's address" // their translation stays behind
+			}
+			out = append(out, verdict{grade: fine, finding: fmt.Sprintf("NIC %s keeps its addresses and its connections%s", nic.Name, but)})
 		}
 	}
 	return out
@@ -231,12 +252,14 @@ func (p preflight) localServices() []verdict {
 	return out
 }
 
-func (p preflight) history() verdict {
+func (p preflight) history() []verdict {
 	switch {
 	case p.last == nil:
-		return verdict{grade: fine, finding: "it has not moved before"}
+		return []verdict{{grade: fine, finding: "it has not moved before"}}
+	case !p.last.Status.Over():
+		return nil // resting has told
 	case p.last.Status.Result == v1alpha1.MigrationFailed:
-		return verdict{rough, fmt.Sprintf("its last migration, to %s, failed: %s", p.last.Spec.Target.Node, p.last.Status.Reason), "kubectl ovn migration show " + p.vmi.Name}
+		return []verdict{{rough, fmt.Sprintf("its last migration, to %s, failed: %s", p.last.Spec.Target.Node, p.last.Status.Reason), "kubectl ovn migration show " + p.vmi.Name}}
 	}
-	return verdict{grade: fine, finding: fmt.Sprintf("its last migration was interrupted for %s", interruption(p.last.Status.Interruption))}
+	return []verdict{{grade: fine, finding: fmt.Sprintf("its last migration was interrupted for %s", interruption(p.last.Status.Interruption))}}
 }

@@ -1,16 +1,21 @@
 package kubectl
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/errand"
@@ -39,11 +44,23 @@ func ready() preflight {
 			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 		}
 	}
+	well := errand.Fitness{Controller: "23.03.1", Handoff: true}
 	return preflight{
 		vmi: vmi, ports: []v1alpha1.Port{port}, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
-		agents: map[string]bool{"node1": true, "node2": true, "node3": true},
-		echoes: map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
+		agents:    map[string]bool{"node1": true, "node2": true, "node3": true},
+		echoes:    map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
+		ovn:       &ovnReleases{controllers: map[string]errand.Fitness{"node1": well, "node2": well, "node3": well}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
+		isolation: isolation{handover: handover{grace: time.Minute}},
 	}
+}
+
+// isolatingPolicy is a NetworkPolicy of those with a label app, or of all.
+func isolatingPolicy(name, app string, types ...networkingv1.PolicyType) networkingv1.NetworkPolicy {
+	np := networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: types}}
+	if app != "" {
+		np.Spec.PodSelector.MatchLabels = map[string]string{"app": app}
+	}
+	return np
 }
 
 // TestJudge: each thing that can be wrong is found, named, and has a remedy; and nothing else changes.
@@ -78,11 +95,45 @@ func TestJudge(t *testing.T) {
 		"unknown": func(p *preflight) { p.ports, p.last, p.unsent = nil, nil, errors.New("nobody may run programs there") },
 		"tunnels": func(p *preflight) {
 			p.nodes = append(p.nodes, *p.nodes[1].DeepCopy())
-			p.nodes[3].Name, p.agents["node4"] = "node4", true
+			p.nodes[3].Name, p.agents["node4"], p.ovn.controllers["node4"] = "node4", true, p.ovn.controllers["node1"]
 			p.echoes["node2"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Microseconds: 300}}
 			p.echoes["node3"] = []errand.Echo{{Size: 1442, Error: "no answer within 1s"}, {Size: 1280, Error: "no answer within 1s"}}
 		},
-		"not tried": func(p *preflight) { p.echoes = nil },
+		"not tried": func(p *preflight) { p.echoes, p.ovn = nil, nil },
+		"isolated": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress), isolatingPolicy("all", "", networkingv1.PolicyTypeEgress), isolatingPolicy("db", "db", networkingv1.PolicyTypeEgress)}
+			p.ovn.northd, p.ovn.controllers["node3"] = "", errand.Fitness{Controller: "23.03.1"} // ovn-northd is not Godwit's
+		},
+		"isolated without handover": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
+			p.isolation.handover.off = true
+			p.ovn.unasked = map[string]error{"node2": errors.New("nobody may run programs there")}
+			p.ovn.controllers["node3"] = errand.Fitness{Error: "version at /run/ovn/ovn-controller.7.ctl: it does not answer: context deadline exceeded"}
+			p.ovn.unread = errors.New("no member of OVN_Northbound answers: kubectl ovn db status")
+		},
+		"isolated with handoff": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
+			p.isolation.handover.off = true // which does not matter then
+		},
+		"isolated by many": func(p *preflight) {
+			for _, name := range []string{"a", "b", "c", "d", "e", "f", "g"} {
+				p.isolation.policies = append(p.isolation.policies, isolatingPolicy(name, "web", networkingv1.PolicyTypeEgress))
+			}
+			p.isolation.unknown = errors.New("there is no pod of godwit-controller")
+			p.ovn.controllers["node1"] = errand.Fitness{Controller: "23.03.1"}
+		},
+		"policies unread": func(p *preflight) { p.isolation.unread = errors.New("forbidden") },
+		"old ovn": func(p *preflight) { // one node that can take it is left
+			p.ovn.controllers["node1"], p.ovn.controllers["node2"] = errand.Fitness{Controller: "22.12.1"}, errand.Fitness{Controller: "23.03.0"}
+		},
+		"older ovn": func(p *preflight) { // none is
+			p.ovn.controllers["node2"], p.ovn.controllers["node3"] = errand.Fitness{Controller: "22.03.2"}, errand.Fitness{Controller: "22.12.0"}
+			p.ovn.northd = "22.03.2-20.21.0-58.3"
+		},
+		"ovn of two series": func(p *preflight) {
+			p.ovn.controllers["node2"], p.ovn.controllers["node3"], p.ovn.northd = errand.Fitness{Controller: "24.03.2"}, errand.Fitness{Controller: "23.06.0-139.el9"}, "24.03.5-20.33.0-78.0"
+		},
+		"ovn unknown": func(p *preflight) { p.ovn.controllers["node2"], p.ovn.northd = errand.Fitness{}, "none" },
 		"not ready": func(p *preflight) {
 			p.nodes[1].Status.Conditions, p.nodes[2].Status.Conditions[0].Status = nil, corev1.ConditionUnknown
 		},
@@ -91,15 +142,17 @@ func TestJudge(t *testing.T) {
 			p := ready()
 			wrong(&p)
 			var b strings.Builder
-			err := report(&b, p.judge())
+			d := p.judge()
+			d.write(&b)
+			err := d.moves()
 			text := b.String()
 			if err != nil {
 				text += "error: " + err.Error() + "\n"
 			}
 			golden(t, "check-"+strings.ReplaceAll(name, " ", "-")+".txt", text)
-			for _, v := range p.judge() {
-				if (v.grade == fine) != (v.remedy == "") {
-					t.Errorf("%s %q has the remedy %q", v.grade, v.finding, v.remedy)
+			for _, l := range d.Checks {
+				if (l.Grade == fine) != (l.Remedy == "") {
+					t.Errorf("%s %q has the remedy %q", l.Grade, l.Finding, l.Remedy)
 				}
 			}
 		})
@@ -152,5 +205,92 @@ func TestProbe(t *testing.T) {
 	}
 	if c.probe(t.Context(), &p); p.unsent == nil || !strings.Contains(p.unsent.Error(), "unknown command") {
 		t.Errorf("an agent that does not know it: %v", p.unsent)
+	}
+}
+
+// The agents of the VM's node and of those that can take it are asked for their ovn-controllers' releases, and ovn-northd where it runs as Godwit's pods.
+func TestAskReleases(t *testing.T) {
+	p := ready()
+	p.agents["node3"] = false
+	said := answers{
+		"agent-node1/agent: godwit-agent fitness": {stdout: `{"controller":"23.03.1","handoff":true}`},
+		"agent-node2/agent: godwit-agent fitness": {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
+	}
+	for what, test := range map[string]struct {
+		objects []client.Object
+		northd  string
+		unread  string
+	}{
+		"OVN elsewhere":      {},
+		"OVN as pods":        {objects: []client.Object{ovnPod("ovn-central-0", centralComponent, "node1")}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
+		"a database in vain": {objects: []client.Object{ovnPod("ovn-central-1", centralComponent, "node1")}, unread: "no member of OVN_Northbound answers"},
+	} {
+		said["ovn-central-0/nb: ovs-appctl -t /run/ovn/ovnnb_db.ctl cluster/status OVN_Northbound"] = answer{stdout: "Name: OVN_Northbound\nStatus: cluster member\nRole: follower\n"}
+		said["ovn-central-0/nb: ovn-nbctl --timeout=15 --no-leader-only get NB_Global . options:northd_internal_version"] = answer{stdout: test.northd}
+		c := clusterOf(t, said, append(test.objects, agentPod("node1"), agentPod("node2"))...)
+		c.askReleases(t.Context(), &p)
+		if got := p.ovn.controllers["node1"]; got != (errand.Fitness{Controller: "23.03.1", Handoff: true}) || p.ovn.unasked["node1"] != nil || len(p.ovn.controllers) != 2 {
+			t.Errorf("%s: node1 has %+v, %v, of %v", what, got, p.ovn.unasked["node1"], p.ovn.controllers)
+		}
+		if err := p.ovn.unasked["node2"]; err == nil || !strings.Contains(err.Error(), "unknown command") {
+			t.Errorf("%s: an agent that does not know it: %v", what, err)
+		}
+		if p.ovn.northd != test.northd || (p.ovn.unread == nil) != (test.unread == "") || p.ovn.unread != nil && !strings.Contains(p.ovn.unread.Error(), test.unread) {
+			t.Errorf("%s: northd has %q, %v", what, p.ovn.northd, p.ovn.unread)
+		}
+	}
+}
+
+// What the controller was told about handover: of pods that differ the worst, and of none, or of arguments that nobody understands, an error.
+func TestHandoverOfTheController(t *testing.T) {
+	for _, test := range []struct {
+		args []string // of each pod
+		want handover
+		err  string
+	}{
+		{args: []string{"--sb-remote=tcp:192.0.2.1:6642"}, want: handover{grace: time.Minute}},
+		{args: []string{"--handover-grace=5m"}, want: handover{grace: 5 * time.Minute}},
+		{args: []string{"--handover-rules --handover-grace 30s"}, want: handover{grace: 30 * time.Second}},
+		{args: []string{"", "--handover-rules=false"}, want: handover{off: true, grace: time.Minute}},
+		{args: []string{"--handover-grace=2m", "--handover-grace=10s"}, want: handover{grace: 10 * time.Second}},
+		{args: []string{"--handover-rules=$(RULES)"}, err: `pod controller-0: its argument --handover-rules=$(RULES)`},
+		{err: "there is no pod of godwit-controller"},
+	} {
+		gone := ovnPod("gone", managerComponent, "node1")
+		gone.Status.Phase = corev1.PodFailed
+		objects := []client.Object{gone}
+		for i, args := range test.args {
+			p := ovnPod(fmt.Sprintf("controller-%d", i), managerComponent, "node1")
+			p.Spec.Containers = []corev1.Container{{Name: "controller", Args: strings.Fields(args)}}
+			objects = append(objects, p)
+		}
+		got, err := clusterOf(t, nil, objects...).handover(t.Context())
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%q: %v, want %q", test.args, err, test.err)
+			}
+			continue
+		}
+		if err != nil || got != test.want {
+			t.Errorf("%q: %+v, %v, want %+v", test.args, got, err, test.want)
+		}
+	}
+}
+
+// -o json has what the text has, and the exit code is the same.
+func TestCheckAsJSON(t *testing.T) {
+	p := ready()
+	p.isolation.unread = errors.New("forbidden")
+	d := p.judge()
+	var text strings.Builder
+	if err := d.json(&text); err != nil {
+		t.Fatal(err)
+	}
+	var got diagnosis
+	if err := json.Unmarshal([]byte(text.String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(d, got); diff != "" || got.Warnings != 1 || got.moves() == nil {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -163,6 +163,7 @@ func (s story) outcome() string {
 func (s story) facts() [][]string {
 	rows := [][]string{{"interruption", s.interrupted()}}
 	rows = append(rows, s.switchover()...)
+	rows = append(rows, s.connections()...)
 	if o := s.Status.Target; o != nil && o.Announced != nil {
 		rows = append(rows, []string{"dropped by OVN", fmt.Sprintf("%d frames that came before the announcement", o.FramesBeforeAnnouncement)})
 	}
@@ -191,6 +192,25 @@ func (s story) switchover() (rows [][]string) {
 		rows = append(rows, []string{"waited", fmt.Sprintf("%d frames for the VM, on the target", *o.FramesQueued)})
 	}
 	return rows
+}
+
+// connections is what became of the hand-over of the VM's connections; none where there was none.
+func (s story) connections() [][]string {
+	from, to := s.Status.Source, s.Status.Target
+	if from == nil || from.Connections == nil {
+		return nil
+	}
+	moved, word := v1alpha1.Connections{}, "handing over"
+	if to != nil && to.Connections != nil {
+		moved = *to.Connections
+	}
+	switch c := from.Connections; {
+	case c.Ended != nil && c.Began == nil:
+		word = "not handed over"
+	case c.Ended != nil:
+		word = "handed over"
+	}
+	return [][]string{{"connections", fmt.Sprintf("%s: %d moved, %d refused, %d left", word, moved.Moved, moved.Refused, from.Connections.Left)}}
 }
 
 // interrupted says for how long the VM was not heard, and what the figure is worth.

@@ -39,7 +39,7 @@ func TestDropInvalid(t *testing.T) {
 	useNFT(t)
 	world, pod := newHost(t), Host{Netns: namespace(t).Path()}
 	connect(t, world, "veth", "192.0.2.1/24", pod, "192.0.2.2/24")
-	if !reset(t, world, "192.0.2.1", "192.0.2.2", time.Second) {
+	if !reset(t, world, "192.0.2.1", "192.0.2.2", 20*time.Second) {
 		t.Fatal("the pod does not answer a stray SYN+ACK by a reset: the test tests nothing")
 	}
 	for range 2 {

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// scrapeTimeout bounds the questions to one daemon for a scrape.
+	// scrapeTimeout bounds the questions of a look at one daemon, for which no scrape waits (ovs.Look).
 	scrapeTimeout = 2 * time.Second
 	// readTimeout is how long a client may take to say what it wants.
 	readTimeout = 5 * time.Second
@@ -28,17 +28,17 @@ const (
 // northdTasks are ovn-northd's tasks that grow with the cluster: a whole run, what becomes of the northbound database, logical flows, writing them.
 var northdTasks = []string{"ovn-northd-loop", "ovnnb_db_run", "build_lflows", "lflows_to_sb"}
 
-// Census is a prometheus.Collector: what the databases' members of this pod and ovn-northd say of themselves when it is scraped. What has no socket has no series.
+// Census is a prometheus.Collector: what the databases' members of this pod and ovn-northd say of themselves when it is scraped. What has no socket has no series, and none keeps a scrape waiting.
 type Census struct {
 	Config    Config
 	Databases []Database
 	Log       *slog.Logger
-	// Context bounds all scrapes.
+	// Context bounds all looks.
 	Context context.Context //nolint:containedctx // a Collector is called without one
 
-	mu sync.Mutex
-	// told is what the log has.
-	told string
+	once sync.Once
+	// looks are one for each daemon: none keeps a scrape waiting.
+	looks []*ovs.Look[[]prometheus.Metric]
 }
 
 func (c *Census) descs() map[string]*prometheus.Desc {
@@ -69,40 +69,54 @@ func (c *Census) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// telling is one scrape.
+// telling is one look at a daemon.
 type telling struct {
 	descs map[string]*prometheus.Desc
-	to    chan<- prometheus.Metric
+	told  []prometheus.Metric
 }
 
-func (s telling) gauge(of string, value float64, labels ...string) {
-	s.to <- prometheus.MustNewConstMetric(s.descs[of], prometheus.GaugeValue, value, labels...)
+func (s *telling) gauge(of string, value float64, labels ...string) {
+	s.told = append(s.told, prometheus.MustNewConstMetric(s.descs[of], prometheus.GaugeValue, value, labels...))
 }
 
 // truth is how yes and no are told.
 func truth() map[bool]float64 { return map[bool]float64{true: 1, false: 0} }
 
-// Collect implements prometheus.Collector. What cannot be read is left out, and the log says so once.
-func (c *Census) Collect(to chan<- prometheus.Metric) {
-	s := telling{c.descs(), to}
-	var errs []error
-	for _, d := range c.Databases {
-		errs = append(errs, s.up("ovsdb-server-"+d.Kind, c.database(s, d)))
-	}
-	errs = append(errs, s.up("ovn-northd", c.northd(s)))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	text := ""
-	if err := errors.Join(errs...); err != nil {
-		text = err.Error()
-		if c.told == "" {
-			c.Log.Warn("daemons cannot be told of in full", "error", err)
+// look asks one daemon. What it does not say is left out, and the log says so once.
+func (c *Census) look(daemon string, ask func(*telling) error) *ovs.Look[[]prometheus.Metric] {
+	failing := false // one look is at work at a time
+	return ovs.NewLook(func() []prometheus.Metric {
+		s := &telling{descs: c.descs()}
+		err := s.up(daemon, ask(s))
+		if err != nil && !failing && c.Context.Err() == nil {
+			c.Log.Warn("a daemon cannot be told of in full", "daemon", daemon, "error", err)
 		}
-	}
-	c.told = text
+		failing = err != nil
+		return s.told
+	})
 }
 
-func (s telling) up(daemon string, err error) error {
+// Collect implements prometheus.Collector.
+func (c *Census) Collect(to chan<- prometheus.Metric) {
+	c.once.Do(func() {
+		for _, d := range c.Databases {
+			c.looks = append(c.looks, c.look("ovsdb-server-"+d.Kind, func(s *telling) error { return c.database(s, d) }))
+		}
+		c.looks = append(c.looks, c.look("ovn-northd", c.northd))
+	})
+	var all sync.WaitGroup
+	for _, l := range c.looks {
+		all.Go(func() {
+			told, _ := l.See() // nothing, where nothing was seen
+			for _, m := range told {
+				to <- m
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (s *telling) up(daemon string, err error) error {
 	if errors.Is(err, ovs.ErrNoSocket) {
 		return nil
 	}
@@ -110,7 +124,7 @@ func (s telling) up(daemon string, err error) error {
 	return err
 }
 
-func (c *Census) database(s telling, d Database) error {
+func (c *Census) database(s *telling, d Database) error {
 	ctx, cancel := context.WithTimeout(c.Context, scrapeTimeout)
 	defer cancel()
 	said, err := ovs.Ask(ctx, d.Control, "cluster/status", d.Name)
@@ -158,7 +172,7 @@ func host(address string) string {
 	return h
 }
 
-func (c *Census) northd(s telling) error {
+func (c *Census) northd(s *telling) error {
 	ctx, cancel := context.WithTimeout(c.Context, scrapeTimeout)
 	defer cancel()
 	socket := c.Config.socket(ProbeNorthd)
@@ -174,7 +188,7 @@ func (c *Census) northd(s telling) error {
 	all := ovs.ParseStopwatches(watches)
 	for _, task := range northdTasks {
 		if w, ok := all[task]; ok {
-			s.to <- prometheus.MustNewConstMetric(s.descs["samples"], prometheus.CounterValue, w.Samples, "ovn-northd", task)
+			s.told = append(s.told, prometheus.MustNewConstMetric(s.descs["samples"], prometheus.CounterValue, w.Samples, "ovn-northd", task))
 			s.gauge("time", w.Max, "ovn-northd", task, "max")
 			s.gauge("time", w.P95, "ovn-northd", task, "p95")
 			s.gauge("time", w.Average, "ovn-northd", task, "average")

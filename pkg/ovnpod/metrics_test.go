@@ -160,6 +160,33 @@ func TestCensusOfNothing(t *testing.T) {
 	}
 }
 
+// TestCensusOfOneThatHangs: what the others say is told at once, and of it, as soon as that is known, that it does not answer.
+func TestCensusOfOneThatHangs(t *testing.T) {
+	c := census(t, t.Output())
+	northd := c.Config.socket(ProbeNorthd)
+	if err := os.Remove(northd); err != nil {
+		t.Fatal(err)
+	}
+	hung, err := net.Listen("unix", northd) // it accepts nothing; the kernel takes what is written
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hung.Close() })
+	start := time.Now()
+	got := told(t, c)
+	if took := time.Since(start); took >= scrapeTimeout || !strings.Contains(got, "daemon_up/ovsdb-server-nb 1\n") || strings.Contains(got, "northd") {
+		t.Errorf("after %s it told\n%s", took, got)
+	}
+	for deadline := start.Add(time.Minute); !strings.Contains(got, "northd"); got = told(t, c) {
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing was told of it:\n%s", got)
+		}
+	}
+	if !strings.Contains(got, "daemon_up/ovn-northd 0\n") || strings.Contains(got, "northd_active") {
+		t.Errorf("told\n%s", got)
+	}
+}
+
 func TestServeMetrics(t *testing.T) {
 	probe, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -172,6 +173,9 @@ func TestZonesAreNoConfigChange(t *testing.T) {
 	}
 	if err := c.transact(t.Context(), ops); err != nil {
 		t.Fatal(err)
+	}
+	if zones, err := c.Zones(t.Context()); err != nil || !maps.Equal(zones, map[string]uint16{"pod/ns/a/default": 7}) {
+		t.Errorf("zones %v (%v), want that of the port", zones, err)
 	}
 	if err := c.EnsurePort(t.Context(), podPort("gw1", "c1")); err != nil { // what comes after it
 		t.Fatal(err)

@@ -189,3 +189,11 @@ func ParseMemory(said string) map[string]float64 {
 	}
 	return out
 }
+
+// ParseVersion reads version: the daemon's name, and its release in the first line (lib/util.c). It is empty where there is none.
+func ParseVersion(said string) string {
+	if words := strings.Fields(said); len(words) > 1 {
+		return words[1]
+	}
+	return ""
+}

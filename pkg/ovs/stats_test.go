@@ -55,6 +55,16 @@ func TestParseStats(t *testing.T) {
 	}
 }
 
+func TestParseVersion(t *testing.T) {
+	for said, want := range map[string]string{
+		"ovn-controller 23.03.1\nOpen vSwitch Library 3.1.0\nOpenFlow versions 0x6:0x6\n": "23.03.1", "ovn-controller 25.09.3-2.el9": "25.09.3-2.el9", "": "", "ovn-controller": "",
+	} {
+		if got := ParseVersion(said); got != want {
+			t.Errorf("%q: %q, want %q", said, got, want)
+		}
+	}
+}
+
 // TestParseStatsOfNothing: what is not understood is left out.
 func TestParseStatsOfNothing(t *testing.T) {
 	const text = "no such thing\n  Total samples: 3\n- recompute: 5\n  flows: 9\n  dump duration : 7ms\n"

@@ -45,7 +45,7 @@ func Dial(ctx context.Context, to Target, files *pki.Files, m Migration) (*Conn,
 		return nil, fmt.Errorf("connect to the agent of node %s at %s: %w", to.Node, to.Address, err)
 	}
 	c := &Conn{conn: conn}
-	if err := c.ask(ctx, hello{Version: Version, Migration: m}); err != nil {
+	if _, err := c.ask(ctx, hello{Version: Version, Migration: m}); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("agent of node %s at %s: %w", to.Node, to.Address, err)
 	}
@@ -53,11 +53,11 @@ func Dial(ctx context.Context, to Target, files *pki.Files, m Migration) (*Conn,
 }
 
 // Send says something and waits for the answer. The error wraps ErrRefused if the target's agent does not act on it; after any other the connection is of no use.
-func (c *Conn) Send(ctx context.Context, m Message) error {
+func (c *Conn) Send(ctx context.Context, m Message) (Reply, error) {
 	return c.ask(ctx, m)
 }
 
-func (c *Conn) ask(ctx context.Context, v any) error {
+func (c *Conn) ask(ctx context.Context, v any) (Reply, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	deadline := time.Now().Add(messageTimeout)
@@ -65,21 +65,21 @@ func (c *Conn) ask(ctx context.Context, v any) error {
 		deadline = d
 	}
 	if err := c.conn.SetDeadline(deadline); err != nil {
-		return fmt.Errorf("set deadline: %w", err)
+		return Reply{}, fmt.Errorf("set deadline: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err := write(c.conn, v); err != nil {
-		return err
+		return Reply{}, err
 	}
 	var a answer
 	if err := read(c.conn, &a); err != nil {
-		return err
+		return Reply{}, err
 	}
 	if a.Error != "" {
-		return fmt.Errorf("%w: %q", ErrRefused, a.Error[:min(len(a.Error), maxText)])
+		return Reply{}, fmt.Errorf("%w: %q", ErrRefused, a.Error[:min(len(a.Error), maxText)])
 	}
-	return nil
+	return a.Reply, nil
 }
 
 // Keep says now and then that the connection is there, and returns with the error that ends it, or ctx's. A connection must be kept, or the target's agent closes it.
@@ -92,7 +92,7 @@ func (c *Conn) Keep(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if err := c.Send(ctx, Message{Kind: Alive}); err != nil {
+		if _, err := c.Send(ctx, Message{Kind: Alive}); err != nil {
 			return err
 		}
 	}

@@ -36,6 +36,8 @@ const (
 	Stopped Kind = "stopped"
 	// Resumed: it runs on the source again.
 	Resumed Kind = "resumed"
+	// Connections has some of the VM's, as the source's connection tracking knows them.
+	Connections Kind = "connections"
 	// Alive says nothing: the connection is there.
 	Alive Kind = "alive"
 )
@@ -45,6 +47,16 @@ type Message struct {
 	Kind Kind `json:"kind"`
 	// Ports that it is about, by the names of their LogicalSwitchPorts.
 	Ports []string `json:"ports,omitempty"`
+	// Zone of Connections: the name that OVN gives it on either node, a LogicalSwitchPort's or a datapath's with "_snat" or "_dnat" behind it.
+	Zone string `json:"zone,omitempty"`
+	// Entries of the zone, in pkg/conntrack's form.
+	Entries []byte `json:"entries,omitempty"`
+}
+
+// Reply is what the target says to a message on which it has acted.
+type Reply struct {
+	// Again: not all of the Entries were taken, and some of those may be another time.
+	Again bool `json:"again,omitempty"`
 }
 
 // hello begins a connection.
@@ -57,11 +69,12 @@ type hello struct {
 type answer struct {
 	// Error says why what was said does not count; empty: it does.
 	Error string `json:"error,omitempty"`
+	Reply
 }
 
-func refusal(err error) answer {
+func answerOf(r Reply, err error) answer {
 	if err == nil {
-		return answer{}
+		return answer{Reply: r}
 	}
 	text := err.Error()
 	return answer{Error: text[:min(len(text), maxText)]}

@@ -35,11 +35,11 @@ func (s *service) Admit(node string, m Migration) error {
 	return nil
 }
 
-func (s *service) Handle(_ context.Context, _ Migration, msg Message) error {
+func (s *service) Handle(_ context.Context, _ Migration, msg Message) (Reply, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.said = append(s.said, msg)
-	return s.fail
+	return Reply{Again: msg.Kind == Connections}, s.fail
 }
 
 // world is an authority and a server of node n2.
@@ -110,10 +110,10 @@ func TestMessagesArrive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	want := []Message{{Kind: Stopped, Ports: []string{"a", "b"}}, {Kind: Resumed}}
-	for _, m := range []Message{want[0], {Kind: Alive}, want[1]} {
-		if err := c.Send(t.Context(), m); err != nil {
-			t.Fatal(err)
+	want := []Message{{Kind: Stopped, Ports: []string{"a", "b"}}, {Kind: Connections, Zone: "a", Entries: []byte{0, 255}}, {Kind: Resumed}}
+	for _, m := range []Message{want[0], {Kind: Alive}, want[1], want[2]} {
+		if r, err := c.Send(t.Context(), m); err != nil || r.Again != (m.Kind == Connections) {
+			t.Fatalf("%+v is answered by %+v (%v)", m, r, err)
 		}
 	}
 	w.service.mu.Lock()
@@ -122,7 +122,7 @@ func TestMessagesArrive(t *testing.T) {
 	}
 	w.service.fail = errors.New("it is over")
 	w.service.mu.Unlock()
-	if err := c.Send(t.Context(), Message{Kind: Stopped}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "it is over") {
+	if _, err := c.Send(t.Context(), Message{Kind: Stopped}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "it is over") {
 		t.Errorf("a message that is not taken: %v, want ErrRefused with the reason", err)
 	}
 }
@@ -252,13 +252,13 @@ func TestALateAnswerEndsTheWait(t *testing.T) {
 	c := &Conn{conn: near}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := c.Send(ctx, Message{Kind: Stopped}); err == nil {
+	if _, err := c.Send(ctx, Message{Kind: Stopped}); err == nil {
 		t.Error("there was an answer")
 	}
 }
 
 func TestRefusalIsShort(t *testing.T) {
-	if n := len(refusal(errors.New(strings.Repeat("x", MaxMessage))).Error); n != maxText {
+	if n := len(answerOf(Reply{}, errors.New(strings.Repeat("x", MaxMessage))).Error); n != maxText {
 		t.Errorf("%d octets, want %d", n, maxText)
 	}
 }

@@ -32,7 +32,7 @@ type Service interface {
 	// Admit says why a node has no say in a migration now, nil if it has.
 	Admit(node string, m Migration) error
 	// Handle does what an admitted node says.
-	Handle(ctx context.Context, m Migration, msg Message) error
+	Handle(ctx context.Context, m Migration, msg Message) (Reply, error)
 }
 
 // Server listens for the agents of other nodes.
@@ -112,7 +112,7 @@ func (s *Server) serve(ctx context.Context, conn *tls.Conn) error {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	err := s.greet(node, h)
-	if werr := write(conn, refusal(err)); werr != nil || err != nil {
+	if werr := write(conn, answerOf(Reply{}, err)); werr != nil || err != nil {
 		return fmt.Errorf("node %s: %w", node, cmp.Or(err, werr))
 	}
 	for {
@@ -138,13 +138,14 @@ func (s *Server) message(ctx context.Context, conn net.Conn, node string, m Migr
 	if err := read(conn, &msg); err != nil {
 		return err
 	}
+	var reply Reply
 	err := s.Service.Admit(node, m)
 	if err == nil && msg.Kind != Alive {
 		doing, cancel := context.WithTimeout(ctx, messageTimeout)
 		defer cancel()
-		err = s.Service.Handle(doing, m, msg)
+		reply, err = s.Service.Handle(doing, m, msg)
 	}
-	return write(conn, refusal(err))
+	return write(conn, answerOf(reply, err))
 }
 
 func (s *Server) take(node string) bool {

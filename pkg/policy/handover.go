@@ -2,6 +2,7 @@ package policy
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/nbdb"
@@ -17,6 +18,9 @@ import (
 
 // HandoverLabel is the label (ACL.label, ct_label.label) of connections that were admitted because their VM moved.
 const HandoverLabel = 24785
+
+// HandoverGrace is how long after a move what can only be of an old connection is admitted, unless the controller is told otherwise.
+const HandoverGrace = time.Minute
 
 // handoverGroup is the port group of those members of an isolation group that take connections along. Ports that nothing isolates are not in one: no policy
 // judges their packets, and an ACL would begin to track the connections of a whole switch.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
@@ -214,4 +215,33 @@ func transition(x *Index, before, next *world) []func() {
 		out = append(out, func() { x.SetPolicy(np) }, func() { x.SetPolicy(np) })
 	}
 	return out
+}
+
+// Isolates is what the rows come to: a port is in the groups of the directions that some policy isolates it in.
+func TestIsolates(t *testing.T) {
+	in, out := networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress
+	web := metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+	for name, test := range map[string]struct {
+		spec    networkingv1.NetworkPolicySpec
+		in, out bool
+	}{
+		"all":            {networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{in, out}}, true, true},
+		"egress":         {networkingv1.NetworkPolicySpec{PodSelector: web, PolicyTypes: []networkingv1.PolicyType{out}}, false, true},
+		"by default":     {networkingv1.NetworkPolicySpec{PodSelector: web}, true, false},
+		"with egress":    {networkingv1.NetworkPolicySpec{PodSelector: web, Egress: []networkingv1.NetworkPolicyEgressRule{{}}}, true, true},
+		"others":         {networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}}, false, false},
+		"what is broken": {networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}}, true, false},
+	} {
+		np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"}, Spec: test.spec}
+		labels := map[string]string{"app": "web"}
+		gotIn, gotOut := Isolates(np, labels)
+		if gotIn != test.in || gotOut != test.out {
+			t.Errorf("%s: ingress %t, egress %t, want %t, %t", name, gotIn, gotOut, test.in, test.out)
+		}
+		x := Fill(Config{}, Snapshot{Policies: []*networkingv1.NetworkPolicy{np}, Pods: []Pod{{Port: "p", Namespace: "shop", Labels: labels}}})
+		groups := x.GroupsOf("p")
+		if slices.Contains(groups, isolationGroup(ingress)) != test.in || slices.Contains(groups, isolationGroup(egress)) != test.out {
+			t.Errorf("%s: the port is in %v", name, groups)
+		}
+	}
 }

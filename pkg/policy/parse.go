@@ -56,6 +56,15 @@ type Key struct{ Namespace, Name string }
 // String is namespace/name.
 func (k Key) String() string { return k.Namespace + "/" + k.Name }
 
+// Isolates says in which directions a policy isolates what has these labels in its namespace: in none if it does not select it.
+func Isolates(np *networkingv1.NetworkPolicy, labels map[string]string) (in, out bool) {
+	p := parse(np)
+	if !p.selects.pods.matches(labels) {
+		return false, false
+	}
+	return p.isolates[ingress], p.isolates[egress]
+}
+
 type parser struct {
 	namespace string
 	problems  []Problem

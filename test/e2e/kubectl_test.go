@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	plugin "github.com/godwit-cni/godwit/pkg/kubectl"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -100,7 +103,7 @@ func TestKubectlMigrations(t *testing.T) {
 	t.Logf("kubectl ovn migrations %s -w\n%s", s.VM.Name, watched.String())
 	// What each says in the end: the record is complete, the Port settled.
 	wanted := map[string][]string{
-		"migration check": {"the VM runs on " + s.Target, "KubeVirt can migrate it live", "keeps its addresses and its connections", "it can move to ", s.Source, " through the tunnels, and come back", "its last migration was interrupted for "},
+		"migration check": {"the VM runs on " + s.Target, "KubeVirt can migrate it live", "keeps its addresses and its connections", "it can move to ", s.Source, " through the tunnels, and come back", "OVN has what a migration needs: ovn-controller ", "no NetworkPolicy isolates it", "its last migration was interrupted for "},
 		"migration show":  {s.Source + " → " + s.Target + ", succeeded after", "the target is activated", "the VM announces itself", "the VM's first frame here", "interruption", " ms at most, by one clock"},
 		"port":            {"Attached on " + s.Target, s.Guest.IPs[0].String(), s.Guest.IPs[1].String(), "may attach on " + s.Target, "last migration"},
 	}
@@ -115,44 +118,68 @@ func TestKubectlMigrations(t *testing.T) {
 		})
 		t.Logf("kubectl ovn %s %s\n%s", command, s.VM.Name, out.String())
 	}
-	for what, fault := range cables(s) {
-		t.Run(what, func(t *testing.T) { fault.found(t, s) })
+	for what, trouble := range troubles(s) {
+		t.Run(what, func(t *testing.T) { trouble.found(t, s) })
 	}
+	t.Run("isolated", func(t *testing.T) { isolationIsTold(t, s) })
 }
 
-// cable is a fault of a node's cable to the others, how it is brought about and mended, and what is said of it.
-type cable struct {
+// trouble is one of a node to which the VM could move: how it is brought about and mended on a machine, and what is said of it.
+type trouble struct {
+	machine      string
 	damage, mend []string
 	says         string
 }
 
-// cables are the faults of that to the third node, once the VM is on its target.
-func cables(s *passage.Scene) map[string]cable {
+// troubles are those of the third node, once the VM is on its target.
+func troubles(s *passage.Scene) map[string]trouble {
 	const third = "node3"
 	link := []string{"ip", "link", "set", "dev", "tun-" + third}
 	set := func(args ...string) []string { return append(slices.Clone(link), args...) }
-	return map[string]cable{
-		"it carries less": {set("mtu", "1400"), set("mtu", "1500"), "warn  the tunnel between " + s.Target + " and " + third + " carries packets of 1280 bytes, and not those of "},
-		"it is cut":       {set("down"), set("up"), "warn  nothing comes back from " + third + " of what " + s.Target + " sends through the tunnel"},
+	signal := func(name string) []string { return []string{"sh", "-c", `kill -"$0" $(pidof ovn-controller)`, name} }
+	return map[string]trouble{
+		"it carries less": {"hub", set("mtu", "1400"), set("mtu", "1500"), "warn  the tunnel between " + s.Target + " and " + third + " carries packets of 1280 bytes, and not those of "},
+		"it is cut":       {"hub", set("down"), set("up"), "warn  nothing comes back from " + third + " of what " + s.Target + " sends through the tunnel"},
+		"OVN hangs there": {third, signal("STOP"), signal("CONT"), "warn  ovn-controller on " + third + " could not be asked for its release: version at /run/ovn/ovn-controller."},
 	}
 }
 
 // found: `migration check` finds it, names it, and still says of the others what is right.
-func (c cable) found(t *testing.T, s *passage.Scene) {
-	hub := func(ctx context.Context, args []string) {
-		if out, err := cluster.Exec(ctx, "hub", args...); err != nil {
+func (f trouble) found(t *testing.T, s *passage.Scene) {
+	run := func(ctx context.Context, args []string) {
+		if out, err := cluster.Exec(ctx, f.machine, args...); err != nil {
 			t.Errorf("%v: %s %v", args, out, err)
 		}
 	}
-	t.Cleanup(func() { hub(context.WithoutCancel(t.Context()), c.mend) })
-	hub(t.Context(), c.damage)
+	t.Cleanup(func() { run(context.WithoutCancel(t.Context()), f.mend) })
+	run(t.Context(), f.damage)
 	var out *printed
 	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
 		out = &printed{}
 		if err := kubectlOVN(ctx, out, s.Namespace, "migration", "check", s.VM.Name); err == nil || !strings.Contains(err.Error(), "somebody would notice") {
 			return fmt.Errorf("%w:\n%s", err, out.String())
 		}
-		return mentions(out.String(), c.says, "bytes reach "+s.Source+" (")
+		return mentions(out.String(), f.says, "bytes reach "+s.Source+" (")
 	})
 	t.Logf("kubectl ovn migration check %s\n%s", s.VM.Name, out.String())
+}
+
+// isolationIsTold: `migration check` names the policy that isolates the VM, and what goes on all the same.
+func isolationIsTold(t *testing.T, s *passage.Scene) {
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: "nobody-comes-in"}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}}
+	if err := cluster.api.Create(t.Context(), np); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.api.Delete(context.WithoutCancel(t.Context()), np) })
+	var out *printed
+	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		out = &printed{}
+		if err := kubectlOVN(ctx, out, s.Namespace, "migration", "check", s.VM.Name, "-o", "json"); err != nil {
+			return fmt.Errorf("%w:\n%s", err, out.String())
+		}
+		return mentions(out.String(), `"check": "policies",
+      "grade": "ok",
+      "finding": "NetworkPolicy nobody-comes-in isolates it in ingress: TCP connections go on, if anything is sent on them within `)
+	})
+	t.Logf("kubectl ovn migration check %s -o json\n%s", s.VM.Name, out.String())
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -92,7 +93,7 @@ func TestObserveAlerts(t *testing.T) {
 	setScene(t, s)
 	start := time.Now()
 	api := observer(t, hastened(t))
-	expected := []string{"GodwitMigrationStuck", "GodwitSubnetNearlyFull", "GodwitStalePin", "GodwitPortWithoutChassis"}
+	expected := []string{"GodwitMigrationStuck", "GodwitSubnetNearlyFull", "GodwitStalePin", "GodwitPortWithoutChassis", "GodwitTunnelMissing"}
 	silent := func(ctx context.Context) error {
 		if _, err := series(ctx, api, `count_over_time(godwit_ovn_connected{database="northbound"}[5s]) >= 3`, promv1.Range{Start: time.Now(), End: time.Now(), Step: time.Second}); err != nil {
 			return err // it knows nothing yet
@@ -128,6 +129,7 @@ func TestObserveAlerts(t *testing.T) {
 
 	thaw := cutOff(t, s)
 	alarmed(t, api, "GodwitPortWithoutChassis", model.LabelSet{"severity": "critical"})
+	alarmed(t, api, "GodwitTunnelMissing", model.LabelSet{"severity": "critical", "job": "agent", "state": "made", "instance": model.LabelValue(net.JoinHostPort(cluster.NodeIPs(s.Target)[0].String(), "9476"))})
 	thaw()
 	eventually(t, patience(alarmTimeout), silent)
 	t.Logf("all is well again after %s", time.Since(start).Round(100*time.Millisecond))
@@ -189,7 +191,7 @@ func leavePin(t *testing.T, s *passage.Scene) (remove func()) {
 	return func() { nbctl(t.Context(), "lsp-del", row) }
 }
 
-// cutOff freezes the ovn-controller of the node to which the VM has moved, and takes the VM's port from it. What it returns lets it go on, and mend that.
+// cutOff freezes the ovn-controller of the node to which the VM has moved, and takes from the node its tunnels, and the VM's port. What it returns lets it go on, and mend that.
 func cutOff(t *testing.T, s *passage.Scene) (thaw func()) {
 	t.Helper()
 	signal := func(ctx context.Context, name string) {
@@ -199,6 +201,16 @@ func cutOff(t *testing.T, s *passage.Scene) (thaw func()) {
 	}
 	t.Cleanup(func() { signal(context.WithoutCancel(t.Context()), "CONT") }) // twice does no harm
 	signal(t.Context(), "STOP")
+	tunnels, err := cluster.Exec(t.Context(), s.Target, "ovs-vsctl", "--bare", "--columns=name", "find", "Interface", "type=geneve")
+	if err != nil || tunnels == "" {
+		t.Fatalf("tunnels of %s: %q, %v", s.Target, tunnels, err)
+	}
+	for _, tunnel := range strings.Fields(tunnels) {
+		if out, err := cluster.Exec(t.Context(), s.Target, "ovs-vsctl", "del-port", "br-int", tunnel); err != nil {
+			t.Fatalf("%s %v", out, err)
+		}
+	}
+	t.Logf("%s has lost the tunnels %s", s.Target, strings.Join(strings.Fields(tunnels), ", "))
 	port := string(ident.VMPort(s.Namespace, s.VM.Name, ident.DefaultNetwork))
 	if out, err := cluster.Exec(t.Context(), "hub", "ovn-sbctl", "--db="+cluster.SB(), "lsp-unbind", port); err != nil {
 		t.Fatalf("%s %v", out, err)

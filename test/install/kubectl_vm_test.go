@@ -61,6 +61,6 @@ func kubectlAsksOVNOfAVM(t *testing.T, l *lab.Lab) {
 	asks(
 		ask{args: []string{"port", vm, "-o", "wide"}, words: []string{"Attached on " + s.Target, "requested-chassis=" + s.Target, s.Target + ", up", "on " + s.Target + ", OpenFlow port "}},
 		ask{args: []string{"trace", "peer", vm, "tcp", "7"}, words: []string{"arrives: at VM " + namespace + "/" + vm + ", by the tunnel from node3 to " + s.Target}},
-		ask{args: []string{"migration", "check", vm}, words: []string{"it can move to ", " through the tunnels, and come back"}},
+		ask{args: []string{"migration", "check", vm}, words: []string{"it can move to ", " through the tunnels, and come back", "OVN has what a migration needs: ovn-controller ", "; ovn-northd "}},
 	)
 }

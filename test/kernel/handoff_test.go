@@ -56,14 +56,27 @@ func (s *scene) handOff(from, to zoneAt, passes int) []handOffPass {
 // entriesOf is what of a zone's entries is the same wherever they are.
 func (s *scene) entriesOf(z zoneAt) []conntrack.Entry {
 	s.t.Helper()
-	entries := decodeLines[conntrack.Entry](s.t, s.run("", append([]string{"tool", "entries"}, z.args()...)...))
+	entries, err := s.entriesIn(s.t.Context(), z)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return entries
+}
+
+func (s *scene) entriesIn(ctx context.Context, z zoneAt) ([]conntrack.Entry, error) {
+	s.t.Helper()
+	out, err := s.In(ctx, "", append([]string{"tool", "entries"}, z.args()...)...)
+	if err != nil {
+		return nil, err
+	}
+	entries := decodeLines[conntrack.Entry](s.t, out)
 	for i := range entries {
 		e := &entries[i]
 		e.Zone, e.Timeout, e.TCP.Flags = 0, 0, [2]uint8{}
 		e.Status &= conntrack.SeenReply | conntrack.Assured
 	}
 	slices.SortFunc(entries, func(a, b conntrack.Entry) int { return strings.Compare(a.String(), b.String()) })
-	return entries
+	return entries, nil
 }
 
 // decodeLines decodes a JSON object a line.

@@ -135,6 +135,30 @@ type Observation struct {
 	// FramesBeforeAnnouncement is how many frames the VM sent on the target before its ports were open: OVN dropped them. Target only.
 	// +optional
 	FramesBeforeAnnouncement int64 `json:"framesBeforeAnnouncement,omitempty"`
+	// Connections tells of the hand-over of the VM's connections. Absent where there is none.
+	// +optional
+	Connections *Connections `json:"connections,omitempty"`
+}
+
+// Connections is what one side has done for connection tracking on the target to know the VM's connections: docs/migration.md, "Connections move with the VM".
+type Connections struct {
+	// Began: the target has what was known of connections then. Source only.
+	// +optional
+	Began *metav1.MicroTime `json:"began,omitempty"`
+	// Ended: the target has the last of it, or it could not be told. The ports are not taken from the source before, for a second at most. Source only.
+	// +optional
+	Ended *metav1.MicroTime `json:"ended,omitempty"`
+	// Left is how many the target was not told of in the end: there are too many of them, or they are of a kind that cannot be moved. Source only.
+	// +optional
+	Left int64 `json:"left,omitempty"`
+	// Moved is how many the target did not know, Replaced how many of these it had learnt wrongly, from one direction alone. Target only.
+	// +optional
+	Moved int64 `json:"moved,omitempty"`
+	// +optional
+	Replaced int64 `json:"replaced,omitempty"`
+	// Refused is how many the target has not taken. Target only.
+	// +optional
+	Refused int64 `json:"refused,omitempty"`
 }
 
 // Interruption is how long the network heard nothing of the VM.

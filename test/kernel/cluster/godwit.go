@@ -9,12 +9,14 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/godwit-cni/godwit/test/kernel/control"
 	"github.com/godwit-cni/godwit/test/kernel/vm"
 	"github.com/godwit-cni/godwit/test/lab/pki"
 	"github.com/godwit-cni/godwit/test/lab/source"
@@ -78,7 +80,7 @@ func (c *Cluster) startController(ctx context.Context, flags ...string) error {
 		return err
 	}
 	defer release()
-	args := append([]string{"--kubeconfig=" + file, "--nb-remote=unix:" + c.file(nbSocket), "--sb-remote=unix:" + c.file(sbSocket), "--default-cidrs=" + podCIDRs,
+	args := append([]string{"--ovn-issuer", "--kubeconfig=" + file, "--nb-remote=unix:" + c.file(nbSocket), fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--default-cidrs=" + podCIDRs,
 		"--join-cidrs=" + joinCIDRs, "--namespace=" + namespace}, flags...)
 	if c.controller, err = c.beside(exec.CommandContext(ctx, filepath.Join(built, filepath.Base(program)), args...)); err != nil {
 		return err
@@ -95,7 +97,8 @@ func (c *Cluster) RestartController(ctx context.Context, flags ...string) error 
 	return c.startController(ctx, flags...)
 }
 
-func (n *Node) startAgent(ctx context.Context) error {
+// startAgent starts it with flags besides its usual ones. It hands no connections over unless it is told to: most tests look at what happens without.
+func (n *Node) startAgent(ctx context.Context, flags ...string) error {
 	c := n.cluster
 	config, err := c.credentials("godwit-agent", n.Name)
 	if err != nil {
@@ -105,16 +108,29 @@ func (n *Node) startAgent(ctx context.Context) error {
 	if err := c.WriteFile(ctx, file, config, 0o600); err != nil {
 		return err
 	}
-	if err := c.daemon(ctx, n.Name, n.Name+"-godwit-agent", nil, "godwit-agent", "--node-name="+n.Name, "--kubeconfig="+file, "--ovs-db=unix:"+n.socket(),
-		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay="+underlayNet.String(),
-		"--cni-socket="+n.dir()+"/cni.sock", "--cni-bin-dir="+n.binDir(), "--cni-conf-dir="+n.confDir(),
-		"--metrics-address="+netip.AddrPortFrom(n.address, metricsPort).String()); err != nil {
+	args := append([]string{
+		"godwit-agent", "--node-name=" + n.Name, "--kubeconfig=" + file, "--ovs-db=unix:" + n.socket(),
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay=" + underlayNet.String(), "--node-tls-dir=" + n.dir() + "/tls", "--pods-dir=" + n.dir() + "/pods",
+		"--cni-socket=" + n.dir() + "/cni.sock", "--cni-bin-dir=" + n.binDir(), "--cni-conf-dir=" + n.confDir(),
+		"--metrics-address=" + netip.AddrPortFrom(n.address, metricsPort).String(), "--handoff=false",
+	}, flags...)
+	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: filepath.Join(logDir, n.Name+"-godwit-agent.log"), Restart: true, Args: args})
+	if err != nil {
 		return err
 	}
+	n.agent = id
 	if err := Await(ctx, "start the agent of "+n.Name, c.ready(netip.AddrPortFrom(n.address, metricsPort))); err != nil {
 		return errors.Join(err, fmt.Errorf("logs:\n%s", c.Logs(context.WithoutCancel(ctx), 15)))
 	}
 	return nil
+}
+
+// RestartAgent ends the node's agent as a crash does, and returns when another, with flags besides the usual ones, is ready.
+func (n *Node) RestartAgent(ctx context.Context, flags ...string) error {
+	if err := n.cluster.Signal(ctx, n.agent, syscall.SIGKILL); err != nil {
+		return err
+	}
+	return n.startAgent(ctx, flags...)
 }
 
 func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }

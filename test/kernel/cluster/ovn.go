@@ -54,6 +54,8 @@ type Node struct {
 
 	address netip.Addr
 	cluster *Cluster
+	// agent is that of its process.
+	agent int
 }
 
 // dir is where the node's daemons have their sockets, its database and what its agent installs.

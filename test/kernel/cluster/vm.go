@@ -157,6 +157,29 @@ func (v *VM) Migration(ctx context.Context, to *Node) (*kubevirtv1.VirtualMachin
 	return vmim, p, err
 }
 
+// Ready says of a migration's target that the VM runs there, as virt-controller does.
+func (v *VM) Ready(ctx context.Context, target *Pod) error {
+	was := target.DeepCopy()
+	metav1.SetMetaDataAnnotation(&target.ObjectMeta, kubevirtv1.MigrationTargetReadyTimestamp, time.Now().UTC().String())
+	if err := v.cluster.API.Patch(ctx, target.Pod, client.MergeFrom(was)); err != nil {
+		return fmt.Errorf("pod %s is ready: %w", target.Name, err)
+	}
+	return nil
+}
+
+// Abort says of a migration that it has failed, and of its target's pod the same.
+func (v *VM) Abort(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, target *Pod) error {
+	was := vmim.DeepCopy()
+	vmim.Status.Phase = kubevirtv1.MigrationFailed
+	err := v.cluster.API.Status().Patch(ctx, vmim, client.MergeFrom(was))
+	before := target.DeepCopy()
+	target.Status.Phase = corev1.PodFailed
+	if err := errors.Join(err, v.cluster.API.Status().Patch(ctx, target.Pod, client.MergeFrom(before))); err != nil {
+		return fmt.Errorf("abort migration %s: %w", vmim.Name, err)
+	}
+	return nil
+}
+
 // End says of a migration that it has succeeded, and of its source's pod the same.
 func (v *VM) End(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, source *Pod) error {
 	was := vmim.DeepCopy()

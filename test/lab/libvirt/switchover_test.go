@@ -1,8 +1,6 @@
 package libvirt
 
 import (
-	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -67,11 +65,7 @@ type story struct {
 
 // create starts the VM on a.
 func (s *story) create(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "vm.xml")
-	if err := os.WriteFile(file, []byte(domain), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.virsh(t, names[0], "create", file)
+	s.virsh(t, names[0], "create", "/dev/stdin")
 	s.libvirt, s.qemu = s.watch(t, launcher(names[0])), s.watch(t, monitor(names[0]))
 }
 

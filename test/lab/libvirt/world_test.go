@@ -168,11 +168,12 @@ func (w *world) uri(dir string) string {
 	return "qemu+unix:///" + driver + "?socket=" + filepath.Join(dir, sockets[0])
 }
 
-// try runs virsh at a launcher.
+// try runs virsh at a launcher. Its input is what the VM is, so that no file is left of a test that is interrupted.
 func (w *world) try(t *testing.T, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := w.tools.Command(ctx, "virsh", append([]string{"-q", "-c", w.uri(w.path(name))}, args...)...)
+	cmd.Stdin = strings.NewReader(domain)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("virsh %s at %s: %w: %s", strings.Join(args, " "), name, err, bytes.TrimSpace(out))

@@ -1,0 +1,228 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/conntrack"
+	"github.com/godwit-cni/godwit/pkg/peer"
+)
+
+const (
+	// passEvery is the time between two looks at the source's zones: a connection that begins later than that before the last one is seen by the last one. A look takes no more than a part of the time, one in passShare.
+	passEvery = 300 * time.Millisecond
+	passShare = 4
+	// passTimeout bounds a look with all that is told of it, lastPassTimeout the last one: the controller does not wait longer, and OVN flushes the source's zone then.
+	passTimeout     = 30 * time.Second
+	lastPassTimeout = time.Second
+	lastPassTries   = 2
+)
+
+// errNoZone is that of a port whose zone OVN has not given out yet, or not any more.
+var errNoZone = errors.New("OVN has no connection tracking zone for the port here")
+
+// courier tells a migration's target what the source's connection tracking knows of the VM's connections: again and again while the VM is copied, and once more when it was stopped, or runs on the target.
+type courier struct {
+	h    *handoff
+	w    *watch
+	line *line
+	pm   *v1alpha1.PortMigration
+	// last is closed when nothing changes on the source any more.
+	last chan struct{}
+	once sync.Once
+
+	// table, conn and passes, which belong to what conn has told, are run's.
+	table  entries
+	conn   *peer.Conn
+	passes map[string]*conntrack.Passes
+
+	mu   sync.Mutex
+	told v1alpha1.Connections
+}
+
+func newCourier(h *handoff, l *line) *courier {
+	return &courier{h: h, w: l.w, line: l, pm: l.pm, last: make(chan struct{})}
+}
+
+// finish has the next look be the last.
+func (c *courier) finish() { c.once.Do(func() { close(c.last) }) }
+
+// connections is nil before anything was told.
+func (c *courier) connections() *v1alpha1.Connections {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.told.Began == nil && c.told.Ended == nil {
+		return nil
+	}
+	told := c.told
+	return &told
+}
+
+// run goes on until the last look, or until ctx ends.
+func (c *courier) run(ctx context.Context) {
+	defer c.close()
+	said := ""
+	for ctx.Err() == nil {
+		select {
+		case <-c.last:
+			c.end(ctx)
+			return
+		default:
+		}
+		start := time.Now()
+		left, err := c.pass(ctx, passTimeout)
+		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != said {
+			said = text
+			c.w.log.Info("the VM's connections are not handed over yet", "error", err)
+		}
+		if err == nil {
+			c.note(func(t *v1alpha1.Connections) {
+				t.Left = int64(left)
+				if t.Began == nil {
+					t.Began = microNow()
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+		case <-c.last:
+		case <-time.After(max(passEvery, (passShare-1)*time.Since(start))):
+		}
+	}
+}
+
+// end looks for the last time, and says so whatever comes of it.
+func (c *courier) end(ctx context.Context) {
+	start := time.Now()
+	var left int
+	var err error
+	for range lastPassTries {
+		if left, err = c.pass(ctx, lastPassTimeout-time.Since(start)); err == nil {
+			break
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		c.w.log.Warn("the VM's connections could not be handed over to the end: those that the target does not know live as far as Services and policies let them", "error", err)
+	}
+	c.note(func(t *v1alpha1.Connections) {
+		if t.Ended = microNow(); err == nil {
+			t.Left = int64(left)
+		}
+	})
+	c.h.entries.WithLabelValues(handoffLeft).Add(float64(left))
+	if err == nil {
+		c.w.log.Info("the VM's connections are handed over", "took", time.Since(start), "left", left)
+	}
+}
+
+func microNow() *metav1.MicroTime {
+	return &metav1.MicroTime{Time: time.Now().Truncate(time.Microsecond)}
+}
+
+func (c *courier) note(f func(*v1alpha1.Connections)) {
+	c.mu.Lock()
+	f(&c.told)
+	c.mu.Unlock()
+	c.w.poke()
+}
+
+// pass tells the target what it has not been told; left is how many connections it cannot be told.
+func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	zones, err := c.h.zones(ctx)
+	if err != nil {
+		return 0, err
+	}
+	mine, err := c.h.addresses(c.w.launcher)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.connect(ctx); err != nil {
+		return 0, err
+	}
+	names := named(c.pm, zones)
+	if len(names) == 0 || shared(names[0]) {
+		return 0, errNoZone
+	}
+	room := c.h.limit
+	for _, name := range names {
+		d, err := c.table.Dump(ctx, conntrack.Query{Zone: zones[name], Limit: room, Keep: of(mine)})
+		if err != nil {
+			c.close()
+			return 0, err
+		}
+		room -= len(d.Entries)
+		for _, n := range d.Left {
+			left += n
+		}
+		if err := c.tell(ctx, name, d.Entries); err != nil {
+			return 0, err
+		}
+	}
+	return left, nil
+}
+
+// connect opens the table and a connection of its own: what is said of the VM's stop must not wait behind connections.
+func (c *courier) connect(ctx context.Context) (err error) {
+	if c.table == nil {
+		if c.table, err = c.h.open(); err != nil {
+			c.table = nil
+			return err
+		}
+	}
+	if c.conn == nil {
+		if c.conn, err = c.line.dial(ctx); err != nil {
+			c.conn = nil
+			return err
+		}
+		c.passes = map[string]*conntrack.Passes{}
+	}
+	return nil
+}
+
+// tell sends those of a zone's entries that the target was not told. A zone that ports share need not be on the target yet.
+func (c *courier) tell(ctx context.Context, zone string, have []conntrack.Entry) error {
+	if c.passes[zone] == nil {
+		c.passes[zone] = &conntrack.Passes{}
+	}
+	messages, err := conntrack.Encode(c.passes[zone].Due(have, time.Now()))
+	if err != nil {
+		c.close()
+		return err
+	}
+	for _, m := range messages {
+		reply, err := c.conn.Send(ctx, peer.Message{Kind: peer.Connections, Zone: zone, Entries: m})
+		if err != nil || reply.Again {
+			delete(c.passes, zone)
+		}
+		switch {
+		case errors.Is(err, peer.ErrRefused) && shared(zone):
+			return nil
+		case errors.Is(err, peer.ErrRefused):
+			return err
+		case err != nil:
+			c.close()
+			return err
+		}
+	}
+	return nil
+}
+
+// close gives up what was open. The next pass tells everything anew.
+func (c *courier) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+	if c.table != nil {
+		_ = c.table.Close()
+		c.table = nil
+	}
+}

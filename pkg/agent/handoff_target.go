@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/conntrack"
+	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/peer"
+)
+
+var (
+	errNoHandoff = errors.New("this node takes no connections: --handoff=false, or its Open vSwitch has the userspace datapath")
+	errSettled   = errors.New("the ports are no longer asked for on two nodes: the zone's own word counts now")
+)
+
+// reception is what a target was told of the VM's connections. It takes one message at a time.
+type reception struct {
+	mu    sync.Mutex
+	table entries
+	told  v1alpha1.Connections
+	// zones are those of the ports that entries were put into.
+	zones map[string]conntrack.Zone
+	// over: the VM does not come.
+	over bool
+}
+
+// connections is nil before anything was taken.
+func (r *reception) connections() *v1alpha1.Connections {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.told == (v1alpha1.Connections{}) {
+		return nil
+	}
+	told := r.told
+	return &told
+}
+
+// close gives the table up; the next use opens another.
+func (r *reception) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.drop()
+}
+
+func (r *reception) drop() {
+	if r.table != nil {
+		_ = r.table.Close()
+		r.table = nil
+	}
+}
+
+func (r *reception) opened(h *handoff) (t entries, err error) {
+	if r.table == nil {
+		if t, err = h.open(); err == nil {
+			r.table = t
+		}
+	}
+	return r.table, err
+}
+
+// take puts some of the VM's connections into a zone of this node's, as the source knows them.
+func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Reply, error) {
+	if h == nil {
+		return peer.Reply{}, errNoHandoff
+	}
+	told, err := conntrack.Decode(msg.Entries)
+	if err != nil {
+		return peer.Reply{}, err
+	}
+	mine, err := h.addresses(w.launcher)
+	if err != nil {
+		return peer.Reply{}, err
+	}
+	for _, e := range told {
+		if !e.Of(mine...) {
+			return peer.Reply{}, fmt.Errorf("connection %s is none of the VM's, which has %v", e, mine)
+		}
+	}
+	r := &w.reception
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	zone, err := h.zone(ctx, w, msg.Zone)
+	if err != nil {
+		return peer.Reply{}, err
+	}
+	table, err := r.opened(h)
+	if err != nil {
+		return peer.Reply{}, err
+	}
+	if !shared(msg.Zone) {
+		if r.zones == nil {
+			r.zones = map[string]conntrack.Zone{}
+		}
+		r.zones[msg.Zone] = zone
+	}
+	result, err := table.Upsert(ctx, zone, told)
+	reply := h.count(w, result)
+	if err != nil {
+		r.drop()
+		return peer.Reply{}, err
+	}
+	return reply, nil
+}
+
+// zone is the number that a zone of the migration has here.
+func (h *handoff) zone(ctx context.Context, w *watch, name string) (conntrack.Zone, error) {
+	pm := w.o.migrations.get(w.key)
+	switch {
+	case pm == nil || w.reception.over || pm.Status.Over() || reached(pm, v1alpha1.StageCommitted) || reached(pm, v1alpha1.StageRolledBack):
+		return 0, errSettled
+	case !shared(name) && (w.tap(ident.PortName(name)) == nil || !hasPort(pm, name)):
+		return 0, fmt.Errorf("zone %q is of none of the migration's ports that are attached here", name)
+	}
+	zones, err := h.zones(ctx)
+	if err == nil && zones[name] == 0 {
+		err = fmt.Errorf("%w: %q", errNoZone, name)
+	}
+	return zones[name], err
+}
+
+// count notes what became of entries; the caller has the lock.
+func (h *handoff) count(w *watch, result conntrack.Result) peer.Reply {
+	refused := 0
+	for _, n := range result.Refused {
+		refused += n
+	}
+	t := &w.reception.told
+	t.Moved += int64(result.Made + result.Replaced)
+	t.Replaced += int64(result.Replaced)
+	t.Refused += int64(refused)
+	for what, n := range map[string]int{
+		handoffMoved: result.Made + result.Replaced, handoffReplaced: result.Replaced, handoffRenewed: result.Renewed, handoffRefused: refused,
+	} {
+		h.entries.WithLabelValues(what).Add(float64(n))
+	}
+	if refused+result.Unlabelled > 0 {
+		w.log.Warn("not all of the VM's connections were taken over as they were", "refused", result.Refused, "without_labels", result.Unlabelled, "error", result.Why)
+	}
+	return peer.Reply{Again: result.Refused[conntrack.ReasonConflict]+result.Refused[conntrack.ReasonTableFull] > 0}
+}
+
+// clean takes the VM's connections out of the zones of its ports here, where it does not come. OVN may have taken a zone back by then: as long as nobody else has it nobody else has entries in it, and
+// when somebody has, OVN has flushed it before.
+func (h *handoff) clean(ctx context.Context, w *watch) error {
+	if h == nil {
+		return nil
+	}
+	r := &w.reception
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over || len(r.zones) == 0 {
+		r.over = true
+		return nil
+	}
+	r.over = true
+	now, err := h.zones(ctx)
+	if err != nil {
+		return err
+	}
+	mine, err := h.addresses(w.launcher)
+	if err != nil {
+		return err
+	}
+	table, err := r.opened(h)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for name, zone := range r.zones {
+		if now[name] != zone && slices.Contains(slices.Collect(maps.Values(now)), zone) {
+			continue
+		}
+		d, err := table.Dump(ctx, conntrack.Query{Zone: zone, Limit: h.limit, Keep: of(mine)})
+		if err == nil {
+			var n int
+			n, err = table.Remove(ctx, zone, d.Entries)
+			removed += n
+		}
+		if err != nil {
+			r.drop()
+			return err
+		}
+	}
+	w.log.Info("connections of a VM that does not come are removed", "removed", removed)
+	return nil
+}

@@ -1,0 +1,98 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/migration"
+)
+
+const (
+	// handoffPatience is for how long the ports of a VM that runs on the target stay asked for on both nodes until the last of its connections are handed over: what comes from the source
+	// later is lost, for OVN flushes its zone there, and what comes to the target before is cloned to both.
+	handoffPatience = time.Second
+	// handoffPoll is how often is looked whether they are.
+	handoffPoll = 20 * time.Millisecond
+)
+
+// hold says for how long a decision to commit waits before it is looked at again: 0 is not at all. The source's agent learns by the stage Ready that it is time for the last connections.
+func (r *vmReconciler) hold(ctx context.Context, vm types.NamespacedName, d migration.Decision, at time.Time) (time.Duration, error) {
+	pm, err := r.handingOver(ctx, vm, d)
+	if err != nil || pm == nil {
+		r.release(vm)
+		return 0, err
+	}
+	r.mu.Lock()
+	since, held := r.held[vm]
+	if !held {
+		since = at
+		r.held[vm] = since
+	}
+	r.mu.Unlock()
+	left := handoffPatience - at.Sub(since)
+	if left <= 0 {
+		r.release(vm)
+		r.log.Warn("connections of a VM are not handed over to the end, its ports are the target's now", "vm", vm, "migration", pm.Spec.Migration.Name, "waited", handoffPatience)
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	err = r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus {
+		st.Stages = slices.Clone(st.Stages)
+		note(&st, v1alpha1.StageReady, at)
+		return st
+	})
+	if err != nil { // the agent is not told, and the rows wait no longer than they would
+		r.log.Warn("the source's agent may not know that the VM runs on the target", "vm", vm, "error", err)
+	}
+	return min(left, handoffPoll), nil
+}
+
+// handingOver is the PortMigration of a decision to commit whose source hands connections over and has not come to the end; nil if that is not so.
+func (r *vmReconciler) handingOver(ctx context.Context, vm types.NamespacedName, d migration.Decision) (*v1alpha1.PortMigration, error) {
+	if d.Phase != migration.Committed || d.Source.Chassis == "" {
+		return nil, nil //nolint:nilnil // documented
+	}
+	var list v1alpha1.PortMigrationList
+	if err := r.api.List(ctx, &list, client.InNamespace(vm.Namespace), client.MatchingFields{indexVMI: vm.Name}, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list PortMigrations: %w", err)
+	}
+	for i := range list.Items {
+		pm := &list.Items[i]
+		if string(pm.Spec.Migration.UID) != d.Migration || pm.Status.Source == nil {
+			continue
+		}
+		if c := pm.Status.Source.Connections; c != nil && c.Began != nil && c.Ended == nil {
+			return pm, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // documented
+}
+
+func (r *vmReconciler) release(vm types.NamespacedName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.held, vm)
+}
+
+// tellLeft makes an event of connections that were not handed over.
+func (r *vmReconciler) tellLeft(pm *v1alpha1.PortMigration, st v1alpha1.PortMigrationStatus) {
+	var left, refused int64
+	if st.Source != nil && st.Source.Connections != nil {
+		left = st.Source.Connections.Left
+	}
+	if st.Target != nil && st.Target.Connections != nil {
+		refused = st.Target.Connections.Refused
+	}
+	if left+refused > 0 {
+		r.events.Eventf(pm, nil, corev1.EventTypeWarning, "ConnectionsLeft", "Migrate",
+			"%d connections of the VM were not handed over, %d the target did not take: those that Services, NAT or policies do not let begin in the middle are broken", left, refused)
+	}
+}

@@ -1,0 +1,435 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/conntrack"
+	"github.com/godwit-cni/godwit/test/kernel/cluster"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
+)
+
+const (
+	// openEvery is between two connections that are opened while the VM moves.
+	openEvery = 100 * time.Millisecond
+	// openedAtLeast of these make their survival mean something.
+	openedAtLeast = 5
+)
+
+// hairpinVIPs are of a load balancer whose only backend is the VM itself.
+var hairpinVIPs = []netip.Addr{netip.MustParseAddr("10.96.0.11"), netip.MustParseAddr("fd00:10:96::11")}
+
+// handingOver is a VM behind rules that admit no connection in its middle, and everybody it talks to.
+type handingOver struct {
+	*scene
+	vm            *cluster.VM
+	peer, backend *cluster.Pod
+	clients       map[string]*traffic.Client
+}
+
+func newHandingOver(t *testing.T, namespace string) *handingOver {
+	t.Helper()
+	s := &handingOver{scene: newScene(t, namespace)}
+	s.peer, s.backend = s.pod(2, "peer"), s.pod(2, "backend")
+	s.pod(1, "pad") // or a port would have the same zone on both nodes, which it has only by chance
+	s.vm = s.scene.vm(0, "vm")
+	s.guard(s.vm, s.backend)
+	s.hairpin()
+	s.clients = map[string]*traffic.Client{"vm": s.traffic(s.vm.Netns), "peer": s.traffic(s.peer.Netns), "backend": s.traffic(s.backend.Netns)}
+	return s
+}
+
+// hairpin has the VM reach itself by an address of a load balancer.
+func (s *handingOver) hairpin() {
+	s.t.Helper()
+	const lb = "kernel-hairpin"
+	network := s.nb("--bare", "--columns=name", "find", "logical_switch", "external_ids:\"godwit.dev/owner\"=subnet")
+	for i, vip := range hairpinVIPs {
+		s.nb("--may-exist", "lb-add", lb, netip.AddrPortFrom(vip, 7).String(), netip.AddrPortFrom(s.vm.Live.Addrs()[i], 7).String(), "tcp")
+	}
+	s.nb("ls-lb-add", network, lb)
+	s.t.Cleanup(func() {
+		if _, err := s.NBCtl(context.WithoutCancel(s.t.Context()), "ls-lb-del", network, lb, "--", "lb-del", lb); err != nil {
+			s.t.Errorf("remove the load balancer: %v", err)
+		}
+	})
+}
+
+// course is traffic from one to another, which are both asked about it.
+type course struct {
+	what, from, to string
+	spec           traffic.Spec
+	run            traffic.RunID
+}
+
+// begin opens connections of each kind each way, in both families.
+func (s *handingOver) begin() []course {
+	s.t.Helper()
+	every := func(d time.Duration) traffic.Duration { return traffic.Duration{Duration: d} }
+	echo := traffic.Spec{Echo: traffic.Echoing{Connections: 2, Interval: every(200 * time.Millisecond)}, Silence: every(5 * time.Minute)}
+	probed := echo
+	probed.Probe.Interval = every(200 * time.Millisecond)
+	courses := []course{
+		{what: "through a load balancer", from: "vm", to: "backend", spec: echo}, {what: "to a pod", from: "vm", to: "peer", spec: probed},
+		{what: "from a pod", from: "peer", to: "vm", spec: probed}, {what: "to itself, through a load balancer", from: "vm", to: "vm", spec: echo},
+	}
+	courses[0].spec.Peers, courses[1].spec.Peers, courses[2].spec.Peers, courses[3].spec.Peers = vips, s.peer.Addrs(), s.vm.Live.Addrs(), hairpinVIPs
+	for i := range courses {
+		courses[i].run = s.scene.begin(s.clients[courses[i].from], courses[i].spec)
+	}
+	return courses
+}
+
+// pings are the logs of ICMP from the VM.
+func (s *handingOver) pings() (logs []string) {
+	s.t.Helper()
+	for i, a := range s.peer.Addrs() {
+		log := s.daemon(s.vm.Netns, []string{"ping", "ping6"}[i], a.String())
+		s.says(log, "seq=")
+		logs = append(logs, log)
+	}
+	return logs
+}
+
+// open opens connections from the VM to the load balancer until it is told to stop, and returns those that it opened. It returns when there are enough.
+func (s *handingOver) open() (stop func() []net.Conn) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var conns []net.Conn
+	var opened atomic.Int32
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			conn, err := s.DialIn(s.vm.Netns)(ctx, "tcp", netip.AddrPortFrom(vips[i%len(vips)], 7).String())
+			if err == nil {
+				conns = append(conns, conn)
+				opened.Add(1)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(openEvery):
+			}
+		}
+	})
+	s.await("connections while the VM moves", func(context.Context) error {
+		if n := opened.Load(); n < openedAtLeast {
+			return fmt.Errorf("%d, want %d at least", n, openedAtLeast)
+		}
+		return nil
+	})
+	return func() []net.Conn {
+		cancel()
+		wg.Wait()
+		s.t.Cleanup(func() {
+			for _, c := range conns {
+				_ = c.Close()
+			}
+		})
+		return conns
+	}
+}
+
+// record is the PortMigration of a migration; nil if there is none.
+func (s *handingOver) record(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration) (*v1alpha1.PortMigration, error) {
+	var list v1alpha1.PortMigrationList
+	if err := s.API.List(ctx, &list, client.InNamespace(s.namespace)); err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(list.Items, func(pm v1alpha1.PortMigration) bool { return pm.Spec.Migration.UID == vmim.UID })
+	if i < 0 {
+		return nil, fmt.Errorf("migration %s has no PortMigration", vmim.Name)
+	}
+	return &list.Items[i], nil
+}
+
+// handed waits until a migration's source has begun to hand connections over.
+func (s *handingOver) handed(vmim *kubevirtv1.VirtualMachineInstanceMigration) {
+	s.t.Helper()
+	s.await("hand-over of connections", func(ctx context.Context) error {
+		pm, err := s.record(ctx, vmim)
+		if err == nil && (pm.Status.Source == nil || pm.Status.Source.Connections == nil || pm.Status.Source.Connections.Began == nil) {
+			err = errors.New("it has not begun")
+		}
+		return err
+	})
+}
+
+// prepare begins a migration to the other node.
+func (s *handingOver) prepare() (*kubevirtv1.VirtualMachineInstanceMigration, *cluster.Pod) {
+	s.t.Helper()
+	to := s.Nodes[1]
+	if s.vm.Live.Node == to {
+		to = s.Nodes[0]
+	}
+	vmim, target, err := s.vm.Migration(s.t.Context(), to)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.asked(s.vm, s.vm.Live.Node.Name+","+to.Name, "rarp")
+	s.activated(s.vm, "")
+	return vmim, target
+}
+
+// arrive ends it, as KubeVirt does: the VM announces itself, is called ready, and the migration is called over.
+func (s *handingOver) arrive(vmim *kubevirtv1.VirtualMachineInstanceMigration, target *cluster.Pod) {
+	s.t.Helper()
+	source := s.vm.Live
+	if err := s.vm.Arrive(s.t.Context(), target, "tool", "rarp", "eth0"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.activated(s.vm, target.Node.Name)
+	if err := s.vm.Ready(s.t.Context(), target); err != nil {
+		s.t.Fatal(err)
+	}
+	s.asked(s.vm, target.Node.Name, "")
+	s.ended(s.vm, vmim, source)
+}
+
+// agents restarts those of the VM's nodes.
+func (s *scene) agents(flags ...string) {
+	s.t.Helper()
+	for _, n := range s.Nodes[:2] {
+		if err := n.RestartAgent(context.WithoutCancel(s.t.Context()), flags...); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// handOver has agents hand connections over for the length of the test.
+func (s *scene) handOver() {
+	s.t.Helper()
+	s.t.Cleanup(func() { s.agents() })
+	s.agents("--handoff")
+}
+
+// TestHandoffMigration moves a VM whose connections no rule admits in their middle, with the agents' hand-over and without: with it all go on, and those that were opened meanwhile; without it
+// those through a load balancer die. MOVES=10 moves more often.
+func TestHandoffMigration(t *testing.T) {
+	s := newHandingOver(t, "handoff-move")
+	t.Run("without", s.someDie)
+	s.handOver()
+	moves, err := strconv.Atoi(os.Getenv("MOVES"))
+	if err != nil {
+		moves = movesUsually
+	}
+	for i := range moves {
+		t.Run(fmt.Sprintf("move %d", i+1), s.allLive)
+	}
+}
+
+func (s *handingOver) inside(t *testing.T) *handingOver {
+	in := *s
+	in.scene = s.scene.in(t)
+	return &in
+}
+
+func (s *handingOver) allLive(t *testing.T) {
+	in := s.inside(t)
+	courses, pings := in.begin(), in.pings()
+	vmim, target := in.prepare()
+	in.handed(vmim)
+	stop := in.open()
+	in.arrive(vmim, target)
+	opened := stop()
+	for _, c := range courses {
+		in.progress(in.clients[c.to], c.run)
+		r := in.stop(in.clients[c.from], c.run)
+		if open, _ := r.Open(); open != c.spec.Echo.Connections {
+			t.Errorf("%s %d connections were opened, want %d", c.what, open, c.spec.Echo.Connections)
+		}
+		for _, p := range r.Probes {
+			if p.Gap.Open {
+				t.Errorf("%s: probes to %s are not answered any more", c.what, p.Peer)
+			}
+		}
+	}
+	for _, log := range pings {
+		in.goesOn(log)
+	}
+	t.Logf("%d connections were opened while the VM moved", len(opened))
+	for i, conn := range opened {
+		if err := echoed(conn); err != nil {
+			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)
+		}
+	}
+	in.reported(vmim, len(opened))
+}
+
+// goesOn waits until a log has more replies.
+func (s *handingOver) goesOn(log string) {
+	s.t.Helper()
+	before := -1
+	s.await("replies in "+log, func(ctx context.Context) error {
+		b, err := s.ReadFile(ctx, log)
+		now := strings.Count(string(b), "seq=")
+		if before < 0 {
+			before = now
+		}
+		if err == nil && now < before+2 {
+			err = fmt.Errorf("there are %d, %d before", now, before)
+		}
+		return err
+	})
+}
+
+// reported checks what the record tells of connections.
+func (s *handingOver) reported(vmim *kubevirtv1.VirtualMachineInstanceMigration, least int) {
+	s.t.Helper()
+	s.await("record of the connections", func(ctx context.Context) error {
+		pm, err := s.record(ctx, vmim)
+		if err != nil {
+			return err
+		}
+		st := pm.Status
+		committed, ok := st.Stage(v1alpha1.StageCommitted)
+		if st.Source == nil || st.Target == nil || st.Source.Connections == nil || st.Target.Connections == nil || st.Source.Connections.Ended == nil || !ok {
+			return fmt.Errorf("it has %+v and %+v", st.Source, st.Target)
+		}
+		from, to := *st.Source.Connections, *st.Target.Connections
+		if from.Ended.After(committed) || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
+			return fmt.Errorf("%+v, %+v, committed at %s: want it ended by then, nothing left or refused, and %d moved at least", from, to, committed, least)
+		}
+		s.t.Logf("begun at %s, ended at %s, committed at %s: %+v", from.Began, from.Ended, committed, to)
+		return nil
+	})
+}
+
+func (s *handingOver) someDie(t *testing.T) {
+	in := s.inside(t)
+	courses := in.begin()
+	vmim, target := in.prepare()
+	in.arrive(vmim, target)
+	time.Sleep(watchedAfter)
+	died := map[string]int{}
+	for _, c := range courses {
+		r, err := in.clients[c.from].Stop(t.Context(), c.run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, conn := range r.Connections {
+			if conn.Broken != "" || conn.Stall.Open && conn.Stall.Length() > deadFor-time.Second {
+				died[c.what]++
+			}
+		}
+	}
+	t.Logf("without the hand-over there died %v", died)
+	if died[courses[0].what] == 0 {
+		t.Error("without the hand-over no connection through the load balancer died: what the test shows with it is nothing")
+	}
+}
+
+// TestHandoffFaults: an agent that is killed while it hands over, agents that do not reach each other, and a migration that fails: no worse than without, and no entry is left.
+func TestHandoffFaults(t *testing.T) {
+	s := newHandingOver(t, "handoff-faults")
+	s.handOver()
+	t.Run("agents killed", func(t *testing.T) {
+		in := s.inside(t)
+		courses := in.begin()
+		vmim, target := in.prepare()
+		in.handed(vmim)
+		in.agents("--handoff")
+		in.moved(target)
+		in.arrive(vmim, target)
+		in.allGoOn(courses)
+	})
+	t.Run("aborted", func(t *testing.T) {
+		in := s.inside(t)
+		courses := in.begin()
+		vmim, target := in.prepare()
+		in.handed(vmim)
+		zone := in.zoneOn(target.Node)
+		if len(in.entriesOf(zone)) == 0 {
+			t.Error("nothing was handed over")
+		}
+		if err := in.vm.Abort(t.Context(), vmim, target); err != nil {
+			t.Fatal(err)
+		}
+		in.asked(in.vm, in.vm.Live.Node.Name, "")
+		if err := target.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		source := in.zoneOn(in.vm.Live.Node)
+		in.await("end of the connections on the target", func(ctx context.Context) error { // what is cloned to it until the end has seen no reply
+			left, err := in.entriesIn(ctx, zone)
+			known, kerr := in.entriesIn(ctx, source)
+			if err := errors.Join(err, kerr); err != nil {
+				return err
+			}
+			if i := slices.IndexFunc(left, func(e conntrack.Entry) bool { return slices.Contains(known, e) }); i >= 0 {
+				return fmt.Errorf("zone %v has %v still", zone, left[i])
+			}
+			return nil
+		})
+		in.allGoOn(courses)
+	})
+	t.Run("agents apart", func(t *testing.T) {
+		in := s.inside(t)
+		courses := in.begin()[2:3]
+		for _, n := range in.Nodes[:2] {
+			in.run(n.Name, "nft", "add table inet apart; add chain inet apart in { type filter hook input priority 0; }; add rule inet apart in tcp dport 9480 drop")
+			t.Cleanup(func() {
+				if _, err := in.In(context.WithoutCancel(t.Context()), n.Name, "nft", "delete table inet apart"); err != nil {
+					t.Errorf("bring the agents together: %v", err)
+				}
+			})
+		}
+		vmim, target := in.prepare()
+		start := time.Now()
+		in.arrive(vmim, target)
+		t.Logf("the VM has moved in %s", time.Since(start))
+		in.allGoOn(courses)
+	})
+}
+
+// zoneOn is the zone of the VM's port on a node.
+func (s *handingOver) zoneOn(n *cluster.Node) zoneAt {
+	s.t.Helper()
+	zone, err := n.Zone(s.t.Context(), s.vm.Port())
+	if err != nil || zone == 0 {
+		s.t.Fatalf("zone %d of %s on %s: %v", zone, s.vm.Port(), n.Name, err)
+	}
+	return zoneAt{n.Name, zone}
+}
+
+// moved waits until the target knows of every connection of the VM's.
+func (s *handingOver) moved(target *cluster.Pod) {
+	s.t.Helper()
+	from, to := s.zoneOn(s.vm.Live.Node), s.zoneOn(target.Node)
+	s.await("connections on the target", func(ctx context.Context) error {
+		there, terr := s.entriesIn(ctx, to)
+		here, err := s.entriesIn(ctx, from)
+		if err := errors.Join(err, terr); err != nil {
+			return err
+		}
+		for _, e := range here {
+			if e.Protocol == conntrack.TCP && e.Of(s.vm.Live.Addrs()...) && !slices.Contains(there, e) {
+				return fmt.Errorf("zone %v lacks %v", to, e)
+			}
+		}
+		return nil
+	})
+}
+
+// allGoOn checks that connections go on, and ends them.
+func (s *handingOver) allGoOn(courses []course) {
+	s.t.Helper()
+	for _, c := range courses {
+		s.progress(s.clients[c.to], c.run)
+		s.stop(s.clients[c.from], c.run)
+	}
+}
