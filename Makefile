@@ -11,10 +11,13 @@ FAMILY ?=
 LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY))
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
-# Packages whose tests need root and real programs: Open vSwitch, OVN, an API server.
-REAL := ./pkg/agent ./pkg/conntrack ./pkg/frame ./pkg/netdev ./pkg/ovnpod ./pkg/ovs ./test/integration
+# Packages whose tests need root and real programs: Open vSwitch, OVN, an API server. Those of WAITING mostly wait, each for a world of its own: they run beside each other, PARALLEL
+# tests of a package at a time.
+WAITING := ./test/integration ./pkg/ovnpod ./test/lab/kubevirt
+REAL := ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,prometheus,traffic,guest,guest/bundle,guest/initramfs} ./pkg/{agent,conntrack,frame,netdev,ovs}
+PARALLEL ?= 4
 
-# Tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
+# Other tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
 .NOTPARALLEL:
 
 # A checkout may be another user's than the one who builds, as with sudo: git does not tell its commit then, and go build, which asks it, fails.
@@ -29,7 +32,8 @@ demo: preflight $(LAB) ## a cluster on this machine, a VM that migrates under tr
 	@$(LAB) demo $(LAB_FLAGS) --picture out/demo/migration.svg
 
 .PHONY: test
-test: preflight lint unit integration test-kernel e2e test-install ## every test there is
+test: preflight ## every test there is, and how long each stage took
+	+@test/tools/stages.sh "$(MAKE)" lint unit integration test-kernel e2e test-install
 	@echo "make test: all passed"
 
 .PHONY: unit
@@ -42,7 +46,8 @@ measures: ## the code against the style guide, into docs/measures.md
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
-	go test -count=1 -timeout 30m -p 1 ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,kubevirt,prometheus,traffic,guest,guest/bundle,guest/initramfs} $(REAL)
+	go test -count=1 -timeout 30m -p 2 -parallel $(PARALLEL) $(WAITING)
+	go test -count=1 -timeout 30m -p 1 $(REAL)
 
 .PHONY: test-kernel
 test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine that has one: RUN=regexp COUNT=n

@@ -28,11 +28,12 @@ import (
 )
 
 const (
-	// handoverGrace is short, for a test to see its end; watchedAfter is for how long connections are watched past it, longer where the machine is busy, but for no
-	// longer than watchedLongest.
+	// handoverGrace is short, for a test to see its end; watchedAfter is for how long connections are watched past it. Where the machine is busy those that make no progress, for longer than
+	// underWay, are watched longer, but for no longer than watchedLongest.
 	handoverGrace  = 20 * time.Second
 	watchedAfter   = 15 * time.Second
 	watchedLongest = time.Minute
+	underWay       = 3 * time.Second
 	// silence is how long a connection makes no progress before it is given up. What is judged is how long it stalled: a machine that is busy stops everybody for seconds.
 	silence = 5 * time.Minute
 	// keepalive is sooner than the VM's own first keepalive, 15 s, which brings a connection that stalls back: it is the VM that speaks.
@@ -196,7 +197,7 @@ func (s *policyVM) downloadDies(t *testing.T) {
 	withFlags(t, "--handover-rules=false")
 	// None does when the VM is the first to speak on each, which it is by chance: it owes an acknowledgement when it is stopped.
 	for range voyagesWithout {
-		v := s.voyage(t, func() { time.Sleep(watched()) })
+		v := s.voyage(t, func([]exchange) { time.Sleep(watchedAfter) }) // one that dies has stalled for longer than keepalive then
 		if slices.ContainsFunc(v.connections, func(c carried) bool {
 			return c.who == guests && c.Kind == traffic.Download && c.Stall.Length() > keepalive
 		}) {
@@ -206,14 +207,33 @@ func (s *policyVM) downloadDies(t *testing.T) {
 	t.Errorf("in %d migrations without the handover no download by the VM stalled: what the test shows with it is nothing", voyagesWithout)
 }
 
-// watched is for how long to watch.
+// watched is for how long to watch at most.
 func watched() time.Duration { return min(patience(watchedAfter), watchedLongest) }
+
+// watchOn watches connections after a move: what dies of it may die a while after it. One that is dead makes no progress until the end, one that waits for a busy machine does before.
+func watchOn(t *testing.T, window time.Duration, idle func(context.Context) (time.Duration, error)) {
+	t.Helper()
+	end := time.Now().Add(window)
+	time.Sleep(watchedAfter)
+	for time.Now().Before(end) {
+		d, err := idle(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d < underWay {
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
 
 func (s *policyVM) allGoOn(t *testing.T) {
 	t.Helper()
 	withFlags(t, "--handover-grace="+handoverGrace.String())
 	window := watched()
-	v := s.handover(t, handoverGrace, window)
+	v := s.handover(t, handoverGrace, func(all []exchange) {
+		watchOn(t, window, func(ctx context.Context) (time.Duration, error) { return idle(ctx, all) })
+	})
 	limit := window * 4 / 5 // one that has died has stalled for the whole window, one that waits for a busy machine, or to send again, has not
 	for _, c := range v.connections {
 		if c.lost(limit) {
@@ -222,8 +242,8 @@ func (s *policyVM) allGoOn(t *testing.T) {
 	}
 }
 
-// handover is a voyage with its handover, watched for a window past the end of the grace. A client is silent all along, and speaks again in the end.
-func (s *policyVM) handover(t *testing.T, grace, window time.Duration) voyage {
+// handover is a voyage with its handover, watched past the end of the grace. A client is silent all along, and speaks again in the end.
+func (s *policyVM) handover(t *testing.T, grace time.Duration, watch func([]exchange)) voyage {
 	t.Helper()
 	quiet, err := s.peer.Dial(t.Context(), "tcp", netip.AddrPortFrom(s.Guest.IPs[0], permittedEcho).String())
 	if err != nil {
@@ -241,7 +261,7 @@ func (s *policyVM) handover(t *testing.T, grace, window time.Duration) voyage {
 			time.Sleep(100 * time.Millisecond)
 		}
 	}()
-	v := s.voyage(t, func() {
+	v := s.voyage(t, func(all []exchange) {
 		if !seen.Load() {
 			t.Error("the VM has arrived, and its port was not in the groups of those whose connections move along")
 		}
@@ -252,7 +272,7 @@ func (s *policyVM) handover(t *testing.T, grace, window time.Duration) voyage {
 			}
 			return err
 		})
-		time.Sleep(window)
+		watch(all)
 	})
 	if err := echoed(quiet, patience(2*time.Second)); err != nil {
 		t.Errorf("a client that was silent meanwhile: %v", err)

@@ -129,6 +129,18 @@ func (s *policyVM) cargo(t *testing.T) (out []exchange) {
 	return out
 }
 
+// idle is for how long there has been no progress on that of the connections which has waited longest.
+func idle(ctx context.Context, exchanges []exchange) (longest time.Duration, err error) {
+	for _, x := range exchanges {
+		d, err := x.Idle(ctx)
+		if err != nil {
+			return 0, err
+		}
+		longest = max(longest, d)
+	}
+	return longest, nil
+}
+
 func carriedBy(ctx context.Context, t *testing.T, exchanges []exchange) (out []carried) {
 	t.Helper()
 	for _, x := range exchanges {
@@ -159,7 +171,7 @@ type voyage struct {
 }
 
 // voyage moves the VM under traffic and intruders, and has the connections when afterwards has returned.
-func (s *policyVM) voyage(t *testing.T, afterwards func()) voyage {
+func (s *policyVM) voyage(t *testing.T, afterwards func([]exchange)) voyage {
 	t.Helper()
 	ctx := t.Context()
 	exchanges := s.cargo(t)
@@ -182,7 +194,7 @@ func (s *policyVM) voyage(t *testing.T, afterwards func()) voyage {
 		t.Fatal(err)
 	}
 	s.reachesNobodyElse(ctx, t)
-	afterwards()
+	afterwards(exchanges)
 	rest()
 	<-rested
 	if admitted.Load() > 0 || tried.Load() < 3 {

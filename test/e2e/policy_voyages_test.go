@@ -42,7 +42,7 @@ func (s *policyVM) manyVoyages(t *testing.T) {
 	var all tally
 	for i := range n {
 		t.Run(fmt.Sprint(i+1), func(t *testing.T) {
-			v := s.handover(t, defaultGrace, watchedPastGrace)
+			v := s.handover(t, defaultGrace, func([]exchange) { time.Sleep(watchedPastGrace) })
 			var here tally
 			for _, c := range v.connections {
 				here.add(t, c, v.stop)

@@ -67,6 +67,14 @@ func (c *course) begin(t *testing.T, guest passage.End) {
 	}
 }
 
+// idle asks for how long there has been no progress on that of its connections which has waited longest.
+func (c *course) idle(guest passage.End) func(context.Context) (time.Duration, error) {
+	return func(ctx context.Context) (time.Duration, error) {
+		status, err := guest.Ask.Status(ctx, c.run)
+		return status.Idle.Duration, err
+	}
+}
+
 // end returns how many connections of each kind there were, and how many of them broke.
 func (c *course) end(t *testing.T, guest passage.End) (broken int, text string) {
 	t.Helper()
@@ -156,7 +164,7 @@ func TestServiceVMClient(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		to, _ := shuttle(t, s, i)
-		time.Sleep(watched()) // what dies of a move may die a while after it
+		watchOn(t, watched(), courses[0].idle(s.Guest))
 		for _, c := range courses {
 			broken, text := c.end(t, s.Guest)
 			t.Logf("moved to %s, with %s: %s live", to, c.name, text)

@@ -265,7 +265,12 @@ func TestServiceVMMigration(t *testing.T) {
 		_, stop := shuttle(t, s, i)
 		stops = append(stops, stop)
 	}
-	time.Sleep(watched()) // what dies of a move may die a while after it
+	watchOn(t, watched(), func(context.Context) (longest time.Duration, err error) {
+		for _, w := range all {
+			longest = max(longest, w.run.Status().Idle.Duration)
+		}
+		return longest, nil
+	})
 	stop()
 	openers.Wait()
 	for _, w := range all {

@@ -33,6 +33,7 @@ func (e *env) as(node string) *rest.Config {
 
 // An agent sees the migrations from and to its node, and reports its own side of them and nothing else.
 func TestAgentReportsItsSide(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.namespace(t, "vms", nil)
 	pm := &v1alpha1.PortMigration{

@@ -13,6 +13,7 @@ import (
 
 // A VMIM that is Scheduling before its target pod can be seen, or before the pod has a node, is served when it can: seen never to be at the best-known peer.
 func TestChaosPeerSchedulingFirst(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	for _, n := range []string{"n1", "n2"} {

@@ -12,6 +12,7 @@ import (
 
 // A claim that the API does not ask for is undone within seconds, and told; one that it asks for stays.
 func TestForbiddenClaimIsUndone(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	for _, n := range []string{"n1", "n2", "n3"} {

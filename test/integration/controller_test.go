@@ -24,6 +24,7 @@ import (
 
 // TestController runs all scenarios on one API server and one OVN, each in namespaces of its own: starting those takes longer than the scenarios.
 func TestController(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")

@@ -174,6 +174,7 @@ func (e *env) changeNode(t *testing.T, node string, change func(*corev1.Node)) {
 }
 
 // A Subnet's way out: none, its own nodes', a gateway; and what becomes of the gateway when it fails, comes back, is drained and is not selected any more.
+// It measures how soon a gateway is replaced, and so runs beside no other test.
 func TestEgressGatewayRows(t *testing.T) {
 	e := newEnv(t)
 	e.start(t)
@@ -242,6 +243,7 @@ func failOver() time.Duration { return 5 * time.Second }
 
 // With addresses of its own, nothing of a Subnet leaves before the gateway has them.
 func TestEgressAddressRows(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")
@@ -314,6 +316,7 @@ func (e *env) staysClosed(t *testing.T) {
 
 // An agent renews the Lease of its own node and no other.
 func TestEgressLeases(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")

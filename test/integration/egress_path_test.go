@@ -59,6 +59,7 @@ func (e *env) goes(t *testing.T, p path) {
 
 // By OVN's own reading of the rows: pods that do not leave through their own nodes reach nodes and API servers all the same, and do not leave by the anchor of another's address.
 func TestEgressPaths(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	for i, n := range []string{"n1", "n2"} {

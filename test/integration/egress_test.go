@@ -70,6 +70,7 @@ func (e *env) leavesThrough(t *testing.T, vm types.NamespacedName, port, want st
 
 // A VM leaves through the node on which it started, while it moves and after; through another when it starts again, or when that node is gone.
 func TestEgressAnchorRows(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)
@@ -133,6 +134,7 @@ func TestEgressAnchorRows(t *testing.T) {
 
 // What is in the cluster and no pod: nodes with the addresses that they have now, and the API server.
 func TestEgressHosts(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")
@@ -177,6 +179,7 @@ func TestEgressHosts(t *testing.T) {
 
 // The anchor is not ready for long: the VM, which has moved on, leaves from where it is.
 func TestEgressAnchorSilent(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

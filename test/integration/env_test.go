@@ -41,6 +41,19 @@ import (
 // controllerUser is who the controller is in a cluster: it runs here with the permissions of yamls/rbac.yaml and under its admission policies.
 const controllerUser = "system:serviceaccount:godwit-system:godwit-controller"
 
+const (
+	// patience bounds each wait, on a slow machine and beside other tests.
+	patience = time.Minute
+	// serverPatience bounds the start and the end of an API server, several of which may start at once.
+	serverPatience = 3 * time.Minute
+)
+
+// TestMain gives the process one logger: the first test's would not outlive it.
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	os.Exit(m.Run())
+}
+
 // env is an API server, OVN databases, and a controller that can be stopped and started.
 type env struct {
 	api     client.Client // an administrator
@@ -54,7 +67,6 @@ type env struct {
 func newEnv(t *testing.T) *env {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
-	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	set, err := binaries.Ensure(t.Context(), log)
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +79,9 @@ func newEnv(t *testing.T) *env {
 		BinaryAssetsDirectory: set.Kubernetes(),
 		CRDDirectoryPaths:     []string{filepath.Join(top, "yamls", "crds")},
 		ErrorIfCRDPathMissing: true,
+		CRDInstallOptions:     envtest.CRDInstallOptions{MaxTime: patience},
+
+		ControlPlaneStartTimeout: serverPatience, ControlPlaneStopTimeout: serverPatience,
 	}
 	cfg, err := server.Start()
 	if err != nil {
@@ -82,7 +97,7 @@ func newEnv(t *testing.T) *env {
 		t.Fatal(err)
 	}
 	cfg.QPS, cfg.Burst = -1, 0
-	cfg.WarningHandler = rest.NoWarnings{} // else they go to the process's logger, which is the first test's and outlives it
+	cfg.WarningHandler = rest.NoWarnings{} // else they go to the process's logger
 	api, err := client.New(cfg, client.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +187,7 @@ func (e *env) start(t *testing.T, change ...func(*controller.Config)) {
 // eventually waits until check has nothing to say any more.
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		err := check()
 		if err == nil {

@@ -20,11 +20,15 @@ import (
 // handoverGroup is where an isolated VM's port is while its connections move along.
 const handoverGroup = policy.IngressGroup + "_handover"
 
+// handoverGrace is long enough to look at the group within it, on a machine that has much to do.
+const handoverGrace = 5 * time.Second
+
 // TestPolicyHandover follows the group of a VM that moves.
 func TestPolicyHandover(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
-	e.start(t, withGrace(3*time.Second))
+	e.start(t, withGrace(handoverGrace))
 	for _, n := range []string{"n1", "n2"} {
 		e.node(t, n)
 		e.central.Chassis(t, n)
@@ -106,14 +110,15 @@ func threeWrites(t *testing.T, e *env) {
 	if !v.moves(t, e) {
 		t.Error("the row asks for both chassis, and the port is not in the group")
 	}
+	arrives := time.Now()
 	v.arrive(t, e)
 	arrived := time.Now()
 	if !v.moves(t, e) {
 		t.Error("it has just arrived, and is not in the group any more")
 	}
 	v.stops(t, e)
-	if d := time.Since(arrived); d < 2*time.Second {
-		t.Errorf("after %s of a grace of 3s it is not in the group any more", d)
+	if d := time.Since(arrives); d < handoverGrace {
+		t.Errorf("%s after it began to arrive, with a grace of %s, it is not in the group any more", d, handoverGrace)
 	}
 	if written := e.journal.since(before); len(written) != 3 {
 		t.Errorf("northbound transactions of a migration, want 3: both chassis, one, the end of the grace:\n%s", strings.Join(written, "\n"))
@@ -122,8 +127,8 @@ func threeWrites(t *testing.T, e *env) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if at, err := time.Parse(time.RFC3339Nano, row.ExternalIDs[ident.KeyMoved]); err != nil || at.After(arrived) || at.Before(arrived.Add(-time.Minute)) {
-		t.Errorf("the row says that the VM moved at %q, it arrived at %s (%v)", row.ExternalIDs[ident.KeyMoved], arrived, err)
+	if at, err := time.Parse(time.RFC3339Nano, row.ExternalIDs[ident.KeyMoved]); err != nil || at.Before(arrives) || at.After(arrived) {
+		t.Errorf("the row says that the VM moved at %q, it arrived between %s and %s (%v)", row.ExternalIDs[ident.KeyMoved], arrives, arrived, err)
 	}
 }
 

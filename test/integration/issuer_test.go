@@ -32,7 +32,7 @@ func (e *env) issue(t *testing.T) *issuer.Issuer {
 	cfg := rest.CopyConfig(e.rest)
 	cfg.Impersonate = rest.ImpersonationConfig{UserName: controllerUser, Groups: []string{"system:serviceaccounts", "system:authenticated"}}
 	i, err := issuer.New(issuer.Config{
-		Namespace: installed, AgentUser: agentUser, Hosts: []string{"127.0.0.1"}, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Namespace: installed, AgentUser: agentUser, Hosts: []string{ownLoopback}, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +59,7 @@ func (e *env) secret(t *testing.T, name string) *corev1.Secret {
 
 // Two issuers make one set of certificates, a node gets its own and nobody else's, and a controller that makes the certificates itself reaches a database which waited for them.
 func TestIssuer(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	first := e.issue(t)
 	e.issue(t)
@@ -132,7 +133,7 @@ func (e *env) controllerWaits(t *testing.T, from *issuer.Issuer) {
 	var address [2]string
 	var absent [2]net.Listener
 	for i := range address {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", ownLoopback+":0")
 		if err != nil {
 			t.Fatal(err)
 		}

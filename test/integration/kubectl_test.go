@@ -118,6 +118,7 @@ func (e *env) moved(t *testing.T, name, vm string, minutesAgo int) *v1alpha1.Por
 }
 
 func TestKubectl(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	p := e.plugin(t)
 	p.mustRun(t, []string{"migrations"})

@@ -25,6 +25,7 @@ const batch = 20
 
 // VMs come, run, and go, a batch at a time, with the controller being started again in the middle of some and away from beginning to end of others: nothing is left of them. CYCLES says how many.
 func TestLifecycleCycles(t *testing.T) {
+	t.Parallel()
 	cycles := 60
 	if text := os.Getenv("CYCLES"); text != "" {
 		n, err := strconv.Atoi(text)

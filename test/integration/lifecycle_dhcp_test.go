@@ -50,6 +50,7 @@ func (e *env) dhcpOf(t *testing.T, port ident.PortName, want map[string]string) 
 
 // OVN answers DHCPv4 where a binding plugin connects the VM, with what its Subnet says, and nowhere else: for the bridge and the masquerade binding KubeVirt's own server does.
 func TestLifecycleDHCP(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.installNADs(t)

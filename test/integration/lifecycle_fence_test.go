@@ -19,6 +19,7 @@ import (
 
 // A VM whose node is gone has its port where its next launcher is, at once; one whose node merely does not report has not. What the southbound database has of a deleted node goes.
 func TestLifecycleNodeGone(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

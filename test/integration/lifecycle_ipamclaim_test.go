@@ -40,7 +40,7 @@ func (e *env) installIPAMClaims(t *testing.T) {
 			}},
 		},
 	}
-	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}}); err != nil {
+	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}, MaxTime: patience}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -74,6 +74,7 @@ func (e *env) claimHas(t *testing.T, name string, nic v1alpha1.NIC) {
 // The addresses of a pod's interface that refers to an IPAMClaim are the claim's: the next pod has them, whoever asked for them in between, and a controller that started again knows of it.
 // They are free when the claim is gone, and no pod has them any more.
 func TestLifecycleIPAMClaim(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installNADs(t)
 	e.start(t)

@@ -20,6 +20,7 @@ import (
 
 // A Port that no VM uses can be given to a VM of another name, with its addresses and its MAC, which are never in two rows.
 func TestLifecyclePortMove(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

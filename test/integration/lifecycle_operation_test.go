@@ -59,6 +59,7 @@ func (e *env) carriedBy(t *testing.T, op *v1alpha1.VirtualMachineOperation) *kub
 
 // An operation moves a VM by KubeVirt's own object, says how far that is, and aborts it when it is deleted. A later one that stops the VM takes its place.
 func TestLifecycleOperations(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

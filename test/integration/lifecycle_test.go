@@ -22,6 +22,7 @@ import (
 
 // What a VM's template asks for in annotations its Port has, or the VM is told why not, and has no address rather than another.
 func TestLifecycleAnnotations(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)
@@ -139,6 +140,7 @@ func (e *env) reclaims(t *testing.T, vmi *kubevirtv1.VirtualMachineInstance) {
 
 // A pod has the address, the MAC and the Subnet that it asks for, or is told why not; it gets them when they are free, or when it is corrected. Who comes after the controller knows it.
 func TestLifecyclePodAnnotations(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")

@@ -17,6 +17,7 @@ import (
 
 // A VM has its Port from when it is declared until it is deleted, whatever its run strategy does with it, and instances without a VM have theirs as long as they live.
 func TestLifecycleStrategies(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

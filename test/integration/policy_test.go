@@ -26,6 +26,7 @@ import (
 
 // TestPolicyRows runs the controller against what the pure compiler makes of the objects in the API.
 func TestPolicyRows(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

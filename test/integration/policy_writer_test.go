@@ -145,6 +145,7 @@ func randomPolicy(r *rand.Rand, n int) *networkingv1.NetworkPolicy {
 
 // TestPolicyWriter lets pods and policies come, change and go in any order, many at once, and compares the database with what should be in it.
 func TestPolicyWriter(t *testing.T) {
+	t.Parallel()
 	b := newPolicyBed(t)
 	b.tell(func(x *policy.Index) { x.SetNamespace(podNamespace, nil) })
 	b.apply(t, b.writer.Compare())
@@ -206,6 +207,7 @@ func (b *policyBed) event(ctx context.Context, r *rand.Rand, n int) error {
 
 // TestPolicyWriterMends changes rows by hand: what is missed while writing is mended by itself, the rest is found by Differs.
 func TestPolicyWriterMends(t *testing.T) {
+	t.Parallel()
 	b := newPolicyBed(t)
 	r := rand.New(rand.NewPCG(1, 2))
 	b.tell(func(x *policy.Index) {

@@ -32,7 +32,7 @@ func (e *env) installNADs(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(text), crd); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}}); err != nil {
+	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: []*apiextensionsv1.CustomResourceDefinition{crd}, MaxTime: patience}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -92,6 +92,7 @@ func (e *env) ports(t *testing.T, pod *corev1.Pod, want ...string) {
 
 // A pod has a port of its own on each network of a NetworkAttachmentDefinition of Godwit's that its namespace may be on, whenever the definition comes.
 func TestLifecycleSecondNetworks(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")

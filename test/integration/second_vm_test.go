@@ -83,6 +83,7 @@ func (e *env) carries(t *testing.T, pod *corev1.Pod, network string) v1alpha1.NI
 
 // Every NIC of a VM is a Port of its own, and moves with the VM: all rows are prepared, committed, and stopped together. What a namespace may not have is refused.
 func TestLifecycleSecondNetworksVM(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.installNADs(t)

@@ -22,6 +22,7 @@ import (
 
 // TestServiceRows runs the controller against what the pure part makes of the objects in the API.
 func TestServiceRows(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	for _, n := range []string{"n1", "n2"} {
@@ -276,6 +277,7 @@ func restartedServices(t *testing.T, e *env) {
 
 // TestServiceHoldsVM follows the endpoint of a VM that moves.
 func TestServiceHoldsVM(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.installKubeVirt(t)
 	e.start(t)

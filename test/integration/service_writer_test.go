@@ -100,6 +100,7 @@ func (b *serviceBed) wanted() []string {
 
 // TestServiceWriter lets several reconcilers tell and write at the same time, among others whose transactions fail, while somebody changes rows by hand.
 func TestServiceWriter(t *testing.T) {
+	t.Parallel()
 	b := newServiceBed(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -162,7 +163,7 @@ func TestServiceWriter(t *testing.T) {
 	}
 }
 
-// TestServiceScale writes 5,000 Services of 10 endpoints, and then changes one.
+// TestServiceScale writes 5,000 Services of 10 endpoints, and then changes one. It tells how long each takes, and so runs beside no other test.
 func TestServiceScale(t *testing.T) {
 	b := newServiceBed(t)
 	const services = 5000

@@ -73,6 +73,7 @@ func (r *relay) carry(to io.WriteCloser, from io.Reader) {
 
 // TestSilentServer: a server that says nothing is left for another, by who is connected with it and by who connects.
 func TestSilentServer(t *testing.T) {
+	t.Parallel()
 	central := ovntest.Central(t)
 	first, second := newRelay(t, central.NB), newRelay(t, central.NB)
 	connect := func() *ovn.NB {

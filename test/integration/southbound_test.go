@@ -13,6 +13,7 @@ import (
 
 // Each VM's port is found with its own binding, however many VMs there are.
 func TestBindingsOfSeveralVMs(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	e.node(t, "n1")

@@ -19,6 +19,7 @@ import (
 
 // TestObserveTrace: an OTLP receiver gets the trace of a migration by its UID, with the stages that the controller saw; no agent is there to say more.
 func TestObserveTrace(t *testing.T) {
+	t.Parallel()
 	got := make(chan *tracepb.TracesData, 8)
 	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		var data tracepb.TracesData

@@ -33,7 +33,7 @@ func (e *env) installKubeVirt(t *testing.T) {
 			crds = append(crds, crd)
 		}
 	}
-	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: crds}); err != nil {
+	if _, err := envtest.InstallCRDs(e.rest, envtest.CRDInstallOptions{CRDs: crds, MaxTime: patience}); err != nil {
 		t.Fatalf("install KubeVirt's definitions: %v", err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 // TestVM plays KubeVirt, by hand, to a controller on real OVN. The nodes are chassis by name alone: nothing is attached.
 func TestVM(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.start(t)
 	for _, n := range []string{"n1", "n2", "n3"} {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,22 +106,31 @@ func (s *handingOver) pings() (logs []string) {
 	return logs
 }
 
-// open opens connections from the VM to the load balancer until it is told to stop, and returns those that it opened.
+// open opens connections from the VM to the load balancer until it is told to stop, and returns those that it opened. It returns when there are enough.
 func (s *handingOver) open() (stop func() []net.Conn) {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
 	var conns []net.Conn
+	var opened atomic.Int32
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
 			conn, err := s.DialIn(s.vm.Netns)(ctx, "tcp", netip.AddrPortFrom(vips[i%len(vips)], 7).String())
 			if err == nil {
 				conns = append(conns, conn)
+				opened.Add(1)
 			}
 			select {
 			case <-ctx.Done():
 			case <-time.After(openEvery):
 			}
 		}
+	})
+	s.await("connections while the VM moves", func(context.Context) error {
+		if n := opened.Load(); n < openedAtLeast {
+			return fmt.Errorf("%d, want %d at least", n, openedAtLeast)
+		}
+		return nil
 	})
 	return func() []net.Conn {
 		cancel()
@@ -234,13 +244,6 @@ func (s *handingOver) allLive(t *testing.T) {
 	vmim, target := in.prepare()
 	in.handed(vmim)
 	stop := in.open()
-	in.await("connections while the VM moves", func(ctx context.Context) error { // the target learns of them in the next looks
-		pm, err := in.record(ctx, vmim)
-		if err == nil && time.Since(pm.Status.Source.Connections.Began.Time) < openedAtLeast*2*openEvery {
-			err = errors.New("too few")
-		}
-		return err
-	})
 	in.arrive(vmim, target)
 	opened := stop()
 	for _, c := range courses {
@@ -258,9 +261,7 @@ func (s *handingOver) allLive(t *testing.T) {
 	for _, log := range pings {
 		in.goesOn(log)
 	}
-	if len(opened) < openedAtLeast {
-		t.Errorf("%d connections were opened while the VM moved, want %d at least", len(opened), openedAtLeast)
-	}
+	t.Logf("%d connections were opened while the VM moved", len(opened))
 	for i, conn := range opened {
 		if err := echoed(conn); err != nil {
 			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)

@@ -90,6 +90,18 @@ func newExchange(ctx context.Context, guest, peer End, spec traffic.Spec) (*Exch
 	return &x, nil
 }
 
+// Idle is for how long there has been no progress on that of its connections which has waited longest.
+func (x *Exchange) Idle(ctx context.Context) (longest time.Duration, err error) {
+	for _, r := range []run{x.to, x.from} {
+		status, err := r.at.Ask.Status(ctx, r.id)
+		if err != nil {
+			return 0, fmt.Errorf("ask whether connections make progress: %w", err)
+		}
+		longest = max(longest, status.Idle.Duration)
+	}
+	return longest, nil
+}
+
 // Stop ends the traffic and says what became of it.
 func (x *Exchange) Stop(ctx context.Context) (to, from Seen, err error) {
 	g, gctx := errgroup.WithContext(ctx)

@@ -21,6 +21,8 @@ type Status struct {
 	Wanted int `json:"wanted"`
 	Open   int `json:"open"`
 	Broken int `json:"broken"`
+	// Idle is for how long there has been no progress on that of the open ones which has waited longest.
+	Idle Duration `json:"idle"`
 	// Sent and Replied count probes to all peers.
 	Sent    int `json:"sent"`
 	Replied int `json:"replied"`
@@ -130,6 +132,7 @@ func (r *Run) Status() Status {
 			s.Broken++
 		case st.Opened && st.Ended == 0:
 			s.Open++
+			s.Idle.Duration = max(s.Idle.Duration, c.idle())
 		}
 	}
 	select {
