@@ -37,10 +37,12 @@ type courier struct {
 	last chan struct{}
 	once sync.Once
 
-	// table, conn and passes, which belong to what conn has told, are run's.
+	// table, conn and passes, which belong to what conn has told, are run's. keep has a connection outlive times in which there is nothing to tell, until the function that it returns is called: leave.
 	table  entries
 	conn   *peer.Conn
 	passes map[string]*conntrack.Passes
+	keep   func(*peer.Conn) context.CancelFunc
+	leave  context.CancelFunc
 
 	mu   sync.Mutex
 	told v1alpha1.Connections
@@ -67,6 +69,11 @@ func (c *courier) connections() *v1alpha1.Connections {
 // run goes on until the last look, or until ctx ends.
 func (c *courier) run(ctx context.Context) {
 	defer c.close()
+	c.keep = func(conn *peer.Conn) context.CancelFunc {
+		keeping, leave := context.WithCancel(ctx)
+		c.w.readers.Go(func() { _ = conn.Keep(keeping) }) // what it fails with the next pass fails with too
+		return leave
+	}
 	said := ""
 	for ctx.Err() == nil {
 		select {
@@ -182,7 +189,7 @@ func (c *courier) connect(ctx context.Context) (err error) {
 			c.conn = nil
 			return err
 		}
-		c.passes = map[string]*conntrack.Passes{}
+		c.passes, c.leave = map[string]*conntrack.Passes{}, c.keep(c.conn)
 	}
 	return nil
 }
@@ -218,6 +225,7 @@ func (c *courier) tell(ctx context.Context, zone string, have []conntrack.Entry)
 // close gives up what was open. The next pass tells everything anew.
 func (c *courier) close() {
 	if c.conn != nil {
+		c.leave()
 		_ = c.conn.Close()
 		c.conn = nil
 	}

@@ -1,6 +1,7 @@
 package ovs
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,11 +10,10 @@ import (
 // What takes long is told the next time, what takes too long for that is not told any more, and nobody looks twice at once.
 func TestLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		takes, looks := time.Duration(0), 0
+		var takes, looks atomic.Int64
 		l := NewLook(func() int {
-			looks++
-			seen := looks
-			time.Sleep(takes)
+			seen := int(looks.Add(1))
+			time.Sleep(time.Duration(takes.Load()))
 			return seen
 		})
 		sees := func(want int, within time.Duration) {
@@ -25,20 +25,20 @@ func TestLook(t *testing.T) {
 			}
 		}
 		sees(1, 0)
-		takes = 100 * time.Millisecond
-		sees(2, takes)
-		takes = 2 * time.Second
+		takes.Store(int64(100 * time.Millisecond))
+		sees(2, 100*time.Millisecond)
+		takes.Store(int64(2 * time.Second))
 		sees(2, lookPatience) // the third is under way
 		sees(2, lookPatience)
-		time.Sleep(takes)
-		takes = time.Hour
+		time.Sleep(2 * time.Second)
+		takes.Store(int64(time.Hour))
 		sees(3, lookPatience)
 		time.Sleep(lookLife)
 		sees(0, lookPatience)
-		if looks != 4 {
-			t.Errorf("%d looks, want 4", looks)
+		if n := looks.Load(); n != 4 {
+			t.Errorf("%d looks, want 4", n)
 		}
-		time.Sleep(takes)
+		time.Sleep(time.Hour)
 	})
 }
 
