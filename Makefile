@@ -14,7 +14,7 @@ LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server. Those of WAITING mostly wait, each for a world of its own: they run beside each other, PARALLEL
 # tests of a package at a time.
 WAITING := ./test/integration ./pkg/ovnpod ./test/lab/kubevirt
-REAL := ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,prometheus,traffic,guest,guest/bundle,guest/initramfs,libvirt} ./pkg/{agent,conntrack,frame,netdev,ovs}
+REAL := ./test/lab/{packages,binaries,netns,cgroup,supervise,ovntest,prometheus,traffic,guest,guest/bundle,guest/initramfs} ./pkg/{agent,conntrack,frame,netdev,ovs}
 PARALLEL ?= 4
 
 # Other tests measure time, and most of what is here builds or uses the same things: one at a time, whatever -j says.
@@ -48,6 +48,10 @@ measures: ## the code against the style guide, into docs/measures.md
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
 	go test -count=1 -timeout 30m -p 2 -parallel $(PARALLEL) $(WAITING)
 	go test -count=1 -timeout 30m -p 1 $(REAL)
+
+.PHONY: test-libvirt
+test-libvirt: preflight ## the agent's ear for libvirt against libvirt itself, on an idle machine; not a part of make test
+	go test -v -count=$(COUNT) -timeout 10m ./test/lab/libvirt
 
 .PHONY: test-kernel
 test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine that has one: RUN=regexp COUNT=n
