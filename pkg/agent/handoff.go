@@ -5,6 +5,7 @@ package agent
 // Out:  entries in a target's zones; what is said to the agents of other nodes; PortMigration status.source.connections or status.target.connections.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -117,20 +118,15 @@ func (h *handoff) addresses(l launcher) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod %s: %w", l.key, err)
 	}
-	var out []netip.Addr
-	for _, ips := range append([][]netip.Prefix{id.IPs}, nicAddresses(id.NICs)...) {
-		for _, ip := range ips {
-			out = append(out, ip.Addr())
-		}
+	ips := slices.Clone(id.IPs)
+	for _, n := range id.NICs {
+		ips = append(ips, n.IPs...)
+	}
+	out := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		out = append(out, ip.Addr())
 	}
 	return out, nil
-}
-
-func nicAddresses(nics []v1alpha1.NIC) (out [][]netip.Prefix) {
-	for _, n := range nics {
-		out = append(out, n.IPs)
-	}
-	return out
 }
 
 // of chooses what belongs to a VM.
@@ -141,10 +137,7 @@ func of(addresses []netip.Addr) func(conntrack.Entry) bool {
 // mergeConnections adds what is known now to what was reported before, by an agent that was restarted since.
 func mergeConnections(before, now *v1alpha1.Connections) *v1alpha1.Connections {
 	if before == nil || now == nil {
-		if now == nil {
-			now = before
-		}
-		return now
+		return cmp.Or(now, before)
 	}
 	out := *now
 	if before.Began != nil {

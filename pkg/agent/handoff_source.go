@@ -32,7 +32,6 @@ type courier struct {
 	h    *handoff
 	w    *watch
 	line *line
-	pm   *v1alpha1.PortMigration
 	// last is closed when nothing changes on the source any more.
 	last chan struct{}
 	once sync.Once
@@ -49,7 +48,7 @@ type courier struct {
 }
 
 func newCourier(h *handoff, l *line) *courier {
-	return &courier{h: h, w: l.w, line: l, pm: l.pm, last: make(chan struct{})}
+	return &courier{h: h, w: l.w, line: l, last: make(chan struct{})}
 }
 
 // finish has the next look be the last.
@@ -154,7 +153,7 @@ func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, er
 	if err := c.connect(ctx); err != nil {
 		return 0, err
 	}
-	names := named(c.pm, zones)
+	names := named(c.line.pm, zones)
 	if len(names) == 0 || shared(names[0]) {
 		return 0, errNoZone
 	}

@@ -169,26 +169,23 @@ func (v *VM) Ready(ctx context.Context, target *Pod) error {
 
 // Abort says of a migration that it has failed, and of its target's pod the same.
 func (v *VM) Abort(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, target *Pod) error {
-	was := vmim.DeepCopy()
-	vmim.Status.Phase = kubevirtv1.MigrationFailed
-	err := v.cluster.API.Status().Patch(ctx, vmim, client.MergeFrom(was))
-	before := target.DeepCopy()
-	target.Status.Phase = corev1.PodFailed
-	if err := errors.Join(err, v.cluster.API.Status().Patch(ctx, target.Pod, client.MergeFrom(before))); err != nil {
-		return fmt.Errorf("abort migration %s: %w", vmim.Name, err)
-	}
-	return nil
+	return v.over(ctx, vmim, kubevirtv1.MigrationFailed, target, corev1.PodFailed)
 }
 
 // End says of a migration that it has succeeded, and of its source's pod the same.
 func (v *VM) End(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, source *Pod) error {
+	return v.over(ctx, vmim, kubevirtv1.MigrationSucceeded, source, corev1.PodSucceeded)
+}
+
+// over gives a migration its last phase, and the pod that ends with it.
+func (v *VM) over(ctx context.Context, vmim *kubevirtv1.VirtualMachineInstanceMigration, phase kubevirtv1.VirtualMachineInstanceMigrationPhase, pod *Pod, last corev1.PodPhase) error {
 	was := vmim.DeepCopy()
-	vmim.Status.Phase = kubevirtv1.MigrationSucceeded
+	vmim.Status.Phase = phase
 	err := v.cluster.API.Status().Patch(ctx, vmim, client.MergeFrom(was))
-	before := source.DeepCopy()
-	source.Status.Phase = corev1.PodSucceeded
-	if err := errors.Join(err, v.cluster.API.Status().Patch(ctx, source.Pod, client.MergeFrom(before))); err != nil {
-		return fmt.Errorf("end migration %s: %w", vmim.Name, err)
+	before := pod.DeepCopy()
+	pod.Status.Phase = last
+	if err := errors.Join(err, v.cluster.API.Status().Patch(ctx, pod.Pod, client.MergeFrom(before))); err != nil {
+		return fmt.Errorf("end migration %s, %s: %w", vmim.Name, phase, err)
 	}
 	return nil
 }
