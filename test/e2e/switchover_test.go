@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -93,9 +94,9 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 			lost += r.Counts.Lost
 		}
 		source, target := p.Record.Status.Source, p.Record.Status.Target
-		t.Logf("to %s: QEMU had stopped the VM for %s; %d probes lost; source %+v, target %+v", c.to, p.Stop.Duration(), lost, source, target)
+		t.Logf("to %s: QEMU had stopped the VM for %s; %d probes lost; source %s, target %s", c.to, p.Stop.Duration(), lost, asJSON(source), asJSON(target))
 		if target == nil || target.ActivatedBy == "" || c.by != "" && target.ActivatedBy != c.by || source == nil {
-			t.Errorf("source %+v, target %+v: want it to be activated by %s", source, target, cmp.Or(c.by, "signal or RARP"))
+			t.Errorf("source %s, target %s: want it to be activated by %s", asJSON(source), asJSON(target), cmp.Or(c.by, "signal or RARP"))
 			continue
 		}
 		if twice > 0 {
@@ -107,11 +108,18 @@ func passes(ctx context.Context, t *testing.T, s *passage.Scene) {
 			}
 			continue
 		}
-		if most := int(switchoverLoss * float64(c.stop) / float64(switchoverProbe)); c.stop > 0 && lost > most {
+		if source.Stopped == nil || source.FramesLost == nil || target.Opened == nil || target.FramesQueued == nil {
+			t.Errorf("source %s, target %s: want the stop, the opening, and how many frames waited", asJSON(source), asJSON(target))
+			continue
+		}
+		if c.stop == 0 {
+			continue // QEMU's own stop may be over before the next probe is sent
+		}
+		if most := int(switchoverLoss * float64(c.stop) / float64(switchoverProbe)); lost > most {
 			t.Errorf("%d probes lost, want %d at most", lost, most)
 		}
-		if source.Stopped == nil || source.FramesLost == nil || target.Opened == nil || target.FramesQueued == nil || *target.FramesQueued == 0 {
-			t.Errorf("source %+v, target %+v: want the stop, the opening, and the frames that waited", source, target)
+		if *target.FramesQueued == 0 {
+			t.Errorf("target %s: no frame waited for the guest, in a stop of %s", asJSON(target), p.Stop.Duration())
 		}
 	}
 }
@@ -153,7 +161,7 @@ func portOpened(t *testing.T, g *lab.Migration) {
 		pm, err := findRecord(ctx, g)
 		if err == nil {
 			if _, ok := pm.Status.Stage(v1alpha1.StageActivated); !ok {
-				err = fmt.Errorf("PortMigration %s: %+v: the port is not open", pm.Name, pm.Status)
+				err = fmt.Errorf("PortMigration %s: %s: the port is not open", pm.Name, asJSON(pm.Status))
 			}
 		}
 		return err
@@ -178,7 +186,7 @@ func TestSwitchoverIsRolledBack(t *testing.T) {
 		eventually(t, patience(10*time.Second), func(ctx context.Context) error {
 			pm, err := findRecord(ctx, g)
 			if err == nil && (pm.Status.Result != v1alpha1.MigrationFailed || pm.Status.Target == nil || pm.Status.Target.ActivatedBy != v1alpha1.ActivatedBySignal) {
-				err = fmt.Errorf("PortMigration %s: %+v: want it to have failed, after the signal", pm.Name, pm.Status)
+				err = fmt.Errorf("PortMigration %s: %s: want it to have failed, after the signal", pm.Name, asJSON(pm.Status))
 			}
 			return err
 		})
@@ -225,7 +233,7 @@ func TestSwitchoverFaults(t *testing.T) {
 			if pm := record(t, g); c.by != "" {
 				eventually(t, patience(10*time.Second), func(ctx context.Context) (err error) {
 					if pm, err = findRecord(ctx, g); err == nil && (pm.Status.Target == nil || pm.Status.Target.ActivatedBy != c.by) {
-						err = fmt.Errorf("PortMigration %s: target %+v: want it to be activated by %s", pm.Name, pm.Status.Target, c.by)
+						err = fmt.Errorf("PortMigration %s: target %s: want it to be activated by %s", pm.Name, asJSON(pm.Status.Target), c.by)
 					}
 					return err
 				})
@@ -284,4 +292,13 @@ func TestSwitchoverNeedsACertificate(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// asJSON tells what %+v does not: what pointers point at.
+func asJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
