@@ -157,18 +157,20 @@ func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, er
 	if len(names) == 0 || shared(names[0]) {
 		return 0, errNoZone
 	}
-	room := c.h.limit
+	q := conntrack.Query{Limit: c.h.limit, Keep: of(mine)}
 	for _, name := range names {
-		d, err := c.table.Dump(ctx, conntrack.Query{Zone: zones[name], Limit: room, Keep: of(mine)})
-		if err != nil {
-			c.close()
-			return 0, err
-		}
-		room -= len(d.Entries)
-		for _, n := range d.Left {
-			left += n
-		}
-		if err := c.tell(ctx, name, d.Entries); err != nil {
+		q.Zones = append(q.Zones, zones[name])
+	}
+	d, err := c.table.Dump(ctx, q)
+	if err != nil {
+		c.close()
+		return 0, err
+	}
+	for _, n := range d.Left {
+		left += n
+	}
+	for _, name := range names {
+		if err := c.tell(ctx, name, d.Entries[zones[name]]); err != nil {
 			return 0, err
 		}
 	}

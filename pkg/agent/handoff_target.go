@@ -171,21 +171,21 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 	if err != nil {
 		return err
 	}
-	removed := 0
+	q := conntrack.Query{Limit: h.limit, Keep: of(mine)}
 	for name, zone := range r.zones {
-		if now[name] != zone && slices.Contains(slices.Collect(maps.Values(now)), zone) {
-			continue
+		if now[name] == zone || !slices.Contains(slices.Collect(maps.Values(now)), zone) {
+			q.Zones = append(q.Zones, zone)
 		}
-		d, err := table.Dump(ctx, conntrack.Query{Zone: zone, Limit: h.limit, Keep: of(mine)})
-		if err == nil {
-			var n int
-			n, err = table.Remove(ctx, zone, d.Entries)
-			removed += n
-		}
-		if err != nil {
-			r.drop()
-			return err
-		}
+	}
+	removed := 0
+	d, err := table.Dump(ctx, q)
+	for zone, entries := range d.Entries {
+		n, rerr := table.Remove(ctx, zone, entries)
+		removed, err = removed+n, errors.Join(err, rerr)
+	}
+	if err != nil {
+		r.drop()
+		return err
 	}
 	w.log.Info("connections of a VM that does not come are removed", "removed", removed)
 	return nil

@@ -38,6 +38,8 @@ type fakeTable struct {
 	refuse map[conntrack.Reason]int
 	fail   error
 	open   int
+	// asked are the zones of the last dump.
+	asked []conntrack.Zone
 }
 
 func newFakeTable() *fakeTable { return &fakeTable{zones: map[conntrack.Zone][]conntrack.Entry{}} }
@@ -45,14 +47,18 @@ func newFakeTable() *fakeTable { return &fakeTable{zones: map[conntrack.Zone][]c
 func (f *fakeTable) Dump(_ context.Context, q conntrack.Query) (conntrack.Dumped, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d := conntrack.Dumped{Left: map[conntrack.Reason]int{}}
-	for _, e := range f.zones[q.Zone] {
-		switch {
-		case !q.Keep(e):
-		case len(d.Entries) == q.Limit:
-			d.Left[conntrack.ReasonLimit]++
-		default:
-			d.Entries = append(d.Entries, e)
+	f.asked = q.Zones
+	n, d := 0, conntrack.Dumped{Entries: map[conntrack.Zone][]conntrack.Entry{}, Left: map[conntrack.Reason]int{}}
+	for _, zone := range q.Zones {
+		for _, e := range f.zones[zone] {
+			switch {
+			case !q.Keep(e):
+			case n == q.Limit:
+				d.Left[conntrack.ReasonLimit]++
+			default:
+				n++
+				d.Entries[zone] = append(d.Entries[zone], e)
+			}
 		}
 	}
 	return d, f.fail
@@ -209,6 +215,11 @@ func TestHandoffTellsTheTarget(t *testing.T) {
 		}
 		return nil
 	})
+	table.mu.Lock()
+	if want := []conntrack.Zone{portZone, hairpinZone}; !slices.Equal(table.asked, want) {
+		t.Errorf("a dump was of the zones %d, want %d: one for all", table.asked, want)
+	}
+	table.mu.Unlock()
 	if o := w.records.status(w.pm).Source; o.LastFrame != nil {
 		t.Errorf("a frame at %s is told to be the last, and the VM was not heard on the target yet", o.LastFrame)
 	}

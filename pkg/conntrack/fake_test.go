@@ -22,6 +22,9 @@ type fake struct {
 	asked map[uint8]int
 	// dumped are messages that a dump has before those of the table.
 	dumped [][]byte
+	// filters: a dump is of one zone, as since Linux 6.8. dumps are counted.
+	filters bool
+	dumps   int
 }
 
 func newFake() (*fake, *Table) {
@@ -50,14 +53,21 @@ func (f *fake) find(z Zone, p Protocol, t Tuple) int {
 	return slices.IndexFunc(f.entries, func(e found) bool { return e.Zone == z && e.Protocol == p && (e.Orig == t || e.Reply == t) })
 }
 
-func (f *fake) dump(ctx context.Context, _ request, see func([]byte) error) error {
-	for _, m := range f.dumped {
-		if err := see(m); err != nil {
-			return err
-		}
+func (f *fake) dump(ctx context.Context, r request, see func([]byte) error) error {
+	f.dumps++
+	asked, err := read(r)
+	if err != nil {
+		return err
 	}
+	messages := slices.Clone(f.dumped)
 	for _, e := range f.entries {
-		if err := see(asKernel(e)); err != nil {
+		messages = append(messages, asKernel(e))
+	}
+	for _, m := range messages {
+		if z, err := zoneOf(m); f.filters && err == nil && z != asked.Zone {
+			continue
+		}
+		if err := see(m); err != nil {
 			return err
 		}
 	}

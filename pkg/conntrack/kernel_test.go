@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -76,12 +77,13 @@ func kinds() []Entry {
 // in is a zone's entries as they are compared: sorted, without what time changes, and NAT as the kernel has it in its status.
 func in(t *testing.T, table *Table, zone Zone) []Entry {
 	t.Helper()
-	d, err := table.Dump(t.Context(), Query{Zone: zone, Limit: 1 << 20})
+	d, err := table.Dump(t.Context(), Query{Zones: []Zone{zone}, Limit: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range d.Entries {
-		e := &d.Entries[i]
+	entries := d.Entries[zone]
+	for i := range entries {
+		e := &entries[i]
 		const natBits, natDone = 0x30, 0x180
 		if natted := e.Status&natBits != 0; natted != e.natted() {
 			t.Errorf("the kernel's status has NAT: %v, its tuples: %v: %v", natted, e.natted(), e)
@@ -89,7 +91,7 @@ func in(t *testing.T, table *Table, zone Zone) []Entry {
 		e.Status &^= natBits | natDone
 		e.Timeout = e.Timeout.Round(time.Minute)
 	}
-	return sorted(d.Entries)
+	return sorted(entries)
 }
 
 func sorted(entries []Entry) []Entry {
@@ -132,11 +134,11 @@ func TestKernelMoves(t *testing.T) {
 		}
 	}
 	others := ids(t, to, 10)
-	dumped, err := from.Dump(t.Context(), Query{Zone: 7, Limit: len(all)})
+	dumped, err := from.Dump(t.Context(), Query{Zones: []Zone{7}, Limit: len(all)})
 	if err != nil || len(dumped.Left) > 0 {
 		t.Fatal(err, dumped.Left)
 	}
-	if r := upsert(t, to, 9, dumped.Entries...); r.Replaced != len(wrong) || r.Made != len(all)-len(wrong) {
+	if r := upsert(t, to, 9, dumped.Entries[7]...); r.Replaced != len(wrong) || r.Made != len(all)-len(wrong) {
 		t.Errorf("%+v, want %d replaced and the rest of %d made", r, len(wrong), len(all))
 	}
 	if d := cmp.Diff(wanted(t, all, 9), in(t, to, 9), byAddr); d != "" {
@@ -212,9 +214,9 @@ func TestKernelMany(t *testing.T) {
 		t.Errorf("%+v, want %d renewed", r, many)
 	}
 	renewed := time.Now()
-	d, err := table.Dump(t.Context(), Query{Zone: 7, Limit: many - 1})
-	if err != nil || len(d.Entries) != many-1 || d.Left[ReasonLimit] != 1 {
-		t.Errorf("%d entries and %v left, %v, want %d and 1 beyond the limit", len(d.Entries), d.Left, err, many-1)
+	d, err := table.Dump(t.Context(), Query{Zones: []Zone{7}, Limit: many - 1})
+	if err != nil || len(d.Entries[7]) != many-1 || d.Left[ReasonLimit] != 1 {
+		t.Errorf("%d entries and %v left, %v, want %d and 1 beyond the limit", len(d.Entries[7]), d.Left, err, many-1)
 	}
 	t.Logf("%d made in %s, renewed in %s, dumped in %s", many, made.Sub(start), renewed.Sub(made), time.Since(renewed))
 	size, err := table.Size(t.Context())
@@ -229,6 +231,37 @@ func TestKernelMany(t *testing.T) {
 	if want := map[bool]int{true: 0, false: many}[filtersZones(t)]; told != want {
 		t.Errorf("the kernel tells of %d entries of other zones, want %d", told, want)
 	}
+}
+
+// TestKernelDumpsOnce: a kernel that tells of all zones whatever it is asked for is asked once for some of them. What they have is the same either way.
+func TestKernelDumpsOnce(t *testing.T) {
+	table := open(t)
+	for _, zone := range []Zone{7, 9, 10} {
+		upsert(t, table, zone, kinds()...)
+	}
+	counted := &counting{kernel: table.kernel}
+	table.kernel = counted
+	d, err := table.Dump(t.Context(), Query{Zones: []Zone{7, 8, 9}, Limit: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[bool]int{true: 3, false: 1}[filtersZones(t)]; counted.dumps != want {
+		t.Errorf("%d dumps of three zones, want %d", counted.dumps, want)
+	}
+	if len(d.Entries[7]) != len(kinds()) || len(d.Entries[9]) != len(kinds()) || len(d.Entries) != 2 {
+		t.Errorf("of the zones 7 and 9, and of nobody else, want %d entries each: %v", len(kinds()), d.Entries)
+	}
+}
+
+// counting counts dumps.
+type counting struct {
+	kernel
+	dumps int
+}
+
+func (c *counting) dump(ctx context.Context, r request, see func([]byte) error) error {
+	c.dumps++
+	return c.kernel.dump(ctx, r, see)
 }
 
 // filtersZones: this machine's kernel is Linux 6.8 or newer.
@@ -252,7 +285,7 @@ func TestKernelClosed(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := table.Dump(t.Context(), Query{Zone: 1, Limit: 1}); !errors.Is(err, errClosed) {
+	if _, err := table.Dump(t.Context(), Query{Zones: []Zone{1}, Limit: 1}); !errors.Is(err, errClosed) {
 		t.Errorf("dump of a closed table: %v, want %v", err, errClosed)
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +16,8 @@ import (
 type Table struct {
 	kernel kernel
 	close  func() error
+	// unfiltered: the kernel was seen to tell of other zones than the one that it was asked for.
+	unfiltered atomic.Bool
 }
 
 // Open opens the table of the calling thread's network namespace; the Table may be used from any thread, and must be closed. It needs CAP_NET_ADMIN.
@@ -27,54 +32,110 @@ func Open() (*Table, error) {
 // Close gives the table up. Further calls fail, but for Close.
 func (t *Table) Close() error { return t.close() }
 
-// Query says what of a zone Dump returns.
+// Query says what of some zones Dump returns.
 type Query struct {
-	// Zone must not be 0.
-	Zone Zone
+	// Zones of which none may be 0. Where Limit is too little for all of them, the earlier ones' entries go before.
+	Zones []Zone
 	// Limit of the entries that are returned, which is what bounds the memory; 0: none are.
 	Limit int
 	// Keep chooses entries, before they are counted for anything; nil takes all. Of zones that ports share: Entry.Of.
 	Keep func(Entry) bool
 }
 
-// Dumped is what a zone had.
+// Dumped is what zones had.
 type Dumped struct {
-	Entries []Entry
+	Entries map[Zone][]Entry
 	// Left says how many there are besides, and why they are not among Entries: ReasonProtocol, ReasonLimit.
 	Left map[Reason]int
 }
 
-// Dump returns the entries of a zone. It is no snapshot: entries that come meanwhile may be there or not. Before Linux 6.8 the kernel tells of all zones, and those of others are passed over
-// while they are read, which takes as long as the whole table does; one that has begun is read to its end.
+// Dump returns the entries of zones. It is no snapshot: entries that come meanwhile may be there or not. Before Linux 6.8 the kernel tells of all zones whatever it is asked, and those of others
+// are passed over while they are read, which takes as long as the whole table does; so it is asked once for all zones there. A dump that has begun is read to its end.
 func (t *Table) Dump(ctx context.Context, q Query) (Dumped, error) {
-	if q.Zone == 0 {
+	if slices.Contains(q.Zones, 0) {
 		return Dumped{}, errZone
 	}
-	d := Dumped{Left: map[Reason]int{}}
-	err := t.kernel.dump(ctx, dumpZone(q.Zone), func(message []byte) error {
-		if z, err := zoneOf(message); err != nil || z != q.Zone {
-			return err
-		}
-		f, err := parse(message)
+	out := Dumped{Entries: map[Zone][]Entry{}, Left: map[Reason]int{}}
+	for i, zone := range q.Zones {
+		d := dumping{Query: q, room: q.Limit - out.count(), Dumped: Dumped{Entries: map[Zone][]Entry{}, Left: map[Reason]int{}}}
+		others := false
+		err := t.kernel.dump(ctx, dumpZone(zone), func(message []byte) error {
+			z, err := zoneOf(message)
+			others = others || z != zone
+			if err != nil || !slices.Contains(q.Zones, z) {
+				return err
+			}
+			return d.take(message)
+		})
 		switch {
-		case errors.Is(err, errProtocol):
-			d.Left[ReasonProtocol]++
-			return nil
 		case err != nil:
-			return err
-		case q.Keep != nil && !q.Keep(f.Entry):
-			return nil
-		case len(d.Entries) >= q.Limit:
-			d.Left[ReasonLimit]++
-			return nil
+			return Dumped{}, fmt.Errorf("dump connection tracking zones %d (the kernel needs the module nf_conntrack_netlink): %w", q.Zones, err)
+		case others && i > 0: // what the first had was all there was: it did not show
+			t.unfiltered.Store(true)
+			return t.Dump(ctx, q)
+		case others:
+			t.unfiltered.Store(true)
 		}
-		d.Entries = append(d.Entries, f.Entry)
-		return nil
-	})
-	if err != nil {
-		return Dumped{}, fmt.Errorf("dump connection tracking zone %d (the kernel needs the module nf_conntrack_netlink): %w", q.Zone, err)
+		maps.Copy(out.Entries, d.Entries)
+		for why, n := range d.Left {
+			out.Left[why] += n
+		}
+		if t.unfiltered.Load() {
+			break
+		}
 	}
-	return d, nil
+	return out, nil
+}
+
+func (d Dumped) count() (n int) {
+	for _, entries := range d.Entries {
+		n += len(entries)
+	}
+	return n
+}
+
+// dumping is what one answer of the kernel's has of the zones so far.
+type dumping struct {
+	Query
+	Dumped
+	// room is for how many entries more.
+	room int
+}
+
+func (d *dumping) take(message []byte) error {
+	f, err := parse(message)
+	foreign := errors.Is(err, errProtocol)
+	switch {
+	case err != nil && !foreign:
+		return err
+	case d.Keep != nil && f.Orig.Src.IsValid() && !d.Keep(f.Entry):
+	case foreign:
+		d.Left[ReasonProtocol]++
+	case d.room > 0 || d.yield(f.Zone):
+		d.room--
+		d.Entries[f.Zone] = append(d.Entries[f.Zone], f.Entry)
+	default:
+		d.Left[ReasonLimit]++
+	}
+	return nil
+}
+
+// yield gives up an entry of a zone that comes after another, if there is one.
+func (d *dumping) yield(to Zone) bool {
+	for _, zone := range slices.Backward(d.Zones) {
+		if zone == to {
+			return false
+		}
+		if n := len(d.Entries[zone]); n > 0 {
+			if d.Entries[zone] = d.Entries[zone][:n-1]; n == 1 {
+				delete(d.Entries, zone)
+			}
+			d.Left[ReasonLimit]++
+			d.room++
+			return true
+		}
+	}
+	return false
 }
 
 // Size is how full the table is, over all zones.

@@ -201,12 +201,12 @@ func TestHandOffProperty(t *testing.T) {
 		target, to := newFake()
 		put(target, rapid.SliceOfN(rapid.Custom(drawEntry), 0, 20).Draw(t, "target"))
 		others, was := target.zone(1), target.zone(2)
-		dumped, err := from.Dump(context.Background(), Query{Zone: 1, Limit: 100})
+		dumped, err := from.Dump(context.Background(), Query{Zones: []Zone{1}, Limit: 100})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var told []Entry
-		for _, m := range encoded(t, dumped.Entries) {
+		for _, m := range encoded(t, dumped.Entries[1]) {
 			some, err := Decode(m)
 			if err != nil {
 				t.Fatal(err)
@@ -258,44 +258,84 @@ func put(f *fake, entries []Entry) {
 	}
 }
 
+// TestDump: of a kernel that tells of all zones whatever it is asked for, and of one that does not, one gets the same; the first is asked once.
 func TestDump(t *testing.T) {
-	f, table := newFake()
 	want := balanced()
-	f.add(want)
-	second := want
+	second, third := want, want
 	second.Orig.SrcPort, second.Reply.DstPort = 1, 1
-	f.add(second)
-	f.add(backwards(want, 2))
+	third.Zone = 3
 	gre := want
 	gre.Protocol = 47
-	f.dumped = [][]byte{asKernel(found{Entry: gre})}
+	first := func(e Entry) bool { return e.Orig.SrcPort == 1 }
+	one := []Zone{1}
 	for name, c := range map[string]struct {
 		query Query
 		want  []Entry
 		left  map[Reason]int
+		// asked is how often a kernel is that filters.
+		asked int
 	}{
-		"all":      {Query{Zone: 1, Limit: 10}, []Entry{want, second}, map[Reason]int{ReasonProtocol: 1}},
-		"limited":  {Query{Zone: 1, Limit: 1}, []Entry{want}, map[Reason]int{ReasonProtocol: 1, ReasonLimit: 1}},
-		"chosen":   {Query{Zone: 1, Limit: 1, Keep: func(e Entry) bool { return e.Orig.SrcPort == 1 }}, []Entry{second}, map[Reason]int{ReasonProtocol: 1}},
-		"nobody's": {Query{Zone: 7, Limit: 10}, nil, nil},
+		"all":              {Query{Zones: one, Limit: 10}, []Entry{want, second}, map[Reason]int{ReasonProtocol: 1}, 1},
+		"limited":          {Query{Zones: one, Limit: 1}, []Entry{want}, map[Reason]int{ReasonProtocol: 1, ReasonLimit: 1}, 1},
+		"chosen":           {Query{Zones: one, Limit: 1, Keep: first}, []Entry{second}, nil, 1},
+		"nobody's":         {Query{Zones: []Zone{7}, Limit: 10}, nil, nil, 1},
+		"no zone":          {Query{Limit: 10}, nil, nil, 0},
+		"two":              {Query{Zones: []Zone{1, 3}, Limit: 10}, []Entry{want, second, third}, map[Reason]int{ReasonProtocol: 1}, 2},
+		"two, and none":    {Query{Zones: []Zone{7, 1, 3}, Limit: 10}, []Entry{want, second, third}, map[Reason]int{ReasonProtocol: 1}, 3},
+		"two, limited":     {Query{Zones: []Zone{1, 3}, Limit: 2}, []Entry{want, second}, map[Reason]int{ReasonProtocol: 1, ReasonLimit: 1}, 2},
+		"the first, first": {Query{Zones: []Zone{3, 1}, Limit: 1}, []Entry{third}, map[Reason]int{ReasonProtocol: 1, ReasonLimit: 2}, 2},
 	} {
-		got, err := table.Dump(t.Context(), c.query)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff(Dumped{Entries: c.want, Left: c.left}, got, byAddr, cmpopts.EquateEmpty()); d != "" {
-			t.Errorf("%s (-want +got):\n%s", name, d)
+		for _, filters := range []bool{false, true} {
+			f, table := newFake()
+			f.filters = filters
+			f.add(want)
+			f.add(second)
+			f.add(backwards(want, 2))
+			f.add(third)
+			f.dumped = [][]byte{asKernel(found{Entry: gre})}
+			got, err := table.Dump(t.Context(), c.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			zones := map[Zone][]Entry{}
+			for _, e := range c.want {
+				zones[e.Zone] = append(zones[e.Zone], e)
+			}
+			if d := cmp.Diff(Dumped{Entries: zones, Left: c.left}, got, byAddr, cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("%s, of a kernel that filters: %v (-want +got):\n%s", name, filters, d)
+			}
+			if asked := c.asked; f.dumps != min(asked, map[bool]int{true: asked, false: 1}[filters]) {
+				t.Errorf("%s, of a kernel that filters: %v: it was asked %d times", name, filters, f.dumps)
+			}
 		}
 	}
+}
+
+// TestDumpLearns: that a kernel tells of all zones does not show while there is but one. It is learnt, and asked no more for what it would tell again.
+func TestDumpLearns(t *testing.T) {
+	f, table := newFake()
+	want := balanced()
+	f.add(want)
+	for i, dumps := range []int{3, 1, 1} { // the third of the first time is that for all
+		f.dumps = 0
+		got, err := table.Dump(t.Context(), Query{Zones: []Zone{1, 2, 3}, Limit: 10})
+		if err != nil || len(got.Entries) != 1 || len(got.Entries[1]) != 1 || f.dumps != dumps {
+			t.Errorf("time %d: %v after %d dumps, %v, want the one entry after %d", i+1, got, f.dumps, err, dumps)
+		}
+	}
+}
+
+func TestDumpOfNonsense(t *testing.T) {
+	f, table := newFake()
 	f.dumped = [][]byte{{1, 2}}
-	if _, err := table.Dump(t.Context(), Query{Zone: 1}); !errors.Is(err, errMessage) {
+	if _, err := table.Dump(t.Context(), Query{Zones: []Zone{1}}); !errors.Is(err, errMessage) {
 		t.Errorf("error %v, want %v", err, errMessage)
 	}
 }
 
 func TestZoneOfTheHost(t *testing.T) {
 	f, table := newFake()
-	_, dumpErr := table.Dump(t.Context(), Query{Limit: 1})
+	_, dumpErr := table.Dump(t.Context(), Query{Zones: []Zone{0}, Limit: 1})
 	_, upsertErr := table.Upsert(t.Context(), 0, []Entry{balanced()})
 	_, removeErr := table.Remove(t.Context(), 0, []Entry{balanced()})
 	for what, err := range map[string]error{"dump": dumpErr, "upsert": upsertErr, "remove": removeErr} {

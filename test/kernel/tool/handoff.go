@@ -40,7 +40,7 @@ func openPlace(netns, zone string) (place, error) {
 }
 
 func (p place) dump(ctx context.Context) (conntrack.Dumped, error) {
-	return p.Dump(ctx, conntrack.Query{Zone: p.zone, Limit: handOffLimit})
+	return p.Dump(ctx, conntrack.Query{Zones: []conntrack.Zone{p.zone}, Limit: handOffLimit})
 }
 
 // pass is what one pass of a hand-off did, as it is printed: a JSON object a line.
@@ -78,8 +78,8 @@ func onePass(ctx context.Context, told *conntrack.Passes, from, to place) (p pas
 		return p, err
 	}
 	p.DumpTook = time.Since(start).Milliseconds()
-	due := told.Due(dumped.Entries, start)
-	p.Dumped, p.Due, p.Left, p.Refused = len(dumped.Entries), len(due), dumped.Left, map[conntrack.Reason]int{}
+	due := told.Due(dumped.Entries[from.zone], start)
+	p.Dumped, p.Due, p.Left, p.Refused = len(dumped.Entries[from.zone]), len(due), dumped.Left, map[conntrack.Reason]int{}
 	messages, err := conntrack.Encode(due)
 	if err != nil {
 		return p, err
@@ -135,7 +135,7 @@ func peak() (kib int, err error) {
 // printEntries prints a zone's entries, a JSON object a line.
 func printEntries(ctx context.Context, p place) error {
 	d, err := p.dump(ctx)
-	for _, e := range d.Entries {
+	for _, e := range d.Entries[p.zone] {
 		err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(e))
 	}
 	return err
@@ -148,7 +148,7 @@ func mislead(ctx context.Context, from, to place) error {
 		return err
 	}
 	var wrong []conntrack.Entry
-	for _, e := range d.Entries {
+	for _, e := range d.Entries[from.zone] {
 		if e.Orig.Type != 0 || e.Reply.Type != 0 {
 			continue
 		}
