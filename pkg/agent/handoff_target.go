@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/conntrack"
@@ -24,8 +25,10 @@ type reception struct {
 	mu    sync.Mutex
 	table entries
 	told  v1alpha1.Connections
-	// zones are those of the ports that entries were put into.
+	// zones are those that entries were put into.
 	zones map[string]conntrack.Zone
+	// brought are those that the migration brought into zones that ports share.
+	brought brought
 	// over: the VM does not come.
 	over bool
 }
@@ -93,13 +96,14 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	if err != nil {
 		return peer.Reply{}, err
 	}
-	if !shared(msg.Zone) {
-		if r.zones == nil {
-			r.zones = map[string]conntrack.Zone{}
-		}
-		r.zones[msg.Zone] = zone
+	if r.zones == nil {
+		r.zones = map[string]conntrack.Zone{}
 	}
+	r.zones[msg.Zone] = zone
 	result, err := table.Upsert(ctx, zone, told)
+	if shared(msg.Zone) {
+		r.bring(msg.Zone, result.New, told, h.limit)
+	}
 	reply := h.count(w, result)
 	if err != nil {
 		r.drop()
@@ -145,7 +149,7 @@ func (h *handoff) count(w *watch, result conntrack.Result) peer.Reply {
 	return peer.Reply{Again: result.Refused[conntrack.ReasonConflict]+result.Refused[conntrack.ReasonTableFull] > 0}
 }
 
-// clean takes the VM's connections out of the zones of its ports here, where it does not come. OVN may have taken a zone back by then: as long as nobody else has it nobody else has entries in it, and
+// clean takes the VM's connections out of the zones of its ports here, where it does not come, and out of those that ports share what the migration brought there. OVN may have taken a zone back by then: as long as nobody else has it nobody else has entries in it, and
 // when somebody has, OVN has flushed it before.
 func (h *handoff) clean(ctx context.Context, w *watch) error {
 	if h == nil {
@@ -172,14 +176,18 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 		return err
 	}
 	q := conntrack.Query{Limit: h.limit, Keep: of(mine)}
+	names := map[conntrack.Zone]string{}
 	for name, zone := range r.zones {
 		if now[name] == zone || !slices.Contains(slices.Collect(maps.Values(now)), zone) {
-			q.Zones = append(q.Zones, zone)
+			q.Zones, names[zone] = append(q.Zones, zone), name
 		}
 	}
-	removed := 0
+	removed, start := 0, time.Now()
 	d, err := table.Dump(ctx, q)
 	for zone, entries := range d.Entries {
+		if name := names[zone]; shared(name) {
+			entries = slices.DeleteFunc(entries, func(e conntrack.Entry) bool { return !r.brought.idle(name, e, start) })
+		}
 		n, rerr := table.Remove(ctx, zone, entries)
 		removed, err = removed+n, errors.Join(err, rerr)
 	}

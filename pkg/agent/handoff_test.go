@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -74,6 +75,7 @@ func (f *fakeTable) Upsert(_ context.Context, zone conntrack.Zone, entries []con
 			continue
 		}
 		r.Made++
+		r.New = append(r.New, e)
 		f.zones[zone] = append(f.zones[zone], e)
 	}
 	return r, f.fail
@@ -367,7 +369,7 @@ func TestHandoffRefuses(t *testing.T) {
 	}
 }
 
-// What a VM that does not come has left in its port's zone goes, and nothing else.
+// What a VM that does not come has left in its port's zone goes, and in those that ports share what the migration brought and nobody has used since; and nothing else.
 func TestHandoffIsCleaned(t *testing.T) {
 	for name, fails := range map[string]func(w *watched, s *switchover) error{
 		"the VM goes on": func(_ *watched, s *switchover) error { return told(s.Handle(t.Context(), moving, resumed)) },
@@ -384,6 +386,13 @@ func TestHandoffIsCleaned(t *testing.T) {
 			if err := told(s.Handle(t.Context(), moving, message(t, portName, vm[0], vm[1]))); err != nil {
 				t.Fatal(err)
 			}
+			used, idle := vm[0], vm[1]
+			used.Timeout, idle.Timeout = used.Timeout+time.Minute, idle.Timeout-time.Minute
+			table.set(hairpinZone, vm[2])
+			if err := told(s.Handle(t.Context(), moving, message(t, hairpins, vm[0], vm[1], vm[2]))); err != nil {
+				t.Fatal(err)
+			}
+			table.set(hairpinZone, used, idle, vm[2], vm[3], other)
 			table.set(portZone, vm[0], vm[1], other)
 			w.node.mu.Lock()
 			delete(w.node.zones, portName) // OVN is quicker
@@ -394,6 +403,9 @@ func TestHandoffIsCleaned(t *testing.T) {
 			eventually(t, "the zone", func() error {
 				if got := table.has(portZone); !slices.Equal(got, []conntrack.Entry{other}) {
 					return errors.New("it has connections of the VM's, or lacks another's")
+				}
+				if got, want := table.has(hairpinZone), []conntrack.Entry{used, vm[2], vm[3], other}; !slices.Equal(got, want) {
+					return fmt.Errorf("what ports share has %v, want %v", got, want)
 				}
 				return nil
 			})

@@ -24,6 +24,8 @@ type Result struct {
 	Renewed int
 	// Replaced came in the place of entries of other tuples, which were deleted: those that the target had learnt from one direction alone.
 	Replaced int
+	// New are those of Made and Replaced, as the zone has them.
+	New []Entry
 	// Refused were not moved.
 	Refused map[Reason]int
 	// Unlabelled are those of Made and Replaced that the kernel made without their labels.
@@ -114,6 +116,7 @@ func (t *Table) upsert(ctx context.Context, want []Entry, r *Result) error {
 		made = append(made, came...)
 	}
 	r.refuse(ReasonConflict, len(taken))
+	r.New = append(r.New, made...)
 	return t.labelled(ctx, made, r)
 }
 
@@ -197,7 +200,7 @@ func (t *Table) meet(ctx context.Context, want []Entry, r *Result) (made, taken 
 
 // labelled counts the entries that were to have labels and do not.
 func (t *Table) labelled(ctx context.Context, made []Entry, r *Result) error {
-	made = slices.DeleteFunc(made, func(e Entry) bool { return e.Labels == Labels{} })
+	made = slices.DeleteFunc(slices.Clone(made), func(e Entry) bool { return e.Labels == Labels{} })
 	if len(made) == 0 {
 		return nil
 	}

@@ -36,11 +36,25 @@ func backwards(e Entry, zone Zone) Entry {
 	return e
 }
 
+// upsert checks by itself that of what was told what is new is what was made, or has replaced something.
 func upsert(t interface{ Fatal(...any) }, table *Table, zone Zone, entries ...Entry) Result {
 	r, err := table.Upsert(context.Background(), zone, entries)
 	if err != nil {
 		t.Fatal(err)
 	}
+	told := map[Tuple]int{}
+	for _, e := range entries {
+		told[e.Orig]++
+	}
+	for _, e := range r.New {
+		if told[e.Orig]--; told[e.Orig] < 0 || e.Zone != zone {
+			t.Fatal("new, and was not told so often, or is of another zone: ", e)
+		}
+	}
+	if len(r.New) != r.Made+r.Replaced {
+		t.Fatal("of ", len(r.New), " entries it is said that they are new: ", r)
+	}
+	r.New = nil
 	return r
 }
 
