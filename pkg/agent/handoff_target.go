@@ -175,15 +175,21 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 	if err != nil {
 		return err
 	}
-	q := conntrack.Query{Limit: h.limit, Keep: of(mine)}
+	var ports, others []conntrack.Zone
 	names := map[conntrack.Zone]string{}
 	for name, zone := range r.zones {
-		if now[name] == zone || !slices.Contains(slices.Collect(maps.Values(now)), zone) {
-			q.Zones, names[zone] = append(q.Zones, zone), name
+		switch {
+		case now[name] != zone && slices.Contains(slices.Collect(maps.Values(now)), zone):
+			continue
+		case shared(name):
+			others = append(others, zone)
+		default:
+			ports = append(ports, zone)
 		}
+		names[zone] = name
 	}
 	removed, start := 0, time.Now()
-	d, err := table.Dump(ctx, q)
+	d, err := table.Dump(ctx, conntrack.Query{Zones: append(ports, others...), Limit: h.limit, Keep: of(mine)})
 	for zone, entries := range d.Entries {
 		if name := names[zone]; shared(name) {
 			entries = slices.DeleteFunc(entries, func(e conntrack.Entry) bool { return !r.brought.idle(name, e, start) })

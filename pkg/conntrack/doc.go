@@ -1,7 +1,7 @@
 // Package conntrack moves the state of one connection tracking zone of the kernel to another zone, of the same or of another network namespace or node, by ctnetlink:
 // a VM's connections go on where it has moved to. It knows nothing of VMs, ports or OVN; who calls it says which zone, and when.
 //
-//	source:  Table.Dump of the zone → Passes.Due, what the target has not been told → Encode
+//	source:  Table.Dump of the zones → Passes.Due, what the target has not been told → Encode
 //	target:  Decode → Table.Upsert into the target's own zone
 //
 // What is not moved, and why:
