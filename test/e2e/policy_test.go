@@ -241,7 +241,7 @@ func (w *policyWorld) play(t *testing.T, c policyCase, then func()) {
 func (w *policyWorld) settle(t *testing.T) {
 	t.Helper()
 	start := time.Now()
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		asked, wrong, err := w.differences(ctx)
 		switch {
 		case err != nil:
