@@ -85,7 +85,7 @@ func TestPolicyAddressReused(t *testing.T) {
 		friend := comes(t, server(ns, "friend", "node1"))
 		eventually(t, settleTimeout, func(ctx context.Context) error {
 			inquiry := asksFrom(ctx, t, friend, to)
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(busy(300 * time.Millisecond)) // what is being asked then is waited for
 			for _, tally := range inquiry.Stop() {
 				if tally.Answered == 0 {
 					return fmt.Errorf("the pod that is permitted: %s", tally)

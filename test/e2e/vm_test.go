@@ -205,9 +205,7 @@ func (m *machine) watch(t *testing.T, from reach.Pod, f func()) *traffic.Result 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := arrivals.Duplicated(); n > 0 {
-		t.Errorf("VM %s got %d probes twice", m, n)
-	}
+	m.notTwice(t, result, arrivals)
 	return result
 }
 
