@@ -95,7 +95,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
-		nads: second, now: time.Now, last: map[types.NamespacedName]said{}, held: map[types.NamespacedName]time.Time{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
+		nads: second, now: time.Now, last: map[types.NamespacedName]said{}, held: map[types.NamespacedName]hold{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,
 	}
 	virt.start = func(ctx context.Context) error { return addVMs(ctx, p, virt, vms) }
 	if err := virt.add(ctx); err != nil {

@@ -48,8 +48,8 @@ type vmReconciler struct {
 	mu sync.Mutex
 	// last is what was decided last, for logs and events alone.
 	last map[types.NamespacedName]said
-	// held is since when a VM's ports wait for its connections to be handed over.
-	held map[types.NamespacedName]time.Time
+	// held is the last migration of a VM whose ports waited for its connections to be handed over.
+	held map[types.NamespacedName]hold
 }
 
 // said is a decision as it was told to people.
@@ -82,8 +82,8 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
 	if len(changes) > 0 {
-		if again, err := r.hold(ctx, vm, decision, start); again > 0 || err != nil {
-			return reconcile.Result{RequeueAfter: again}, err
+		if again, err := r.holds(ctx, vm, decision, start); again > 0 || err != nil {
+			return reconcile.Result{RequeueAfter: again}, err // its PortMigration's change wakes it before
 		}
 	}
 	anchors := r.tellAnchors(vm, o, decision)
@@ -138,6 +138,7 @@ func (r *vmReconciler) tell(vm types.NamespacedName, vmi *kubevirtv1.VirtualMach
 	was, known := r.last[vm]
 	if vmi == nil {
 		delete(r.last, vm)
+		delete(r.held, vm)
 	} else {
 		r.last[vm] = now
 	}

@@ -14,34 +14,36 @@ import (
 	"github.com/godwit-cni/godwit/pkg/migration"
 )
 
-const (
-	// handoffPatience is for how long the ports of a VM that runs on the target stay asked for on both nodes until the last of its connections are handed over: what comes from the source
-	// later is lost, for OVN flushes its zone there, and what comes to the target before is cloned to both.
-	handoffPatience = time.Second
-	// handoffPoll is how often is looked whether they are.
-	handoffPoll = 20 * time.Millisecond
-)
+// handoffPatience is for how long the ports of a VM that runs on the target stay asked for on both nodes until the last of its connections are handed over: what comes from the source
+// later is lost, for OVN flushes its zone there, and what comes to the target before is cloned to both.
+const handoffPatience = time.Second
 
-// hold says for how long a decision to commit waits before it is looked at again: 0 is not at all. The source's agent learns by the stage Ready that it is time for the last connections.
-func (r *vmReconciler) hold(ctx context.Context, vm types.NamespacedName, d migration.Decision, at time.Time) (time.Duration, error) {
+// hold is a migration whose commit waits for connections that are handed over.
+type hold struct {
+	migration string
+	since     time.Time
+}
+
+// holds says for how long a decision to commit waits, unless the source's agent tells its PortMigration before that it has come to the end; 0 is not at all. The agent learns by the stage
+// Ready that it is time for the last connections. A migration is held once: what hinders the rows from being written after its time does not hold it again.
+func (r *vmReconciler) holds(ctx context.Context, vm types.NamespacedName, d migration.Decision, at time.Time) (time.Duration, error) {
 	pm, err := r.handingOver(ctx, vm, d)
 	if err != nil || pm == nil {
-		r.release(vm)
 		return 0, err
 	}
 	r.mu.Lock()
-	since, held := r.held[vm]
-	if !held {
-		since = at
-		r.held[vm] = since
+	h := r.held[vm]
+	if h.migration != d.Migration {
+		h = hold{migration: d.Migration, since: at}
+		r.held[vm] = h
 	}
 	r.mu.Unlock()
-	left := handoffPatience - at.Sub(since)
+	left := handoffPatience - at.Sub(h.since)
 	if left <= 0 {
-		r.release(vm)
 		r.log.Warn("connections of a VM are not handed over to the end, its ports are the target's now", "vm", vm, "migration", pm.Spec.Migration.Name, "waited", handoffPatience)
 		return 0, nil
 	}
+	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	err = r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus {
@@ -52,7 +54,7 @@ func (r *vmReconciler) hold(ctx context.Context, vm types.NamespacedName, d migr
 	if err != nil { // the agent is not told, and the rows wait no longer than they would
 		r.log.Warn("the source's agent may not know that the VM runs on the target", "vm", vm, "error", err)
 	}
-	return min(left, handoffPoll), nil
+	return max(0, left-time.Since(asked)), nil
 }
 
 // handingOver is the PortMigration of a decision to commit whose source hands connections over and has not come to the end; nil if that is not so.
@@ -74,12 +76,6 @@ func (r *vmReconciler) handingOver(ctx context.Context, vm types.NamespacedName,
 		}
 	}
 	return nil, nil //nolint:nilnil // documented
-}
-
-func (r *vmReconciler) release(vm types.NamespacedName) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.held, vm)
 }
 
 // tellLeft makes an event of connections that were not handed over.

@@ -107,5 +107,5 @@ func (c *cell) stop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.vm.notTwice(t, result, arrivals)
+	once(t, c.vm.VM, result, arrivals)
 }

@@ -205,7 +205,7 @@ func (m *machine) watch(t *testing.T, from reach.Pod, f func()) *traffic.Result 
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.notTwice(t, result, arrivals)
+	once(t, m.VM, result, arrivals)
 	return result
 }
 
