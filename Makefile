@@ -46,8 +46,8 @@ measures: ## the code against the style guide, into docs/measures.md
 
 .PHONY: integration
 integration: preflight ## tests on real OVN, Open vSwitch and API server, without a lab
-	go test -count=1 -timeout 30m -p 2 -parallel $(PARALLEL) $(WAITING)
-	go test -count=1 -timeout 30m -p 1 $(REAL)
+	go test -count=1 -timeout 90m -p 2 -parallel $(PARALLEL) $(WAITING)
+	go test -count=1 -timeout 90m -p 1 $(REAL)
 
 .PHONY: test-libvirt
 test-libvirt: preflight ## the agent's ear for libvirt against libvirt itself, on an idle machine; not a part of make test
@@ -55,15 +55,15 @@ test-libvirt: preflight ## the agent's ear for libvirt against libvirt itself, o
 
 .PHONY: test-kernel
 test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine that has one: RUN=regexp COUNT=n
-	go test -v -timeout 30m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/kernel/...
+	go test -v -timeout 90m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/kernel/...
 
 .PHONY: e2e
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
-	go test -v -timeout 80m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
+	go test -v -timeout 180m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
 
 .PHONY: test-install
 test-install: preflight $(TOOLS)/helm ## OVN and Open vSwitch as pods of yamls/, in a lab of its own: RUN=regexp COUNT=n
-	go test -v -timeout 20m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/install
+	go test -v -timeout 90m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/install
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## static checks

@@ -276,7 +276,7 @@ func TestAddEndsWhenThePodIsDeleted(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "was deleted while it was being attached") {
 			t.Errorf("error %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("ADD goes on waiting for a pod that is gone")
 	}
 }

@@ -75,7 +75,7 @@ func TestNodeByTLS(t *testing.T) {
 	n.start()
 	registered := func() {
 		t.Helper()
-		deadline := time.Now().Add(40 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for strings.TrimSpace(c.Southbound(t, "--bare", "--columns=name", "list", "chassis")) != "n1" {
 			if time.Now().After(deadline) {
 				t.Fatalf("the node is no chassis: %v", n.agent.ready.err())

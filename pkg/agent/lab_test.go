@@ -259,7 +259,7 @@ func (n *testNode) end() {
 		if err != nil {
 			t.Errorf("agent of %s ended with %v", n.Name, err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Errorf("agent of %s did not end", n.Name)
 	}
 }
@@ -332,7 +332,7 @@ func (p *testPod) request(cmd wire.Command) wire.Request {
 // eventually calls f until it returns nil: for what other programs do in their own time.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

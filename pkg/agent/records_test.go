@@ -125,7 +125,7 @@ func (r *records) written(s side) int {
 // reported waits until one side was written.
 func (r *records) reported(t *testing.T, pm *v1alpha1.PortMigration, s side) v1alpha1.Observation {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		if o := observation(&v1alpha1.PortMigration{Status: r.status(pm)}, s); o != nil {
 			return *o

@@ -16,7 +16,7 @@ import (
 
 // What an ADD waits for has one deadline, so much before the plugin's that the plugin hears what was missing, also when undoing takes its time.
 func TestAddAnswersBeforeThePluginGivesUp(t *testing.T) {
-	const patience, undoing = 4 * time.Second, 1200 * time.Millisecond
+	const patience, undoing = 8 * time.Second, 1200 * time.Millisecond
 	for name, c := range map[string]struct {
 		prepare func(*bench)
 		want    string
@@ -33,6 +33,7 @@ func TestAddAnswersBeforeThePluginGivesUp(t *testing.T) {
 		}, "OVN did not block port vm/ns/vm/default"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits
 			b := newBench(t)
 			c.prepare(b)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)

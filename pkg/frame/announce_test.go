@@ -40,7 +40,7 @@ func TestAnnouncementIsLearnt(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for got := ""; got != vm.String(); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s is known to be at %q, want %s", addr, got, vm)

@@ -107,7 +107,7 @@ func settled(t *testing.T, near, far *netns.Namespace, index int) *Capture {
 // read collects n frames; it fails when they do not come.
 func read(t *testing.T, c *Capture, n int) []Seen {
 	t.Helper()
-	late := time.AfterFunc(10*time.Second, func() { _ = c.Close() })
+	late := time.AfterFunc(time.Minute, func() { _ = c.Close() })
 	defer late.Stop()
 	var all []Seen
 	for len(all) < n {
@@ -220,7 +220,7 @@ func TestCaptureEnds(t *testing.T) {
 				if err == nil || errors.Is(err, os.ErrClosed) != (name == "closed") {
 					t.Errorf("Read ended with %v", err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Error("Read did not end")
 			}
 		})

@@ -139,7 +139,7 @@ func background(t *testing.T, run func(context.Context) error) {
 
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for err := check(); err != nil; err = check() {
 		if time.Now().After(deadline) {
 			t.Fatal(err)

@@ -86,7 +86,7 @@ func (s *text) String() string {
 // await waits until all of the words have been written.
 func (s *text) await(t *testing.T, words ...string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, w := range words {
 		for ; !strings.Contains(s.String(), w); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {

@@ -63,7 +63,7 @@ func TestBalanceKeepsConnections(t *testing.T) {
 			if _, err := fmt.Fprintln(conn, when); err != nil {
 				t.Fatal(err)
 			}
-			if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := in.ReadString('\n'); err != nil || strings.TrimSpace(got) != when {

@@ -28,6 +28,7 @@ func TestBorrowed(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	const lent = 5 * time.Second // long enough for what follows on a busy machine
 	want := []Borrowed{{"eth0", netip.MustParseAddr("192.0.2.77")}, {"eth0", netip.MustParseAddr("2001:db8::77")}}
 	for _, life := range []time.Duration{-time.Second, 0, ShortestLoan - 1, LongestLoan + 1} { // the kernel takes none for ever
 		if _, err := node.SyncBorrowed(want, life); !errors.Is(err, ErrBadLoan) || slices.Contains(addrsOf(t, node), want[0].Addr) {
@@ -35,7 +36,7 @@ func TestBorrowed(t *testing.T) {
 		}
 	}
 	for i, added := range []int{2, 0} {
-		got, err := node.SyncBorrowed(want, 2*time.Second)
+		got, err := node.SyncBorrowed(want, lent)
 		if err != nil || len(got.Added) != added || len(got.On) != len(want) {
 			t.Fatalf("time %d: %+v (%v), want %d new ones of %v", i, got, err, added, want)
 		}
@@ -51,16 +52,16 @@ func TestBorrowed(t *testing.T) {
 		t.Errorf("the host has %v, want %v too", got, want)
 	}
 	bad := []Borrowed{{"eth0", own.Addr()}, {"eth7", want[1].Addr}}
-	if got, err := node.SyncBorrowed(append(bad, want[1]), 2*time.Second); !errors.Is(err, ErrOwnAddress) || !slices.Equal(got.On, want[1:]) || len(got.Added) > 0 {
+	if got, err := node.SyncBorrowed(append(bad, want[1]), lent); !errors.Is(err, ErrOwnAddress) || !slices.Equal(got.On, want[1:]) || len(got.Added) > 0 {
 		t.Errorf("the host has %+v (%v), want %v on it whatever the others are", got, err, want[1])
 	}
 	if got := addrsOf(t, node); slices.Contains(got, want[0].Addr) || !slices.Contains(got, own.Addr()) {
 		t.Errorf("the host has %v, want %s and not %s", got, own.Addr(), want[0].Addr)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for slices.Contains(addrsOf(t, node), want[1].Addr) {
 		if time.Now().After(deadline) {
-			t.Fatal("an address that was borrowed for two seconds is still there")
+			t.Fatal("an address that was borrowed for a few seconds is still there")
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

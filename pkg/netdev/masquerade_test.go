@@ -182,7 +182,7 @@ func seenFrom(t *testing.T, client, server Host, addr string) string {
 		_ = conn.Close()
 	}()
 	var out []byte
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := client.do(func() error {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
@@ -216,7 +216,7 @@ func datagram(t *testing.T, client, server Host, addr string) (from string, ok b
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+	if err := l.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	_, peer, err := l.ReadFrom(make([]byte, 16))

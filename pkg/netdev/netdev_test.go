@@ -448,7 +448,7 @@ func TestNetnsGone(t *testing.T) {
 	}
 	path := ns.Path()
 	ns.Close()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !errors.Is(CheckNetns(path), errNoNetns) {
 		if time.Now().After(deadline) {
 			t.Fatal("the namespace is still there")

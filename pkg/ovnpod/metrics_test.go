@@ -202,7 +202,7 @@ func TestServeMetrics(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, address, census(t, t.Output())) }()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get("http://" + address + "/metrics")
 		if err == nil {
 			text, err := io.ReadAll(resp.Body)

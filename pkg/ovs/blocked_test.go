@@ -67,7 +67,7 @@ func TestWaitBlocked(t *testing.T) {
 
 func ofport(t *testing.T, c *Client, name string) int {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		p, err := c.Port(t.Context(), name)
 		if err == nil && p.Ofport > 0 {

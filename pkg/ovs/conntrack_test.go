@@ -68,7 +68,7 @@ func TestAvoidZeroSNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	avoided := false
-	for deadline := time.Now().Add(10 * time.Second); !avoided; time.Sleep(20 * time.Millisecond) { // ovn-controller makes the row, ovs-vswitchd fills it
+	for deadline := time.Now().Add(time.Minute); !avoided; time.Sleep(20 * time.Millisecond) { // ovn-controller makes the row, ovs-vswitchd fills it
 		var err error
 		if avoided, err = c.AvoidZeroSNAT(t.Context()); err != nil {
 			t.Fatal(err)

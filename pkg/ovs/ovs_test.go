@@ -182,7 +182,7 @@ func TestZonesAreNoConfigChange(t *testing.T) {
 	}
 	select {
 	case <-ports:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("a port on the bridge was not told")
 	}
 	select {
@@ -194,7 +194,7 @@ func TestZonesAreNoConfigChange(t *testing.T) {
 
 func waitBridge(t *testing.T, c *Client, name string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		var rows []vswitchdb.Bridge
 		if err := c.ovsdb.WhereCache(func(b *vswitchdb.Bridge) bool { return b.Name == name }).List(t.Context(), &rows); err != nil {
@@ -365,7 +365,7 @@ func TestInternalPortIsUpdatedInPlace(t *testing.T) {
 
 func waitLink(t *testing.T, host *ovntest.OVSHost, name string, ok func(*net.Interface) bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		var link *net.Interface
 		err := host.Do(func() (err error) { link, err = net.InterfaceByName(name); return err })
@@ -402,7 +402,7 @@ func TestWaitInstalled(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("WaitInstalled missed the event")
 	}
 	if err := c.WaitInstalled(t.Context(), "gw1"); err != nil {

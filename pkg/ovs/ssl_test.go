@@ -69,7 +69,7 @@ func TestChassisByTLS(t *testing.T) {
 	if err := c.ovsdb.List(t.Context(), &rows); err != nil || len(rows) != 1 || rows[0].Certificate != secure.TLS.Cert {
 		t.Errorf("table SSL has %+v (%v)", rows, err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for strings.TrimSpace(central.Southbound(t, "--bare", "--columns=name", "list", "chassis")) != "one" {
 		if time.Now().After(deadline) {
 			t.Fatal("the chassis has not registered")

@@ -91,7 +91,7 @@ func (c *cell) String() string {
 // play does the cell and looks at everything that must hold after it.
 func (c *cell) play(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(20*time.Second))
 	defer cancel()
 	if err := c.vm.AwaitAnswer(ctx); err != nil {
 		t.Fatalf("before anything was done: %v", err)
@@ -208,7 +208,7 @@ func (c *cell) journal() ([]kubevirt.Entry, error) {
 // ended waits until KubeVirt has come to its end with the migration, or has started the VM again, and returns when that was seen.
 func (c *cell) ended(t *testing.T) time.Time {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(2*time.Minute))
 	defer cancel()
 	if c.ends == died {
 		_, err := c.vm.Await(ctx, "started again", func(vmi *kubevirtv1.VirtualMachineInstance) bool {

@@ -59,7 +59,7 @@ func paused(t *testing.T, c *cell) {
 		if _, err := kubectl(t.Context(), "-n", c.vm.Namespace, "annotate", "vmi", c.vm.Name, kubevirt.PauseAnnotation+change); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience(30*time.Second))
 		defer cancel()
 		_, err := c.vm.Await(ctx, "paused or not, as it is to be", func(vmi *kubevirtv1.VirtualMachineInstance) bool {
 			return want == slices.ContainsFunc(vmi.Status.Conditions, func(k kubevirtv1.VirtualMachineInstanceCondition) bool {
@@ -125,7 +125,7 @@ func tenAtOnce(t *testing.T, c *cell) {
 		one.g = one.vm.begin(t, lab.MigrateOptions{To: one.target})
 	}
 	for _, one := range cells {
-		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), patience(4*time.Minute))
 		_, err := one.g.AwaitSuccess(ctx)
 		if err == nil {
 			err = one.vm.AwaitAnswer(ctx)

@@ -118,7 +118,7 @@ func crashed(node func(*cell) string) strike {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { // whatever becomes of the test
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(2*time.Minute))
 			defer cancel()
 			if err := cluster.Node(node(c)).Start(ctx); err != nil {
 				t.Error(err)
@@ -151,7 +151,7 @@ func unready(node func(*cell) string) strike {
 func booted(node func(*cell) string) strike {
 	return func(t *testing.T, c *cell) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), patience(2*time.Minute))
 		defer cancel()
 		if err := cluster.Node(node(c)).Start(ctx); err != nil {
 			t.Fatal(err)

@@ -13,9 +13,7 @@ import (
 // watch begins traffic to the VM.
 func (c *cell) watch(t *testing.T) {
 	t.Helper()
-	spec := company(c.vm.ips)
-	spec.Silence = traffic.Duration{Duration: time.Minute}
-	run, err := traffic.Begin(t.Context(), podPlace(t, c.from), spec)
+	run, err := traffic.Begin(t.Context(), podPlace(t, c.from), company(c.vm.ips))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +70,7 @@ func (c *cell) listen(ctx context.Context) (patient func()) {
 		done <- until
 	}()
 	return func() {
-		time.Sleep(patience(500 * time.Millisecond))
+		time.Sleep(busy(500 * time.Millisecond))
 		cancel()
 		time.Sleep(time.Until((<-done).Add(time.Second)))
 	}
@@ -83,7 +81,7 @@ func (c *cell) stop(t *testing.T) {
 	t.Helper()
 	stall := c.stalled(t)
 	c.patient()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(30*time.Second))
 	defer cancel()
 	result, err := c.traffic.Stop(ctx)
 	if err != nil {

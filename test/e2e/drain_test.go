@@ -86,15 +86,19 @@ func TestLifecycleDrain(t *testing.T) {
 // planned: `kubectl ovn drain plan` says of each VM that it moves. Others that are on the node may have another fate, and make it an error.
 func planned(t *testing.T, vms []*machine) {
 	t.Helper()
-	var out printed
-	err := kubectlOVN(t.Context(), &out, "default", "drain", "plan", drainedNode)
-	t.Logf("kubectl ovn drain plan %s: %v\n%s", drainedNode, err, out.String())
-	for _, vm := range vms {
-		line := regexp.MustCompile(`(?m)^` + vm.Namespace + ` +` + vm.Name + ` +moves `)
-		if !line.MatchString(out.String()) {
-			t.Errorf("it does not say that VM %s moves", vm)
+	var out *printed
+	eventually(t, settleTimeout, func(ctx context.Context) error {
+		out = &printed{}
+		err := kubectlOVN(ctx, out, "default", "drain", "plan", drainedNode)
+		for _, vm := range vms {
+			line := regexp.MustCompile(`(?m)^` + vm.Namespace + ` +` + vm.Name + ` +moves `)
+			if !line.MatchString(out.String()) {
+				return fmt.Errorf("it does not say that VM %s moves (%w):\n%s", vm, err, out.String())
+			}
 		}
-	}
+		return nil
+	})
+	t.Logf("kubectl ovn drain plan %s\n%s", drainedNode, out.String())
 }
 
 // bootAll boots VMs on the node that is to be drained.
@@ -102,7 +106,7 @@ func bootAll(t *testing.T, name string, n int) []*machine {
 	t.Helper()
 	vms := make([]*machine, n)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(time.Minute))
 		defer cancel()
 		for _, vm := range vms {
 			if vm != nil {
@@ -145,7 +149,7 @@ func holdAll(t *testing.T, from reach.Pod, vms []*machine) runs {
 	held := runs{}
 	for _, vm := range vms {
 		run, err := traffic.Begin(t.Context(), podPlace(t, from), traffic.Spec{
-			Peers: vm.ips, Echo: traffic.Echoing{Connections: 6, Interval: traffic.Duration{Duration: 100 * time.Millisecond}},
+			Peers: vm.ips, Echo: traffic.Echoing{Connections: 6, Interval: traffic.Duration{Duration: 100 * time.Millisecond}}, Silence: traffic.Duration{Duration: silence},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -153,7 +157,7 @@ func holdAll(t *testing.T, from reach.Pod, vms []*machine) runs {
 		held[vm] = run
 	}
 	for vm, run := range held {
-		eventually(t, patience(20*time.Second), func(context.Context) error {
+		eventually(t, 20*time.Second, func(context.Context) error {
 			if s := run.Status(); s.Open < s.Wanted {
 				return fmt.Errorf("connections to VM %s are not open yet: %+v", vm, s)
 			}
@@ -189,7 +193,7 @@ type drain struct {
 // startDrain drains the node of VMs that have the label, and of nothing else.
 func startDrain(t *testing.T) *drain {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), drainTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(drainTimeout))
 	t.Cleanup(cancel)
 	d := &drain{cmd: exec.CommandContext(ctx, cluster.kubectl, "--kubeconfig", cluster.Kubeconfig(), "drain", drainedNode, "--pod-selector", drainLabel+"=yes",
 		"--delete-emptydir-data", "--ignore-daemonsets")}
@@ -214,7 +218,7 @@ func giveUp(t *testing.T, vms []*machine) {
 		hold(t, vm, kubevirt.HoldAnnotation+"="+string(kubevirt.StageStart))
 	}
 	d := startDrain(t)
-	eventually(t, patience(time.Minute), func(ctx context.Context) error {
+	eventually(t, time.Minute, func(ctx context.Context) error {
 		phases := map[kubevirtv1.VirtualMachineInstanceMigrationPhase]int{}
 		for _, vm := range vms {
 			list, err := vm.Migrations(ctx)
@@ -252,7 +256,7 @@ func giveUp(t *testing.T, vms []*machine) {
 		if err := g.Cancel(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error { return g.AwaitGone(ctx) })
+		eventually(t, settleTimeout, func(ctx context.Context) error { return g.AwaitGone(ctx) })
 		hold(t, vm, kubevirt.HoldAnnotation+"-")
 	}
 }
@@ -269,7 +273,7 @@ func hold(t *testing.T, vm *machine, annotation string) {
 func left(t *testing.T, vms []*machine, result v1alpha1.MigrationResult) {
 	t.Helper()
 	for _, vm := range vms {
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			vmi, err := vm.VMI(ctx)
 			if err != nil {
 				return err

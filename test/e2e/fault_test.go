@@ -48,33 +48,61 @@ func settled(t *testing.T) {
 	})
 }
 
-var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`)
+var pingAnswer = regexp.MustCompile(`(?m)^.* seq=(\d+) `)
 
-// pinging pings every 10 ms from one pod to another while f runs, and returns how many packets were lost.
+// pinging pings every 10 ms from one pod to another while f runs, and until packets that were sent after it are answered. It returns how many packets were sent up to the last that was answered,
+// and how many of these were lost: what was sent after it may be under way, on a busy machine for longer than the next takes to be sent.
 func pinging(t *testing.T, from, to reach.Pod, f func()) (sent, lost int) {
 	t.Helper()
-	const most = 60 * 100 // a minute
-	ip := to.IPs[0].String()
-	done := make(chan string, 1)
-	go func() {
-		out, _ := inPod(t.Context(), from.Namespace, from.Name, "sh", "-c",
-			fmt.Sprintf("ping -i 0.01 -c %d -W 2 %s >/tmp/ping & echo $! >/tmp/pid; wait; cat /tmp/ping", most, ip))
-		done <- out
-	}()
-	time.Sleep(500 * time.Millisecond)
-	f()
-	time.Sleep(500 * time.Millisecond)
-	if _, err := inPod(t.Context(), from.Namespace, from.Name, "sh", "-c", "kill -INT $(cat /tmp/pid)"); err != nil {
+	const (
+		most  = 20 * 60 * 100 // twenty minutes
+		after = 100           // packets, or a second
+	)
+	run := func(ctx context.Context, script string) (string, error) {
+		return inPod(ctx, from.Namespace, from.Name, "sh", "-c", script)
+	}
+	if _, err := run(t.Context(), "rm -f /tmp/ping"); err != nil {
 		t.Fatal(err)
 	}
-	out := <-done
-	m := pingSummary.FindStringSubmatch(out)
-	if m == nil {
-		t.Fatalf("ping printed %q", out)
+	done := make(chan error, 1)
+	go func() {
+		_, err := run(t.Context(), fmt.Sprintf("ping -i 0.01 -c %d %s >/tmp/ping & echo $! >/tmp/pid; wait", most, to.IPs[0]))
+		done <- err
+	}()
+	answered := func(ctx context.Context) (seen map[int]bool, last int) {
+		out, err := run(ctx, "cat /tmp/ping")
+		if err != nil {
+			return nil, -1 // it has not begun
+		}
+		seen, last = map[int]bool{}, -1
+		for _, m := range pingAnswer.FindAllStringSubmatch(out, -1) {
+			if seq, err := strconv.Atoi(m[1]); err == nil {
+				seen[seq], last = true, max(last, seq)
+			}
+		}
+		return seen, last
 	}
-	sent, _ = strconv.Atoi(m[1])
-	received, _ := strconv.Atoi(m[2])
-	return sent, max(0, sent-received-1) // the last one's answer may have been on its way
+	beyond := func(seq int) (last int) {
+		t.Helper()
+		eventually(t, settleTimeout, func(ctx context.Context) error {
+			if _, last = answered(ctx); last <= seq {
+				return fmt.Errorf("of packets from %s to %s the last that was answered is %d, want one after %d", from.Name, to.Name, last, seq)
+			}
+			return nil
+		})
+		return last
+	}
+	beyond(0)
+	f()
+	beyond(beyond(0) + after)
+	if _, err := run(t.Context(), "kill -INT $(cat /tmp/pid)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	seen, last := answered(t.Context())
+	return last + 1, last + 1 - len(seen)
 }
 
 // No packet between two nodes is lost while the controllers, the agents and ovn-controller are killed and come back.
@@ -100,6 +128,9 @@ func TestFaultRestartsLoseNothing(t *testing.T) {
 	consistent(t)
 }
 
+// switchedAgain is within how long traffic must be back when ovs-vswitchd has died, on an idle machine.
+const switchedAgain = 5 * time.Second
+
 // Traffic is back within five seconds of the death of ovs-vswitchd, the node's own included.
 func TestFaultVswitchd(t *testing.T) {
 	ns := namespace(t, nil)
@@ -114,7 +145,7 @@ func TestFaultVswitchd(t *testing.T) {
 		targets = append(targets, target("http", ip, 80))
 	}
 	for _, from := range []string{"pod", "node2"} {
-		eventually(t, 5*time.Second-time.Since(start), func(ctx context.Context) error {
+		eventually(t, switchedAgain, func(ctx context.Context) error {
 			var out string
 			var err error
 			if from == "pod" {
@@ -127,7 +158,11 @@ func TestFaultVswitchd(t *testing.T) {
 			}
 			return nil
 		})
-		t.Logf("from %s: back %.1f s after the death of ovs-vswitchd", from, time.Since(start).Seconds())
+		took, limit := time.Since(start), patience(switchedAgain)
+		t.Logf("from %s: back %.1f s after the death of ovs-vswitchd", from, took.Seconds())
+		if took > limit {
+			t.Errorf("from %s it took %s, want %s at most", from, took, limit)
+		}
 	}
 	consistent(t)
 }
@@ -261,6 +296,9 @@ func TestFaultSouthbound(t *testing.T) {
 	consistent(t)
 }
 
+// ledAgain is within how long a pod must run that is made as the leading controller dies, on an idle machine.
+const ledAgain = 15 * time.Second
+
 // When the leading controller dies without a word, the other takes over and pods are served on.
 func TestFaultLeader(t *testing.T) {
 	ns := namespace(t, nil)
@@ -275,8 +313,8 @@ func TestFaultLeader(t *testing.T) {
 	create(t, server(ns, "p", "node3"))
 	ready(t, ns, 1)
 	t.Logf("a pod created at the leader's death was Ready after %.1f s", time.Since(start).Seconds())
-	if took := time.Since(start); took > 15*time.Second {
-		t.Errorf("it took %s, want less than 15 s", took)
+	if took, limit := time.Since(start), patience(ledAgain); took > limit {
+		t.Errorf("it took %s, want %s at most", took, limit)
 	}
 	settled(t)
 }
@@ -308,7 +346,7 @@ func TestFaultKilledAtRandom(t *testing.T) {
 			}
 			return len(seen) == atOnce
 		})
-		if _, err := kubectl(t.Context(), "-n", ns, "delete", "pods", "--all", "--now", "--timeout=90s"); err != nil {
+		if _, err := kubectl(t.Context(), "-n", ns, "delete", "pods", "--all", "--now", "--timeout="+patience(90*time.Second).String()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -336,9 +374,7 @@ func TestFaultPreflight(t *testing.T) {
 	}
 	restarted := func(want ...string) {
 		t.Helper()
-		if err := kill(t.Context(), "node2", "godwit-agent"); err != nil {
-			t.Fatal(err)
-		}
+		eventually(t, settleTimeout, func(ctx context.Context) error { return kill(ctx, "node2", "godwit-agent") })
 		eventually(t, 2*time.Minute, func(ctx context.Context) error {
 			out, err := agentLog(ctx, "node2")
 			if err == nil && !strings.Contains(out, "starting") {

@@ -49,9 +49,12 @@ func TestLifecycleGuest(t *testing.T) {
 	if _, err := vm.sh(t.Context(), "reboot -f"); err != nil && !errors.Is(err, errNoAnswer) {
 		t.Fatal(err)
 	}
-	if now := vm.says(t, want); now == boot {
-		t.Errorf("the guest has boot ID %s still: want it rebooted", now)
-	}
+	eventually(t, time.Minute, func(context.Context) error {
+		if now := vm.says(t, want); now == boot {
+			return fmt.Errorf("the guest has boot ID %s still: want it rebooted", now)
+		}
+		return nil
+	})
 	vm.untouched(t)
 	consistent(t)
 }
@@ -90,7 +93,7 @@ func linkLocalOf(mac []byte) netip.Addr {
 // says waits until the guest has what it is to be told, which it may be asking for, and returns the ID of its boot.
 func (m *machine) says(t *testing.T, want guestFacts) (boot string) {
 	t.Helper()
-	eventually(t, patience(time.Minute), func(ctx context.Context) error {
+	eventually(t, time.Minute, func(ctx context.Context) error {
 		out, err := m.sh(ctx, "cat /proc/sys/kernel/random/boot_id; cat /sys/class/net/eth0/address; cat /sys/class/net/eth0/mtu; cat /proc/sys/net/ipv6/conf/eth0/mtu; "+
 			"ip -o addr show dev eth0 scope global; ip route show default; ip -6 route show default; cat /etc/resolv.conf")
 		if err != nil {

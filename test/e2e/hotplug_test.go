@@ -41,7 +41,7 @@ func TestLifecycleHotplug(t *testing.T) {
 	}
 	port := &v1alpha1.Port{}
 	port.Namespace, port.Name = ns, "plugs-blue"
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		vmi, err := m.VMI(ctx)
 		if err == nil && !slices.ContainsFunc(vmi.Status.Conditions, func(c kubevirtv1.VirtualMachineInstanceCondition) bool {
 			return c.Type == kubevirtv1.VirtualMachineInstanceMigrationRequired
@@ -58,7 +58,7 @@ func TestLifecycleHotplug(t *testing.T) {
 
 	for range 2 { // it comes, and moves along
 		m.moveTo(t, m.another(t, asks.Spec.NodeSelector["kubernetes.io/hostname"]))
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error { return m.hasNIC(ctx, "eth1", status) })
+		eventually(t, settleTimeout, func(ctx context.Context) error { return m.hasNIC(ctx, "eth1", status) })
 		m.answersFrom(t, from, status.IPs)
 		m.untouched(t)
 	}
@@ -67,7 +67,7 @@ func TestLifecycleHotplug(t *testing.T) {
 		`[{"op": "add", "path": "/spec/template/spec/domain/devices/interfaces/1/state", "value": "absent"}]`); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		if err := cluster.api.Get(ctx, client.ObjectKeyFromObject(port), port); !apierrors.IsNotFound(err) {
 			return fmt.Errorf("the NIC is unplugged, and its Port is there: %+v (%w)", port.Status, err)
 		}

@@ -39,7 +39,7 @@ func tapped(t *testing.T, s *passage.Scene, args ...string) *tap {
 // await waits until it has printed words, and said others.
 func (p *tap) await(t *testing.T, printed, said []string) {
 	t.Helper()
-	eventually(t, patience(settleTimeout), func(context.Context) error {
+	eventually(t, settleTimeout, func(context.Context) error {
 		return errors.Join(mentions(p.out.String(), printed...), mentions(p.said.String(), said...))
 	})
 }
@@ -69,7 +69,7 @@ func pcapTimes(text string) ([]time.Time, error) {
 // nothingLeft waits until no tcpdump runs on any node.
 func nothingLeft(t *testing.T) {
 	t.Helper()
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		for _, node := range cluster.NodeNames() {
 			out, err := cluster.Exec(ctx, node, "sh", "-c", "pidof tcpdump; true")
 			if err != nil || strings.TrimSpace(out) != "" {
@@ -98,7 +98,7 @@ func TestKubectlTcpdump(t *testing.T) {
 		p.await(t, nil, []string{s.VM.Name + " moves from " + s.Source + " to " + s.Target, s.VM.Name + " is on " + s.Target, s.Source + ": ", " packets captured"})
 	}
 	text.await(t, []string{s.Target + ": "}, nil)
-	eventually(t, patience(settleTimeout), func(context.Context) error {
+	eventually(t, settleTimeout, func(context.Context) error {
 		times, err := pcapTimes(packets.out.String())
 		if err == nil && (len(times) == 0 || !slices.MaxFunc(times, time.Time.Compare).After(moved)) {
 			err = fmt.Errorf("of %d packets none came after the migration", len(times))
@@ -128,7 +128,7 @@ func TestKubectlTcpdump(t *testing.T) {
 func tapEnds(t *testing.T, s *passage.Scene, echo string) {
 	few := tapped(t, s, "peer", "--", "-c", "3", "arp or ip or ip6")
 	var ended error
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		select {
 		case ended = <-few.done:
 			return nil
@@ -163,7 +163,7 @@ func tapKilled(t *testing.T, s *passage.Scene) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, patience(settleTimeout), func(context.Context) error { return mentions(said.String(), "listening on ") })
+	eventually(t, settleTimeout, func(context.Context) error { return mentions(said.String(), "listening on ") })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

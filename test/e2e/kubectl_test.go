@@ -93,7 +93,7 @@ func TestKubectlMigrations(t *testing.T) {
 	talking := make(chan error, 1)
 	go func() { talking <- talk(ctx, s) }()
 	shuttle(t, s, 0)
-	eventually(t, patience(settleTimeout), func(context.Context) error {
+	eventually(t, settleTimeout, func(context.Context) error {
 		return mentions(watched.String(), "Prepared", "Committed", "Succeeded", " ms")
 	})
 	cancel()
@@ -109,7 +109,7 @@ func TestKubectlMigrations(t *testing.T) {
 	}
 	for command, words := range wanted {
 		var out *printed
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			out = &printed{}
 			if err := kubectlOVN(ctx, out, s.Namespace, append(strings.Fields(command), s.VM.Name)...); err != nil {
 				return err
@@ -154,7 +154,7 @@ func (f trouble) found(t *testing.T, s *passage.Scene) {
 	t.Cleanup(func() { run(context.WithoutCancel(t.Context()), f.mend) })
 	run(t.Context(), f.damage)
 	var out *printed
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		out = &printed{}
 		if err := kubectlOVN(ctx, out, s.Namespace, "migration", "check", s.VM.Name); err == nil || !strings.Contains(err.Error(), "somebody would notice") {
 			return fmt.Errorf("%w:\n%s", err, out.String())
@@ -172,7 +172,7 @@ func isolationIsTold(t *testing.T, s *passage.Scene) {
 	}
 	t.Cleanup(func() { _ = cluster.api.Delete(context.WithoutCancel(t.Context()), np) })
 	var out *printed
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		out = &printed{}
 		if err := kubectlOVN(ctx, out, s.Namespace, "migration", "check", s.VM.Name, "-o", "json"); err != nil {
 			return fmt.Errorf("%w:\n%s", err, out.String())

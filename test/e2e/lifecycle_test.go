@@ -36,7 +36,7 @@ func TestLifecycleAnnotations(t *testing.T) {
 	const name = "asked"
 	var m *machine
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(time.Minute))
 		defer cancel()
 		if m == nil {
 			return
@@ -69,7 +69,7 @@ func TestLifecycleAnnotations(t *testing.T) {
 	late := server(ns, "late", "node1")
 	late.Annotations = map[string]string{v1alpha1.IPsAnnotation: ips[0].String()}
 	create(t, late)
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		out, err := kubectl(ctx, "-n", ns, "get", "events", "--field-selector", "reason=AddressTaken,involvedObject.name=late", "-o", "name")
 		if err == nil && strings.TrimSpace(out) == "" {
 			err = errors.New("a pod asks for an address that is a VM's, and is told nothing")
@@ -77,7 +77,7 @@ func TestLifecycleAnnotations(t *testing.T) {
 		return err
 	})
 
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(2*time.Minute))
 	defer cancel()
 	for _, step := range []func(context.Context) error{m.Stop, m.AwaitStopped, m.Start} {
 		if err := step(ctx); err != nil {
@@ -102,7 +102,7 @@ func TestLifecycleAnnotations(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		err := cluster.api.Get(ctx, client.ObjectKeyFromObject(port), port)
 		if err == nil && port.Status.Phase != v1alpha1.PortReserved {
 			err = fmt.Errorf("the VM is gone, and its Port is %s", port.Status.Phase)

@@ -138,9 +138,10 @@ func inPod(ctx context.Context, namespace, pod string, cmd ...string) (string, e
 	return out, err
 }
 
-// eventually waits until check has nothing to say any more.
+// eventually waits until check has nothing to say any more: for within on a machine as the tests were written on, with patience on others.
 func eventually(t *testing.T, within time.Duration, check func(ctx context.Context) error) {
 	t.Helper()
+	within = patience(within)
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	var last error

@@ -69,7 +69,7 @@ func alarmed(t *testing.T, api promv1.API, name string, labels model.LabelSet) {
 	t.Helper()
 	start := time.Now()
 	labels[model.AlertNameLabel] = model.LabelValue(name)
-	eventually(t, patience(alarmTimeout), func(ctx context.Context) error {
+	eventually(t, alarmTimeout, func(ctx context.Context) error {
 		all, err := firing(ctx, api)
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func TestObserveAlerts(t *testing.T) {
 		}
 		return err
 	}
-	eventually(t, patience(alarmTimeout), silent)
+	eventually(t, alarmTimeout, silent)
 	t.Logf("a Prometheus that knows the lab, after %s", time.Since(start).Round(100*time.Millisecond))
 
 	g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: s.Target, Hold: []kubevirt.Stage{kubevirt.StageMigrate}})
@@ -131,7 +131,7 @@ func TestObserveAlerts(t *testing.T) {
 	alarmed(t, api, "GodwitPortWithoutChassis", model.LabelSet{"severity": "critical"})
 	alarmed(t, api, "GodwitTunnelMissing", model.LabelSet{"severity": "critical", "job": "agent", "state": "made", "instance": model.LabelValue(net.JoinHostPort(cluster.NodeIPs(s.Target)[0].String(), "9476"))})
 	thaw()
-	eventually(t, patience(alarmTimeout), silent)
+	eventually(t, alarmTimeout, silent)
 	t.Logf("all is well again after %s", time.Since(start).Round(100*time.Millisecond))
 	consistent(t)
 }
@@ -152,7 +152,7 @@ func fillSubnet(t *testing.T) (empty func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cluster.api.Delete(context.WithoutCancel(t.Context()), subnet) })
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		if err := cluster.api.Get(ctx, types.NamespacedName{Name: name}, subnet); err != nil || subnet.Status.AvailableIPs == 0 {
 			return fmt.Errorf("Subnet %s: %+v %w", name, subnet.Status, err)
 		}

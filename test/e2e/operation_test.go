@@ -29,7 +29,7 @@ func TestLifecycleOperation(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	eventually(t, patience(2*time.Minute), func(ctx context.Context) error {
+	eventually(t, 2*time.Minute, func(ctx context.Context) error {
 		err := cluster.api.Get(ctx, client.ObjectKeyFromObject(op), op)
 		if err == nil && !op.Status.Phase.Final() {
 			err = fmt.Errorf("the operation is %+v", op.Status)

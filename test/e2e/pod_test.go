@@ -43,13 +43,7 @@ func TestPodReachability(t *testing.T) {
 		}
 		list = append(list, p)
 	}
-	m, err := reach.All(t.Context(), inPod, list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range m.Failures {
-		t.Error(f)
-	}
+	m := reachEachOther(t, list...)
 	if got, want := m.Asked(), want*want*families(); got != want {
 		t.Errorf("%d pairs asked, want %d", got, want)
 	}
@@ -129,7 +123,7 @@ func TestPodBandwidth(t *testing.T) {
 		if limited > 1.3*limit || limited < limit/10 {
 			t.Errorf("%s is %.1f Mbit/s, want about %.0f", direction, limited/1e6, limit/1e6)
 		}
-		if free < 3*limit {
+		if free < 2*limit {
 			t.Errorf("%s without a limit is %.1f Mbit/s: the comparison means nothing", direction, free/1e6)
 		}
 	}
@@ -197,9 +191,13 @@ func TestPodMTU(t *testing.T) {
 		if ip.Is6() {
 			headers = 48
 		}
-		if out, err := inPod(t.Context(), ns, "a", "ping", "-c", "2", "-W", "3", "-s", fmt.Sprint(id.MTU-headers), ip.String()); err != nil {
-			t.Errorf("full packets to %s: %s %v", ip, out, err)
-		}
+		eventually(t, settleTimeout, func(ctx context.Context) error {
+			out, err := inPod(ctx, ns, "a", "ping", "-c", "2", "-W", "3", "-s", fmt.Sprint(id.MTU-headers), ip.String())
+			if err != nil {
+				err = fmt.Errorf("full packets to %s: %s %w", ip, out, err)
+			}
+			return err
+		})
 	}
 }
 
@@ -249,13 +247,7 @@ func TestPodSubnet(t *testing.T) {
 			}
 		}
 	}
-	m, err := reach.All(t.Context(), inPod, []reach.Pod{pods["a"], pods["b"], c})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range m.Failures {
-		t.Error(f)
-	}
+	reachEachOther(t, pods["a"], pods["b"], c)
 	for i, outside := range cluster.OutsideIPs() {
 		if got := probe(t, pods["b"], target("http", outside, 80))[0]; !strings.HasPrefix(got, cluster.NodeIPs("node2")[i].String()+" ") {
 			t.Errorf("the outside saw %q, want node2", got)
@@ -367,7 +359,7 @@ func bound(t *testing.T, port string) string {
 // portForward fetches a page through kubectl port-forward.
 func portForward(t *testing.T, ns string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(20*time.Second))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, cluster.kubectl, "--kubeconfig", cluster.Kubeconfig(), "-n", ns, "port-forward", "pod/p", ":80")
 	out, err := cmd.StdoutPipe()

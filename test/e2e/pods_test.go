@@ -29,7 +29,7 @@ func namespace(t *testing.T, labels map[string]string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(time.Minute))
 		defer cancel()
 		if t.Failed() {
 			if out, err := kubectl(ctx, "-n", name, "describe", "pods"); err == nil {
@@ -96,10 +96,10 @@ func ready(t *testing.T, ns string, n int) map[string]reach.Pod {
 	return pods
 }
 
-// until watches the pods of a namespace until done says so; a minute at most.
+// until watches the pods of a namespace until done says so; for a minute, with patience.
 func until(t *testing.T, list client.ObjectList, ns string, done func(*corev1.Pod) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(time.Minute))
 	defer cancel()
 	w, err := cluster.api.Watch(ctx, list, client.InNamespace(ns))
 	if err != nil {
@@ -110,7 +110,7 @@ func until(t *testing.T, list client.ObjectList, ns string, done func(*corev1.Po
 	for {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("the pods of %s are not as wanted after a minute; the last that changed: %s", ns, describe(last))
+			t.Fatalf("the pods of %s are not as wanted in time; the last that changed: %s", ns, describe(last))
 		case ev, ok := <-w.ResultChan():
 			p, isPod := ev.Object.(*corev1.Pod)
 			if !ok || !isPod {
@@ -156,40 +156,58 @@ func families() int {
 	return 1
 }
 
-// probe asks targets from within a pod and fails the test for each that does not answer; it returns the answers.
+// probe asks targets from within a pod until all answer, and returns the answers. A pod that is ready answers on its own node at once; others may have to hear of it yet.
 func probe(t *testing.T, from reach.Pod, targets ...string) []string {
 	t.Helper()
-	out, err := inPod(t.Context(), from.Namespace, from.Name, append([]string{"/bin/probe", "-timeout", "5s"}, targets...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answers(t, from.Name, out)
+	return allAnswer(t, from.Name, func(ctx context.Context) (string, error) {
+		return inPod(ctx, from.Namespace, from.Name, append([]string{"/bin/probe", "-timeout", "5s"}, targets...)...)
+	})
 }
 
 // machineProbe is probe from a node's own network, or from outside.
 func machineProbe(t *testing.T, machine string, targets ...string) []string {
 	t.Helper()
-	out, err := cluster.Exec(t.Context(), machine, append([]string{"/proc/1/exe", "probe", "--timeout", "5s"}, targets...)...)
-	if err != nil && out == "" {
-		t.Fatal(err)
-	}
-	return answers(t, machine, out)
+	return allAnswer(t, machine, func(ctx context.Context) (string, error) {
+		out, err := cluster.Exec(ctx, machine, append([]string{"/proc/1/exe", "probe", "--timeout", "5s"}, targets...)...)
+		if out != "" {
+			err = nil // the lines say it
+		}
+		return out, err
+	})
 }
 
-// answers reads what probe printed: "ok TARGET TOOK ANSWER".
-func answers(t *testing.T, from, out string) []string {
+// allAnswer runs a probe until all that it asks answer, and reads what it printed: "ok TARGET TOOK ANSWER".
+func allAnswer(t *testing.T, from string, run func(context.Context) (string, error)) (all []string) {
 	t.Helper()
-	var all []string
-	for line := range strings.Lines(out) {
-		f := strings.SplitN(strings.TrimSpace(line), " ", 4)
-		if f[0] != "ok" || len(f) < 4 {
-			t.Errorf("from %s: %s", from, strings.TrimSpace(line))
-			all = append(all, "")
-			continue
+	eventually(t, settleTimeout, func(ctx context.Context) error {
+		out, err := run(ctx)
+		if err != nil {
+			return err
 		}
-		all = append(all, f[3])
-	}
+		all = nil
+		for line := range strings.Lines(out) {
+			f := strings.SplitN(strings.TrimSpace(line), " ", 4)
+			if f[0] != "ok" || len(f) < 4 {
+				return fmt.Errorf("from %s: %s", from, strings.TrimSpace(line))
+			}
+			all = append(all, f[3])
+		}
+		return nil
+	})
 	return all
+}
+
+// reachEachOther has every pod ask every other until all answer.
+func reachEachOther(t *testing.T, pods ...reach.Pod) (m *reach.Matrix) {
+	t.Helper()
+	eventually(t, settleTimeout, func(ctx context.Context) (err error) {
+		m, err = reach.All(ctx, inPod, pods)
+		if err == nil && len(m.Failures) > 0 {
+			err = fmt.Errorf("%v", m.Failures)
+		}
+		return err
+	})
+	return m
 }
 
 func target(scheme string, ip netip.Addr, port uint16) string {

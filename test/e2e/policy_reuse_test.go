@@ -37,7 +37,7 @@ func oneAddress(t *testing.T, name, ns string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cluster.api.Delete(context.WithoutCancel(t.Context()), s) })
-	eventually(t, patience(10*time.Second), func(ctx context.Context) error {
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
 		if err := cluster.api.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil || s.Status.AvailableIPs == 0 {
 			return fmt.Errorf("Subnet %s: %+v %w", name, s.Status, err)
 		}
@@ -83,9 +83,9 @@ func TestPolicyAddressReused(t *testing.T) {
 	}
 	for i, node := range []string{"node1", "node3", "node2"} {
 		friend := comes(t, server(ns, "friend", "node1"))
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			inquiry := asksFrom(ctx, t, friend, to)
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(busy(300 * time.Millisecond)) // what is being asked then is waited for
 			for _, tally := range inquiry.Stop() {
 				if tally.Answered == 0 {
 					return fmt.Errorf("the pod that is permitted: %s", tally)

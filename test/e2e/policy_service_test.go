@@ -53,7 +53,7 @@ func TestPolicyNodePort(t *testing.T) {
 	}
 	expect := func(kept, passedOn string) {
 		t.Helper()
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			if err := askedFromOutside(ctx, services[corev1.ServiceExternalTrafficPolicyLocal], []string{pod.Node}, kept); err != nil {
 				return err
 			}

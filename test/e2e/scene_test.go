@@ -54,7 +54,7 @@ func lastWords(t *testing.T, vm *lab.VM) {
 // setScene boots the scene's VM and its peer.
 func setScene(t *testing.T, s *passage.Scene) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), settingTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(settingTimeout))
 	defer cancel()
 	if err := s.Set(ctx); err != nil {
 		t.Fatal(err)

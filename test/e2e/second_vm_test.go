@@ -41,7 +41,7 @@ func TestLifecycleSecondNetworkVM(t *testing.T) {
 		m.moveTo(t, to)
 		m.answersFrom(t, from, status.IPs)
 		m.untouched(t)
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			err := cluster.api.Get(ctx, client.ObjectKeyFromObject(port), port)
 			if err == nil && (!slices.Equal(port.Status.IPs, status.IPs) || port.Status.MAC != status.MAC || port.Status.Node != to || port.Status.Phase != v1alpha1.PortAttached) {
 				err = fmt.Errorf("the Port of the second NIC has %+v, want it on %s with what it had: %+v", port.Status, to, status)

@@ -177,6 +177,7 @@ func TestServiceVMClient(t *testing.T) {
 	for _, c := range courses {
 		c.begin(t, s.Guest) // or the test ends here
 		time.Sleep(2 * time.Second)
+		goOn(t, watched(), c.idle(s.Guest))
 		if broken, text := c.end(t, s.Guest); broken > 0 {
 			t.Errorf("opened afterwards, with %s: %s live", c.name, text)
 		}

@@ -103,7 +103,7 @@ func TestServiceDNS(t *testing.T) {
 	open(t, headless, nil)
 	want := map[string][]string{svc.Name: svc.Spec.ClusterIPs, headless.Name: texts(g.pod.IPs)}
 	places := map[string]traffic.Place{"pod": podPlace(t, g.pod), "node1": machinePlace(t, "node1"), "node3": machinePlace(t, "node3")}
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		for who, place := range places {
 			for _, server := range cluster.DNSIPs() {
 				for _, protocol := range []string{"udp", "tcp"} {
@@ -124,7 +124,7 @@ func TestServiceDNS(t *testing.T) {
 	// As programs do it: a short name, by /etc/resolv.conf.
 	for _, c := range g.customers[:2] {
 		for _, url := range []string{"tcp://shop:80/", "udp://shop:80/", "tcp://shop." + g.ns + ":80/", "udp://headless:7/"} {
-			eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+			eventually(t, settleTimeout, func(ctx context.Context) error {
 				answers, err := c.ask(ctx, []string{url + echo.AskName})
 				if err != nil {
 					return err

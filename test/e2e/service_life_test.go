@@ -99,7 +99,7 @@ func TestServiceEndingPod(t *testing.T) {
 	c.Args, c.Command = nil, []string{"sh", "-c", "trap '' TERM; echoserver -name leaving & wait"} // whoever asks it to end is not heard
 	create(t, leaving)
 	t.Cleanup(func() { // with the namespace it would go for the API at once, and for its node after its grace
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(time.Minute))
 		defer cancel()
 		const kill = `for p in /proc/[0-9]*; do case "$(tr '\0' ' ' <$p/cmdline)" in *echoserver\ -name\ leavin[g]*) kill -9 ${p#/proc/};; esac; done`
 		if _, err := cluster.Exec(ctx, "node2", "sh", "-c", kill); err != nil {
@@ -152,7 +152,7 @@ func TestServiceMadeAgain(t *testing.T) {
 	if err := cluster.api.Delete(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		rows, err := cluster.Exec(ctx, "hub", "ovn-nbctl", "--db="+cluster.NB(), "--bare", "--columns=name", "list", "Load_Balancer")
 		if err != nil {
 			return err
@@ -227,17 +227,17 @@ func TestServiceHealthCheck(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, patience(settleTimeout), check)
+	eventually(t, settleTimeout, check)
 	now := int64(0)
 	if err := cluster.api.Delete(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: g.ns, Name: "a"}}, &client.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 		t.Fatal(err)
 	}
 	local = ""
-	eventually(t, patience(settleTimeout), check)
+	eventually(t, settleTimeout, check)
 	if err := cluster.api.Delete(t.Context(), svc); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
 		if got, err := healthStatus(ctx, cluster.NodeIPs("node1")[0], svc.Spec.HealthCheckNodePort); err == nil {
 			return fmt.Errorf("the Service is gone, and node1 still answers %d", got)
 		}
@@ -256,7 +256,7 @@ func TestServiceKubernetes(t *testing.T) {
 	}
 	for _, text := range svc.Spec.ClusterIPs {
 		at := netip.AddrPortFrom(netip.MustParseAddr(text), 443)
-		eventually(t, patience(settleTimeout), func(ctx context.Context) error {
+		eventually(t, settleTimeout, func(ctx context.Context) error {
 			for _, p := range pods {
 				if err := speaksTLS(ctx, podPlace(t, p), at); err != nil {
 					return fmt.Errorf("from pod %s: %w", p.Name, err)

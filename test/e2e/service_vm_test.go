@@ -127,7 +127,7 @@ func (w *way) begin(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.run = run
-	eventually(t, patience(settleTimeout), func(context.Context) error {
+	eventually(t, settleTimeout, func(context.Context) error {
 		if st := run.Status(); st.Open < st.Wanted {
 			return fmt.Errorf("%s: %d of %d connections are open, %d are broken", w.name, st.Open, st.Wanted, st.Broken)
 		}

@@ -13,7 +13,7 @@ import (
 
 // inFlight is how long before QEMU's stop a probe may have been sent that the guest gets twice: from the source before the stop, and from the target if its switch comes to its copy after the port
 // was opened there (docs/migration.md). What is sent later cannot reach the source's guest, and a port that is open too early gives a probe twice for as long as QEMU copies.
-const inFlight = 250 * time.Millisecond
+const inFlight = 500 * time.Millisecond
 
 // once fails the test if a VM got probes twice, but for those that were on their way when QEMU stopped it.
 func once(t *testing.T, vm *lab.VM, result *traffic.Result, arrivals *traffic.Arrivals) {

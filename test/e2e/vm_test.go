@@ -34,7 +34,7 @@ func bootVM(t *testing.T, o lab.VMOptions) *machine {
 	m, err := boot(t.Context(), o)
 	if m != nil {
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience(time.Minute))
 			defer cancel()
 			lastWords(t, m.VM)
 			if err := m.Delete(ctx); err != nil {
@@ -59,7 +59,7 @@ func boot(ctx context.Context, o lab.VMOptions) (*machine, error) {
 		return nil, err
 	}
 	m := &machine{VM: vm}
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience(90*time.Second))
 	defer cancel()
 	if _, err := vm.AwaitRunning(ctx); err != nil {
 		return m, err
@@ -139,6 +139,7 @@ func (m *machine) untouched(t *testing.T) {
 func company(vm []netip.Addr) traffic.Spec {
 	spec := traffic.Usual(vm...)
 	spec.Probe.Interval.Duration, spec.Echo.Connections = 20*time.Millisecond, 6
+	spec.Silence.Duration = silence
 	return spec
 }
 
@@ -158,7 +159,7 @@ func (m *machine) answers(t *testing.T, from reach.Pod) {
 // begun waits until all connections of a run to a VM are open, and a probe was answered.
 func begun(t *testing.T, vm *machine, run *traffic.Run) {
 	t.Helper()
-	eventually(t, patience(20*time.Second), func(ctx context.Context) error {
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
 		s := run.Status()
 		if s.Broken > 0 {
 			result, err := run.Stop(ctx)
@@ -245,7 +246,7 @@ func (m *machine) begin(t *testing.T, o lab.MigrateOptions) *lab.Migration {
 
 func (m *machine) succeeded(t *testing.T, g *lab.Migration) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(60*time.Second))
 	defer cancel()
 	if _, err := g.AwaitSuccess(ctx); err != nil {
 		t.Fatal(err)

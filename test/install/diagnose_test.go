@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -138,7 +137,7 @@ func diagnosed(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		}
 		signal(t.Context(), "STOP")
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // t.Context has ended by now
+			ctx, cancel := context.WithTimeout(context.Background(), patience) // t.Context has ended by now
 			defer cancel()
 			signal(ctx, "CONT")
 		})
@@ -169,7 +168,7 @@ func pinnedByHand(t *testing.T, l *lab.Lab, client kubernetes.Interface, namespa
 	}
 	scale(t.Context(), 0)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // t.Context has ended by now
+		ctx, cancel := context.WithTimeout(context.Background(), patience) // t.Context has ended by now
 		defer cancel()
 		scale(ctx, int(*before.Spec.Replicas))
 	})

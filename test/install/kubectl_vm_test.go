@@ -3,19 +3,15 @@ package install
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 )
 
-// sceneTimeout bounds the start of a VM and its peer, and its migration.
-const sceneTimeout = 3 * time.Minute
-
 // kubectlAsksOVNOfAVM asks what OVN has of a VM before, while and after it moves, and what becomes of packets to it and from it.
 func kubectlAsksOVNOfAVM(t *testing.T, l *lab.Lab) {
-	ctx, cancel := context.WithTimeout(t.Context(), sceneTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	s, err := passage.New(ctx, passage.Config{Lab: l, Log: logger(t), Name: "install-kubectl-vm"})
 	if err != nil {

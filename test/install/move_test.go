@@ -24,7 +24,7 @@ func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // t.Context has ended by now
+		ctx, cancel := context.WithTimeout(context.Background(), patience) // t.Context has ended by now
 		defer cancel()
 		if err := s.Remove(ctx); err != nil {
 			t.Error(err)
@@ -35,19 +35,18 @@ func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	if err := s.Set(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Serve(ctx, func(context.Context) error { return thereAndBack(t, l, client, s) }); err != nil { //nolint:contextcheck // it has the test's
+	if err := s.Serve(t.Context(), func(context.Context) error { return thereAndBack(t, l, client, s) }); err != nil { //nolint:contextcheck // it has the test's
 		t.Error(err)
 	}
 }
 
 func thereAndBack(t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
+	ctx := t.Context()
 	want, err := s.State(ctx)
 	if err != nil {
 		return err
 	}
-	held, err := s.Exchange(ctx, passage.Holding(patience))
+	held, err := s.Exchange(ctx, passage.Holding(traffic.MaxLength))
 	if err != nil {
 		return err
 	}

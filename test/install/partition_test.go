@@ -115,7 +115,7 @@ func cutOff(t *testing.T, l *lab.Lab, node string) (join func()) {
 			return
 		}
 		joined = true
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 		defer cancel()
 		if _, err := l.Exec(ctx, node, "nft", "delete table inet partition"); err != nil {
 			t.Error(err)

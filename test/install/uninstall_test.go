@@ -52,11 +52,11 @@ func uninstalled(t *testing.T, l *lab.Lab, before map[string][]string) {
 	start := time.Now()
 	manifest := filepath.Join(top, "yamls/uninstall")
 	for _, step := range [][]string{
-		{"delete", "--timeout=2m", "-f", filepath.Join(top, "yamls/crds")},
-		{"delete", "--timeout=2m", "--ignore-not-found", "-f", filepath.Join(top, "yamls")},
+		{"delete", "--timeout=" + patience.String(), "-f", filepath.Join(top, "yamls/crds")},
+		{"delete", "--timeout=" + patience.String(), "--ignore-not-found", "-f", filepath.Join(top, "yamls")},
 		{"apply", "-f", manifest},
-		{"-n", "godwit-uninstall", "rollout", "status", "--timeout=2m", "daemonset/godwit-uninstall"},
-		{"delete", "--timeout=2m", "-f", manifest},
+		{"-n", "godwit-uninstall", "rollout", "status", "--timeout=" + patience.String(), "daemonset/godwit-uninstall"},
+		{"delete", "--timeout=" + patience.String(), "-f", manifest},
 	} {
 		if _, err := kubectl(t.Context(), l, step...); err != nil {
 			t.Fatal(err)

@@ -43,9 +43,9 @@ const controllerUser = "system:serviceaccount:godwit-system:godwit-controller"
 
 const (
 	// patience bounds each wait, on a slow machine and beside other tests.
-	patience = time.Minute
+	patience = 5 * time.Minute
 	// serverPatience bounds the start and the end of an API server, several of which may start at once.
-	serverPatience = 3 * time.Minute
+	serverPatience = 10 * time.Minute
 )
 
 // TestMain gives the process one logger: the first test's would not outlive it.

@@ -21,7 +21,7 @@ import (
 const handoverGroup = policy.IngressGroup + "_handover"
 
 // handoverGrace is long enough to look at the group within it, on a machine that has much to do.
-const handoverGrace = 5 * time.Second
+const handoverGrace = 10 * time.Second
 
 // TestPolicyHandover follows the group of a VM that moves.
 func TestPolicyHandover(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 )
 
 // silencePatience is for noticing that a server says nothing, which takes 5 to 10 s, and for finding another, on a slow machine.
-const silencePatience = time.Minute
+const silencePatience = 5 * time.Minute
 
 // relay is a way to a database that may fall silent, as that to a node that is cut off does: nobody is refused, and nobody hears anything.
 type relay struct {

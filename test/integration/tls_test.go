@@ -134,14 +134,10 @@ func runGate(t *testing.T, in func(func() error) error, listen, socket, dir stri
 // nbctl is an administrator's, through the gate.
 func (s *secured) nbctl(t *testing.T, args ...string) {
 	t.Helper()
-	var err error
-	for range 50 { // the gate may just be opening
-		if _, err = s.anyHost().Tool(t, s.admin, append([]string{"ovn-nbctl", "--db=ssl:" + nbGate}, args...)...); err == nil {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Fatal(err)
+	eventually(t, func() error { // the gate may just be opening
+		_, err := s.anyHost().Tool(t, s.admin, append([]string{"ovn-nbctl", "--db=ssl:" + nbGate}, args...)...)
+		return err
+	})
 }
 
 func (s *secured) anyHost() *ovntest.OVSHost {

@@ -67,7 +67,7 @@ func TestObserveTrace(t *testing.T) {
 		if len(names) == 0 || names[0] != "migration" || !slices.Contains(names, "prepare") || !slices.Contains(names, "completion") {
 			t.Errorf("the trace has the spans %v", names)
 		}
-	case <-time.After(2 * time.Minute): // ten seconds for what agents might say, and a slow machine
+	case <-time.After(5 * time.Minute): // ten seconds for what agents might say, and a slow machine
 		t.Fatal("no trace came")
 	}
 }

@@ -33,6 +33,11 @@ const (
 	keepalive  = 15 * time.Second
 	// movesUsually is their number with the handover in make test; MOVES=20 moves more often.
 	movesUsually = 1
+	// triesWithout the handover are moves, until a download dies.
+	triesWithout = 4
+	// goesOnWithin is how long connections are waited for that stand still when they are watched no more: TCP sends again after as long again as nothing was heard. underWay is for how long one may stand still that goes on.
+	goesOnWithin = time.Minute
+	underWay     = 3 * time.Second
 	// triesAtLeast of what is forbidden make its refusal mean something.
 	triesAtLeast = 10
 )
@@ -164,7 +169,14 @@ func TestKernelPolicyHandover(t *testing.T) {
 		}
 	})
 	s.restart("--handover-rules=false")
-	t.Run("without handover", s.downloadsDie)
+	t.Run("without handover", func(t *testing.T) { // none does when the VM is the first to speak on each, which it is by chance
+		for range triesWithout {
+			if s.downloadsDie(t) {
+				return
+			}
+		}
+		t.Errorf("in %d moves without the handover no download by the VM stood still: what the test shows with it is nothing", triesWithout)
+	})
 	s.refused()
 }
 
@@ -226,6 +238,7 @@ func (s *isolated) allGoOn(t *testing.T) {
 		t.Errorf("no connection in the zone of %s on %s has the handover's label", in.vm.Port(), in.vm.Live.Node.Name)
 	}
 	time.Sleep(watchedAfter)
+	c.goOn()
 	in.answered(s.peer.Netns, targets(s.vm.Live.Addrs(), tablePorts[0], "tcp"))
 	in.answered(s.vm.Netns, targets(s.peer.Addrs(), tablePorts[0], "tcp"))
 	for _, conn := range c.stop() {
@@ -240,8 +253,9 @@ func (s *isolated) allGoOn(t *testing.T) {
 	}
 }
 
-// downloadsDie moves the VM once.
-func (s *isolated) downloadsDie(t *testing.T) {
+// downloadsDie moves the VM once, and says whether a download of its died.
+func (s *isolated) downloadsDie(t *testing.T) bool {
+	t.Helper()
 	in := &isolated{}
 	*in, in.scene = *s, s.scene.in(t)
 	c := in.carry()
@@ -253,9 +267,7 @@ func (s *isolated) downloadsDie(t *testing.T) {
 	if n := in.labelled(); n > 0 {
 		t.Errorf("without the rules %d connections have their label", n)
 	}
-	if !slices.ContainsFunc(c.stop(), func(c carried) bool { return c.who == guests && c.Kind == traffic.Download && c.beyond() > deadFor }) {
-		t.Error("without the handover no download by the VM stood still: what the test shows with it is nothing")
-	}
+	return slices.ContainsFunc(c.stop(), func(c carried) bool { return c.who == guests && c.Kind == traffic.Download && c.beyond() > deadFor })
 }
 
 // along says in how many directions the VM's port takes connections along now: of how many of the groups for that it is a member.

@@ -85,7 +85,7 @@ func (c carried) beyond() time.Duration { return c.Stall.Length() - c.lost }
 // died: it is broken, or does not go on, or has done so only when a keepalive came. One that is merely late, on a machine that sends again after seconds, goes on by itself. How late connections
 // may be the end-to-end tests tell.
 func (c carried) died() bool {
-	revived := c.who == guests && c.Kind == traffic.Download && c.Stall.Length() >= keepalive
+	revived := c.who == guests && c.Kind == traffic.Download && c.Stall.Length() >= keepalive && c.beyond() > deadFor
 	return c.Broken != "" || c.Bytes == 0 || c.Stall.Open && c.beyond() > stallLimit || revived
 }
 
@@ -99,6 +99,24 @@ func (c carried) String() string {
 		text += fmt.Sprintf(", broken: %s, %s", c.Broken, c.Error)
 	}
 	return text
+}
+
+// goOn waits until all connections make progress: one that is dead makes none until the end, one that waits for a busy machine does before.
+func (c *carriage) goOn() {
+	c.t.Helper()
+	for end := time.Now().Add(goesOnWithin); time.Now().Before(end); time.Sleep(time.Second) {
+		idle := time.Duration(0)
+		for _, run := range c.runs {
+			status, err := run.client.Status(c.t.Context(), run.id)
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			idle = max(idle, status.Idle.Duration)
+		}
+		if idle < underWay {
+			return
+		}
+	}
 }
 
 // stop ends the traffic and returns all connections.

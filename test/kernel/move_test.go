@@ -81,7 +81,7 @@ func TestKernelMove(t *testing.T) {
 	slow := traffic.Bulk{Connections: 2, Rate: 5_000}
 	spec := traffic.Spec{
 		Echo:   traffic.Echoing{Connections: 4, Interval: traffic.Duration{Duration: 500 * time.Millisecond}},
-		Upload: slow, Download: slow, Silence: traffic.Duration{Duration: time.Minute},
+		Upload: slow, Download: slow, Silence: traffic.Duration{Duration: 5 * time.Minute},
 	}
 	toVM, toPeer := spec, spec
 	toVM.Peers, toPeer.Peers = v.Live.Addrs(), peer.Addrs()

@@ -26,7 +26,7 @@ import (
 const servicePort = 80
 
 // settleWithin is long enough for a busy machine, and short enough for what is wrong to be seen in the logs.
-const settleWithin = 90 * time.Second
+const settleWithin = 3 * time.Minute
 
 // serviceScene is Services of the same two backends, each on a node of its own, and who asks them.
 type serviceScene struct {

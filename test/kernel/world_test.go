@@ -82,7 +82,7 @@ func (s *scene) traffic(netns string) *traffic.Client {
 	s.t.Helper()
 	s.daemon(netns, "traffic", "serve")
 	c := traffic.NewClientVia(&http.Transport{DialContext: s.DialIn(netns), DisableKeepAlives: true}, fmt.Sprintf("http://127.0.0.1:%d", traffic.ControlPort))
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), begunWithin)
 	defer cancel()
 	if err := c.Await(ctx); err != nil {
 		s.t.Fatal(err)
@@ -90,11 +90,14 @@ func (s *scene) traffic(netns string) *traffic.Client {
 	return c
 }
 
-// begin starts a run and returns when all of its connections are open. It tries again for a minute: a node may not know yet who has just come to another, and says so by
+// begunWithin is how long a server of traffic may take to start, and connections to open, on an emulated processor of a busy machine.
+const begunWithin = 3 * time.Minute
+
+// begin starts a run and returns when all of its connections are open. It tries again for a while: a node may not know yet who has just come to another, and says so by
 // an error as soon as nobody has answered its ARP requests for three seconds.
 func (s *scene) begin(c *traffic.Client, spec traffic.Spec) traffic.RunID {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), begunWithin)
 	defer cancel()
 	for {
 		id, err := c.Start(ctx, spec)

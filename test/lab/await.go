@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	apiTimeout   = 2 * time.Minute
-	nodesTimeout = 3 * time.Minute
+	apiTimeout   = 10 * time.Minute
+	nodesTimeout = 15 * time.Minute
 	poll         = 50 * time.Millisecond
 	// patience is how long a wait is not worth a message.
 	patience = 5 * time.Second

@@ -25,7 +25,7 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/netns"
 )
 
-const factsTimeout = 20 * time.Second
+const factsTimeout = time.Minute
 
 // Check compares what API, NB, SB, Open vSwitch and the kernels say, and returns every difference. What is under way looks like a difference: wait for it,
 // or ask again.

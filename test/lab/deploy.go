@@ -29,7 +29,7 @@ const (
 	// settings is the ConfigMap through which Godwit's manifests are adapted to a cluster.
 	settings     = "godwit-config"
 	fieldManager = "godwit-lab"
-	applyTimeout = 30 * time.Second
+	applyTimeout = 2 * time.Minute
 	// ovnManifest is of OVN as pods; centralSet is its StatefulSet of the databases, which runs on nodes with centralLabel.
 	ovnManifest  = "ovn.yaml"
 	centralSet   = "ovn-central"

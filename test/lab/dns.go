@@ -25,7 +25,7 @@ const (
 	dnsArchive   = "coredns.tar"
 	dnsNamespace = metav1.NamespaceSystem
 	dnsSelector  = "k8s-app=kube-dns"
-	dnsTimeout   = 3 * time.Minute
+	dnsTimeout   = 10 * time.Minute
 )
 
 //go:embed coredns.yaml

@@ -20,7 +20,7 @@ import (
 )
 
 // bootTimeout bounds the wait for a machine that has just been started; it takes a tenth of a second.
-const bootTimeout = 20 * time.Second
+const bootTimeout = 2 * time.Minute
 
 // Stdio is what a command in a machine reads and writes; nil is nothing.
 type Stdio struct {

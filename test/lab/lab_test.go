@@ -25,11 +25,11 @@ import (
 )
 
 // testTimeout bounds each test's work on labs; a lab takes seconds.
-const testTimeout = 3 * time.Minute
+const testTimeout = 15 * time.Minute
 
 // program is a godwit-lab program for all tests.
 var program = sync.OnceValues(func() (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	dir, release, err := source.Programs(ctx, slog.New(slog.DiscardHandler), "./cmd/godwit-lab")
 	if err != nil {
@@ -54,7 +54,7 @@ func config(t *testing.T) Config {
 	c := Config{Name: "test", Nodes: 2, CNI: CNINone, Program: p, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	t.Cleanup(func() {
 		// t.Context has ended by now.
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if l, err := Open(filepath.Join(dir, c.Name)); err == nil {
 			if err := l.Down(ctx); err != nil {
@@ -341,7 +341,7 @@ func TestLabSurvivesItsMakersDeath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	took := 4 * time.Second
 	const moments = 12

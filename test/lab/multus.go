@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	multusTimeout = 5 * time.Minute
+	multusTimeout = 10 * time.Minute
 	// multusToken is for how long Multus may ask the API server: longer than a lab is used for.
 	multusToken int64 = 30 * 24 * 3600
 	// godwitConf is what godwit-agent installs.

@@ -19,7 +19,7 @@ import (
 )
 
 // downTimeout bounds the removal of a lab whose Up failed or was interrupted.
-const downTimeout = time.Minute
+const downTimeout = 5 * time.Minute
 
 // Up makes the lab, or repairs and updates an existing one, and returns when its nodes are ready. It changes nothing in a lab that is as c wants
 // it. A new lab is removed again when Up fails or ctx ends, unless c.Keep is set.

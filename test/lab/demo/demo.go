@@ -19,7 +19,7 @@ import (
 const (
 	demoName = "godwit-demo"
 	// timeout bounds a demo; it takes about half a minute.
-	timeout = 5 * time.Minute
+	timeout = 10 * time.Minute
 	// cleanupTimeout bounds the clean-up after it, which waits for nothing.
 	cleanupTimeout = 20 * time.Second
 	// warmUp is for how long nothing is looked at after traffic has begun: an emulated processor translates that code first. quiet is for how long the network is

@@ -30,14 +30,14 @@ func TestQuestionsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = mute.Close() }()
-	const within, every = 700 * time.Millisecond, 20 * time.Millisecond
+	const within, every = 2 * time.Second, 20 * time.Millisecond
 	order := Order{Every: every}
 	for _, target := range []string{"tcp://" + server, "udp://" + server, "tcp://" + silent.Addr().String(), "udp://" + mute.LocalAddr().String(), "tcp://127.0.0.1:1", "http://x"} {
 		order.Questions = append(order.Questions, Question{target, within})
 	}
 	var dialer net.Dialer
 	desk := NewDesk(dialer.DialContext, netip.MustParseAddrPort(deskAddr))
-	for range 200 { // until it listens
+	for range 4000 { // until it listens
 		if err = desk.Begin(t.Context(), order); err == nil {
 			break
 		}

@@ -96,7 +96,7 @@ func useConsole(t *testing.T, p *pod) {
 	if _, err := console.Write([]byte("hostname; echo sum $((40 + 2))\n")); err != nil {
 		t.Fatal(err)
 	}
-	timeout := time.AfterFunc(10*time.Second, func() { _ = console.Close() })
+	timeout := time.AfterFunc(time.Minute, func() { _ = console.Close() })
 	defer timeout.Stop()
 	var seen string
 	for buf := make([]byte, 4096); !strings.Contains(seen, "sum 42"); {
@@ -202,6 +202,9 @@ func lateFailure(t *testing.T, from, to *pod) {
 	wantState(t, from, guest.Running)
 }
 
+// stopLongest is for how long QEMU may stop a guest, on a slow machine: on an idle one it is a few milliseconds.
+const stopLongest = 10 * time.Second
+
 func preCopy(t *testing.T, w *world, from, to *pod) {
 	rarps := w.sniff(t, to.port, etherRARP)
 	before := from.last(t)
@@ -218,12 +221,12 @@ func preCopy(t *testing.T, w *world, from, to *pod) {
 	if m := status.Migration; m == nil || m.Status != guest.Completed || m.Total <= 0 || m.Downtime <= 0 {
 		t.Errorf("QEMU's account is %+v, want a completed migration with its times", m)
 	}
-	if stop <= 0 || stop > time.Second {
-		t.Errorf("the guest stood still for %s, want less than a second", stop)
+	if stop <= 0 || stop > stopLongest {
+		t.Errorf("the guest stood still for %s, want less than %s", stop, stopLongest)
 	}
 	wantState(t, from, guest.Migrated)
 	wantState(t, to, guest.Running)
-	time.Sleep(time.Until(resumed.At().Add(1200 * time.Millisecond))) // QEMU's fifth announcement leaves after about 800 ms
+	time.Sleep(time.Until(resumed.At().Add(3 * time.Second))) // QEMU's fifth announcement leaves after about 800 ms, on a machine that has time for it
 	frames := rarps()
 	for _, f := range frames {
 		t.Logf("RARP from %s %s after the resume", f.src, f.at.Sub(resumed.At()).Round(time.Millisecond))

@@ -1,7 +1,6 @@
 package guest_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/guest"
 	"github.com/godwit-cni/godwit/test/lab/guest/bundle"
 	"github.com/godwit-cni/godwit/test/lab/netns"
+	"github.com/godwit-cni/godwit/test/lab/output"
 	"github.com/godwit-cni/godwit/test/lab/packages"
 	"github.com/godwit-cni/godwit/test/lab/source"
 )
@@ -167,7 +166,7 @@ func (w *world) podWith(t *testing.T, address func() error) *pod {
 		t.Fatal(err)
 	}
 	p.launch(t, cmd)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if p.Client, err = guest.Dial(ctx, dir); err != nil {
 		t.Fatal(err)
@@ -179,7 +178,7 @@ func (w *world) podWith(t *testing.T, address func() error) *pod {
 // launch starts the launcher in the pod's namespace and ends it with the test.
 func (p *pod) launch(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	var log buffer
+	var log output.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return nil } // t.Context ends before cleanups: Kill below
@@ -199,24 +198,6 @@ func (p *pod) launch(t *testing.T, cmd *exec.Cmd) {
 			t.Logf("%s's launcher:\n%s", p.port, log.String())
 		}
 	})
-}
-
-// buffer is a bytes.Buffer for a process's output and its reader.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // connect plugs a pod's eth0 into the wire.
@@ -251,7 +232,7 @@ func addressPod() error {
 // await waits for an event of the launcher after the one with that number.
 func (p *pod) await(t *testing.T, after int, what guest.EventType, status ...guest.MigrationStatus) guest.Event {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	e, err := p.Await(ctx, after, func(e guest.Event) bool {
 		return e.Type == what && (len(status) == 0 || slices.Contains(status, e.Status))
@@ -265,7 +246,7 @@ func (p *pod) await(t *testing.T, after int, what guest.EventType, status ...gue
 // last is the number of the launcher's last event so far.
 func (p *pod) last(t *testing.T) int {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	seq := 0
 	for e, err := range p.Events(ctx, 0) {
@@ -285,8 +266,8 @@ func (p *pod) wantStatus(t *testing.T, want int) {
 		if p.status != want {
 			t.Errorf("%s's launcher ended with status %d, want %d", p.port, p.status, want)
 		}
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%s's launcher has not ended within 30 s, want status %d", p.port, want)
+	case <-time.After(3 * time.Minute):
+		t.Fatalf("%s's launcher has not ended, want status %d", p.port, want)
 	}
 }
 
@@ -295,9 +276,9 @@ func (w *world) dial(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	var conn net.Conn
 	var err error
-	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		err = w.ns.Do(func() (err error) {
-			conn, err = (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", addr)
+			conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(t.Context(), "tcp", addr)
 			return err
 		})
 		if err == nil {
@@ -313,7 +294,7 @@ func (w *world) dial(t *testing.T, addr string) net.Conn {
 func wantEcho(t *testing.T, conn net.Conn, line string) {
 	t.Helper()
 	line += "\n"
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Write([]byte(line)); err != nil {

@@ -73,7 +73,7 @@ func thereAndBack(t *testing.T, e *env) {
 		t.Errorf("it went from %s to %s", s.SourceNode, s.TargetNode)
 	}
 	e.settled(t, "vm1", "node2")
-	compareOrder(t, e.recording.bytes(), e.namespace)
+	compareOrder(t, []byte(e.recording.String()), e.namespace)
 	e.migrate(t, "vm1", "m2", quick)
 	e.awaitPhase(t, "m2", kubevirtv1.MigrationSucceeded)
 	e.settled(t, "vm1", "node1")
@@ -202,7 +202,7 @@ func targetFails(t *testing.T, e *env) { e.failing(t, FaultTargetPod, kubevirtv1
 func targetEndsLate(t *testing.T, e *env) {
 	e.failing(t, FaultTargetLate, kubevirtv1.Running)
 	seen := false
-	for _, l := range order(t, e.recording.bytes(), e.namespace) {
+	for _, l := range order(t, []byte(e.recording.String()), e.namespace) {
 		seen = seen || l == "vmi1 .status.migrationState.targetNodeDomainDetected"
 		if !seen {
 			continue

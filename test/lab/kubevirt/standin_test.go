@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/godwit-cni/godwit/test/lab/binaries"
+	"github.com/godwit-cni/godwit/test/lab/output"
 )
 
 // keep is where recordings of the tests are left, to be replayed by pkg/migration; by default they are thrown away.
@@ -38,28 +39,10 @@ type env struct {
 	rest      *rest.Config
 	launchers *fakeLaunchers
 	namespace string
-	recording *buffer
+	recording *output.Buffer
 	log       *slog.Logger
 	// stop ends the stand-in.
 	stop func()
-}
-
-// buffer is a bytes.Buffer for several goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) bytes() []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return bytes.Clone(b.b.Bytes())
 }
 
 // server starts an API server with the stand-in's manifests.
@@ -116,7 +99,7 @@ func newEnv(t *testing.T, cfg *rest.Config) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{api: api, rest: cfg, launchers: newFakeLaunchers(), namespace: metav1.NamespaceDefault, recording: &buffer{}}
+	e := &env{api: api, rest: cfg, launchers: newFakeLaunchers(), namespace: metav1.NamespaceDefault, recording: &output.Buffer{}}
 	e.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	e.background(t, (&fakeKubelet{api: api, launchers: e.launchers, nodes: []string{"node1", "node2", "node3"}}).run)
 	r, err := NewRecording(cfg, e.recording)
@@ -152,7 +135,7 @@ func (e *env) in(t *testing.T) *env {
 			return
 		}
 		var b bytes.Buffer
-		for line := range bytes.Lines(e.recording.bytes()) {
+		for line := range bytes.Lines([]byte(e.recording.String())) {
 			if bytes.Contains(line, []byte(`"namespace":"`+o.namespace+`"`)) {
 				b.Write(line)
 			}
@@ -253,7 +236,7 @@ func (e *env) live(t *testing.T, vmi *kubevirtv1.VirtualMachineInstance) []corev
 }
 
 // patience is for a machine with much else to do: 20 s were too short at a load of 20.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

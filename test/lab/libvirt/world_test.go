@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godwit-cni/godwit/pkg/hypervisor"
+	"github.com/godwit-cni/godwit/test/lab/output"
 	"github.com/godwit-cni/godwit/test/lab/packages"
 )
 
@@ -39,7 +39,7 @@ type world struct {
 	pids string
 	// ended is closed when it has.
 	ended chan struct{}
-	log   buffer
+	log   output.Buffer
 }
 
 // sockets are libvirt's, by which program it is: newer distributions have the one that KubeVirt has, too.
@@ -269,22 +269,4 @@ func (w *world) watch(t *testing.T, l hypervisor.Launcher) <-chan told {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// buffer is a bytes.Buffer for processes' output and its reader.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -16,7 +16,7 @@ import (
 
 const (
 	// startTimeout bounds the wait for a daemon's socket; it takes milliseconds on an idle machine.
-	startTimeout = 20 * time.Second
+	startTimeout = 2 * time.Minute
 	// stopTimeout is how long a daemon may take to end by itself.
 	stopTimeout = 3 * time.Second
 	pollEvery   = 5 * time.Millisecond

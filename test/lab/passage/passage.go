@@ -3,6 +3,7 @@
 package passage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,8 @@ type Plan struct {
 	WarmUp, Quiet, Aftermath time.Duration
 	// Stop is for how long QEMU does not let the VM run, as a busy guest's migration takes; 0 for as long as it takes of itself.
 	Stop time.Duration
+	// Interval is between two probes; zero is traffic.Usual's, of which an emulated guest on a slow machine answers only some.
+	Interval time.Duration
 }
 
 // Pass migrates the VM under probes, and waits until it is over.
@@ -57,7 +60,9 @@ func (s *Scene) Pass(ctx context.Context, plan Plan) (*Passage, error) {
 		return nil, err
 	}
 	p := &Passage{Source: vmi.Status.NodeName, Target: plan.Target}
-	probes, err := newExchange(ctx, s.Guest.only(plan.Address), s.peer.only(plan.Address), probing())
+	spec := probing()
+	spec.Probe.Interval.Duration = cmp.Or(plan.Interval, spec.Probe.Interval.Duration)
+	probes, err := newExchange(ctx, s.Guest.only(plan.Address), s.peer.only(plan.Address), spec)
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ const (
 	timeout = 5 * time.Minute
 	poll    = 50 * time.Millisecond
 	// settleTimeout is how long the port's options may take to be cleaned up, and the migration's record to be complete.
-	settleTimeout = 5 * time.Second
+	settleTimeout = time.Minute
 )
 
 // Config of a scene.

@@ -23,7 +23,7 @@ const (
 	// readyPoll is how often a service that was started is asked whether it is ready.
 	readyPoll = 20 * time.Millisecond
 	// readyTimeout is how long a service may take before it is killed and started again.
-	readyTimeout = 90 * time.Second
+	readyTimeout = 5 * time.Minute
 	// stopTimeout is how long everything may take to end by itself after SIGTERM.
 	stopTimeout = 5 * time.Second
 	// maxLog is the size in bytes at which a log is set aside when its service starts.

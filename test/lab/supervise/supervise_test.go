@@ -23,7 +23,7 @@ func TestServicesStartInOrderAndAgain(t *testing.T) {
 	}
 	status := filepath.Join(dir, "status.json")
 	s := New(slog.New(slog.NewTextHandler(t.Output(), nil)), dir, status)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, services) }()

@@ -14,7 +14,7 @@ import (
 )
 
 // askTimeout bounds a question to a control port. Stopping a run takes endTimeout at worst.
-const askTimeout = 30 * time.Second
+const askTimeout = time.Minute
 
 // maxAnswer bounds an answer: a result of MaxLength.
 const maxAnswer = 256 << 20

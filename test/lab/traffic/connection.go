@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	openTimeout = 10 * time.Second
+	openTimeout = time.Minute
 	// endTimeout is how long the peer may take to end what the run has ended: retransmissions after an interruption included.
-	endTimeout = 5 * time.Second
+	endTimeout = 15 * time.Second
 	echoSize   = 64
 	readSize   = 32 << 10
 	// The time between two writes of a bulk stream, or between two looks at what was acknowledged of it, is minPace to maxPace: long enough for paceBytes at its rate.

@@ -20,9 +20,33 @@ func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 // lateEnough is how late a sender may be before a test blames the machine, not the program.
 const lateEnough = 50 * time.Millisecond
 
+// punctually tries what measures times until the machine is punctual for as long as it takes, a few times at most: the program has to be so once. What late is told of a try is the machine's fault, or the program's;
+// what else is wrong never is the machine's.
+func punctually(t *testing.T, try func(late func(format string, args ...any))) {
+	t.Helper()
+	const tries = 10
+	var faults []string
+	for i := range tries {
+		faults = nil
+		try(func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) })
+		if len(faults) == 0 || t.Failed() {
+			break
+		}
+		t.Logf("try %d: %s", i+1, strings.Join(faults, "; "))
+	}
+	if len(faults) > 0 {
+		t.Errorf("in each of %d tries something was late, in the last: %s", tries, strings.Join(faults, "; "))
+	}
+}
+
 func TestNothingIsLostOnAQuietNetwork(t *testing.T) {
 	n := newNetwork(t)
 	here, there := serve(t, n.here, n.here4), serve(t, n.there, n.there4)
+	punctually(t, func(late func(string, ...any)) { nothingIsLost(t, n, here, there, late) })
+}
+
+func nothingIsLost(t *testing.T, n *network, here, there *Client, late func(string, ...any)) {
+	t.Helper()
 	spec := Usual(n.there4, n.there6)
 	id, err := here.Start(t.Context(), spec)
 	if err != nil {
@@ -49,16 +73,20 @@ func TestNothingIsLostOnAQuietNetwork(t *testing.T) {
 	for i := range r.Probes {
 		for side, p := range map[string]Probes{"replies": r.Probes[i], "one way": OneWay(&r.Probes[i], arrivals)} {
 			c := p.Counts
-			if want := int(r.Length / ms(5)); c.Sent < want-20 || c.Sent > want+20 || c.Received != c.Sent || c.Lost+c.Duplicated+c.Reordered+c.Corrupt+c.Refused != 0 {
+			want := int(r.Length / ms(5))
+			if c.Sent == 0 || c.Received != c.Sent || c.Lost+c.Duplicated+c.Reordered+c.Corrupt+c.Refused != 0 {
 				t.Errorf("%s of %s: %+v; want %d sent and nothing else", side, p.Peer, c, want)
 			}
+			if c.Sent < want-20 || c.Sent > want+20 {
+				late("%s of %s: %d sent, want %d", side, p.Peer, c.Sent, want)
+			}
 			if p.Gap.Length() > ms(5)+p.Late+lateEnough || p.Gap.Open {
-				t.Errorf("%s of %s: gap %+v, sender late %s", side, p.Peer, p.Gap, p.Late)
+				late("%s of %s: gap %+v, sender late %s", side, p.Peer, p.Gap, p.Late)
 			}
 			t.Logf("%s of %s: gap %s, sender paused %s, late %s", side, p.Peer, p.Gap.Length(), p.Gap.Paused, p.Late)
 		}
 	}
-	checkProgress(t, r)
+	checkProgress(t, r, late)
 	if len(arrivals.Connections) != 10 {
 		t.Errorf("the peer has seen %d connections, want 10", len(arrivals.Connections))
 	}
@@ -68,12 +96,12 @@ func TestNothingIsLostOnAQuietNetwork(t *testing.T) {
 		}
 	}
 	if r.ClockStep.Abs() > ms(5) {
-		t.Errorf("clock step %s", r.ClockStep)
+		late("clock step %s", r.ClockStep)
 	}
 }
 
 // checkProgress looks at connections on which nothing has happened.
-func checkProgress(t *testing.T, r *Result) {
+func checkProgress(t *testing.T, r *Result, late func(string, ...any)) {
 	t.Helper()
 	for _, c := range r.Connections {
 		sum := int64(0)
@@ -85,12 +113,12 @@ func checkProgress(t *testing.T, r *Result) {
 		case sum != c.Bytes:
 			t.Errorf("connection %d: buckets have %d bytes, all are %d", c.Number, sum, c.Bytes)
 		case c.Kind == Echo && (c.Bytes < 64*20 || c.Wait == 0):
-			t.Errorf("connection %d: %d bytes echoed, longest wait %s", c.Number, c.Bytes, c.Wait)
+			late("connection %d: %d bytes echoed, longest wait %s", c.Number, c.Bytes, c.Wait)
 		case c.Kind != Echo && (c.Bytes < want*8/10 || c.Bytes > want*11/10):
-			t.Errorf("connection %d (%s): %d bytes, want about %d", c.Number, c.Kind, c.Bytes, want)
+			late("connection %d (%s): %d bytes, want about %d", c.Number, c.Kind, c.Bytes, want)
 		}
 		if c.Stall.Length() > ms(60)+2*lateEnough {
-			t.Errorf("connection %d (%s) stalled for %s", c.Number, c.Kind, c.Stall.Length())
+			late("connection %d (%s) stalled for %s", c.Number, c.Kind, c.Stall.Length())
 		}
 	}
 }
@@ -99,6 +127,11 @@ func checkProgress(t *testing.T, r *Result) {
 func TestCut(t *testing.T) {
 	n := newNetwork(t)
 	here, there := serve(t, n.here, n.here4), serve(t, n.there, n.there4)
+	punctually(t, func(late func(string, ...any)) { cutOnce(t, n, here, there, late) })
+}
+
+func cutOnce(t *testing.T, n *network, here, there *Client, late func(string, ...any)) {
+	t.Helper()
 	ids := map[*Client]RunID{}
 	for c, peer := range map[*Client]netip.Addr{here: n.there4, there: n.here6} {
 		id, err := c.Start(t.Context(), Usual(peer))
@@ -128,19 +161,21 @@ func TestCut(t *testing.T) {
 		}
 		sides := map[string]Probes{"replies": r.Probes[0], "one way": OneWay(&r.Probes[0], arrivals)}
 		if c == there { // only the way to there was cut
-			if p := sides["one way"]; p.Counts.Lost != 0 || p.Gap.Length() > ms(100) {
-				t.Errorf("%s, one way: %d lost, gap %s; want none", name, p.Counts.Lost, p.Gap.Length())
+			if p := sides["one way"]; p.Counts.Lost != 0 {
+				t.Errorf("%s, one way: %d lost, want none", name, p.Counts.Lost)
+			} else if p.Gap.Length() > ms(100) {
+				late("%s, one way: gap %s, want none", name, p.Gap.Length())
 			}
 			delete(sides, "one way")
 		}
 		for side, p := range sides {
 			gap := p.Gap.Length()
 			if gap < least-ms(1) || gap > most+ms(10)+p.Late || p.Gap.Open {
-				t.Errorf("%s, %s: gap %+v of %s (sender late %s), want %s to %s and an interval", name, side, p.Gap, gap, p.Late, least, most)
+				late("%s, %s: gap %+v of %s (sender late %s), want %s to %s and an interval", name, side, p.Gap, gap, p.Late, least, most)
 			}
 			// As many as were sent while it lasted, give or take one at each end.
 			if lost := time.Duration(p.Counts.Lost) * ms(5); lost < least-ms(10) || lost > most+ms(10)+p.Late {
-				t.Errorf("%s, %s: %d lost, want about %d", name, side, p.Counts.Lost, least/ms(5))
+				late("%s, %s: %d lost, want about %d", name, side, p.Counts.Lost, least/ms(5))
 			}
 			t.Logf("%s, %s: cut %s..%s, gap %s, %d lost, late %s", name, side, least, most, gap, p.Counts.Lost, p.Late)
 		}
@@ -148,9 +183,11 @@ func TestCut(t *testing.T) {
 			if c == here && conn.Kind == Download && conn.Broken == "" {
 				continue // only its acknowledgements were lost
 			}
-			if conn.Broken != "" || conn.Stall.Length() < least-ms(60) || conn.Stall.Length() > ms(1200) {
-				t.Errorf("%s: connection %d (%s) broken %q (%s), stalled %s; want it whole after a stall of %s or more", name, conn.Number, conn.Kind, conn.Broken, conn.Error,
-					conn.Stall.Length(), least)
+			if conn.Broken != "" {
+				t.Errorf("%s: connection %d (%s) broken %q (%s); want it whole", name, conn.Number, conn.Kind, conn.Broken, conn.Error)
+			}
+			if conn.Stall.Length() < least-ms(60) || conn.Stall.Length() > ms(1200) {
+				late("%s: connection %d (%s) stalled %s; want a stall of %s or more", name, conn.Number, conn.Kind, conn.Stall.Length(), least)
 			}
 		}
 	}
@@ -248,8 +285,8 @@ func TestLostDuplicatedReorderedAndCorruptAreCounted(t *testing.T) {
 		}
 	}
 	want.Received = want.Sent - want.Lost
-	if want.Sent < 450 {
-		t.Fatalf("%d probes sent in a second, want about 500", want.Sent)
+	if want.Sent < 100 {
+		t.Fatalf("%d probes sent in a second, want about 500, and a hundred on a slow machine", want.Sent)
 	}
 	for side, p := range map[string]Probes{"replies": r.Probes[0], "one way": OneWay(&r.Probes[0], arrivals)} {
 		if p.Counts != want {
@@ -275,7 +312,7 @@ func TestBrokenConnections(t *testing.T) {
 	n := newNetwork(t)
 	there := Place{Namespace: n.there.Path()}
 	reset := func(c *net.TCPConn) { _ = c.SetLinger(0) }
-	linger := func(*net.TCPConn) { time.Sleep(ms(1500)) }
+	linger := func(*net.TCPConn) { time.Sleep(ms(5000)) }
 	for _, tc := range []struct {
 		name  string
 		kinds []Kind
@@ -297,7 +334,7 @@ func TestBrokenConnections(t *testing.T) {
 				}
 				background(t, func(ctx context.Context) error { return meanPeer(ctx, l, tc.peer) })
 			}
-			spec := Spec{Peers: []netip.Addr{n.there4}, Ports: Ports{Sink: 7, Source: 7}, Length: Duration{ms(1200)}, Silence: Duration{ms(400)}}
+			spec := Spec{Peers: []netip.Addr{n.there4}, Ports: Ports{Sink: 7, Source: 7}, Length: Duration{ms(3500)}, Silence: Duration{ms(1500)}}
 			for _, k := range tc.kinds {
 				switch k {
 				case Echo:
@@ -369,7 +406,7 @@ func TestCorruptStreams(t *testing.T) {
 				t.Fatal(err)
 			}
 			background(t, func(ctx context.Context) error { return flipper(ctx, l, there, fmt.Sprintf("10.9.0.2:%d", tc.port)) })
-			spec := Spec{Peers: []netip.Addr{n.there4}, Length: Duration{ms(700)}, Ports: Ports{Echo: uint16(port), Sink: uint16(port), Source: uint16(port)}}
+			spec := Spec{Peers: []netip.Addr{n.there4}, Length: Duration{ms(3000)}, Ports: Ports{Echo: uint16(port), Sink: uint16(port), Source: uint16(port)}}
 			switch tc.kind {
 			case Echo:
 				spec.Echo = Echoing{Connections: 1, Interval: Duration{ms(5)}}

@@ -26,7 +26,7 @@ const (
 	qmpSocket     = "qmp.sock"
 	consoleSocket = "console.sock"
 	// startTimeout bounds QEMU's start, a tenth of a second on an idle machine.
-	startTimeout = 30 * time.Second
+	startTimeout = 2 * time.Minute
 )
 
 // offloads are switched off, or a userspace datapath gets packets without checksums, and larger than the network's MTU.
