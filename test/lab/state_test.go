@@ -2,7 +2,6 @@ package lab
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -146,33 +145,5 @@ func TestEndedMachineSaysWhy(t *testing.T) {
 	}
 	if err := l.withLogs(nil, hubName); err != nil {
 		t.Errorf("nothing failed, and the error is %v", err)
-	}
-}
-
-// TestLinksOfAMachineThatExecutes: what cannot be opened for a moment is tried again, unless the machine has ended.
-func TestLinksOfAMachineThatExecutes(t *testing.T) {
-	self, err := identify(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &Lab{dir: t.TempDir(), state: &state{Machines: map[string]*machine{hubName: {Process: self}, "node1": {}}}}
-	tries := 0
-	later := func() error {
-		if tries++; tries < 3 {
-			return fmt.Errorf("open its network namespace: %w", unix.ENOENT)
-		}
-		return nil
-	}
-	if err := l.plugIn(t.Context(), later, hubName); err != nil || tries != 3 {
-		t.Errorf("after %d tries: %v, want the third to succeed", tries, err)
-	}
-	tries = 0
-	if err := l.plugIn(t.Context(), later, hubName, "node1"); !errors.Is(err, unix.ENOENT) || tries != 1 {
-		t.Errorf("after %d tries with a machine that has ended: %v, want one, and its error", tries, err)
-	}
-	failure := errors.New("no such bridge")
-	tries = 0
-	if err := l.plugIn(t.Context(), func() error { tries++; return failure }, hubName); !errors.Is(err, failure) || tries != 1 {
-		t.Errorf("after %d tries: %v, want one, and its error", tries, err)
 	}
 }

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -185,7 +183,7 @@ func (l *Lab) ensureHub(ctx context.Context) error {
 			return err
 		}
 	}
-	return l.plugIn(ctx, func() error { return makeBridges(l.machine(hubName).Process, l.IPFamily()) }, hubName)
+	return l.withLogs(makeBridges(l.machine(hubName).Process, l.IPFamily()), hubName)
 }
 
 func (l *Lab) startHub(ctx context.Context, spec *boot.Spec) error {
@@ -218,18 +216,5 @@ func (l *Lab) ensureMachine(ctx context.Context, spec *boot.Spec) error {
 			return err
 		}
 	}
-	return l.plugIn(ctx, func() error { return connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec) }, hubName, spec.Name)
-}
-
-// plugIn does something to machines' links. A machine's namespaces cannot be opened in the moment in which it executes a program, as it does when it boots, from another thread than its
-// first: it is done again then.
-func (l *Lab) plugIn(ctx context.Context, f func() error, machines ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	for {
-		err := f()
-		if !errors.Is(err, fs.ErrNotExist) || slices.ContainsFunc(machines, func(name string) bool { return !l.running(name) }) || pause(ctx, poll) != nil {
-			return l.withLogs(err, machines...)
-		}
-	}
+	return l.withLogs(connect(l.machine(hubName).Process, l.machine(spec.Name).Process, spec), hubName, spec.Name)
 }
