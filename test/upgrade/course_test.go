@@ -94,10 +94,17 @@ func (c *course) apply(t *testing.T, objects []*unstructured.Unstructured) {
 	}
 }
 
-// byHand lets agents be replaced when their pods are deleted, not by themselves.
-func (c *course) byHand(t *testing.T) {
+// How agents are replaced: when their pods are deleted, or by themselves.
+const (
+	byHand       = "OnDelete"
+	byThemselves = "RollingUpdate"
+)
+
+// agentsChange says how agents are replaced from now on.
+func (c *course) agentsChange(t *testing.T, how string) {
 	t.Helper()
-	if _, err := kubectl(t.Context(), c.l, "-n", lab.Namespace, "patch", "daemonset", "godwit-agent", "--patch", `{"spec":{"updateStrategy":{"type":"OnDelete"}}}`); err != nil {
+	patch := `{"spec":{"updateStrategy":{"type":"` + how + `"}}}`
+	if _, err := kubectl(t.Context(), c.l, "-n", lab.Namespace, "patch", "daemonset", "godwit-agent", "--patch", patch); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -101,7 +101,7 @@ func underTraffic(t *testing.T, c *course, older, newer version) (err error) {
 func upgrade(t *testing.T, c *course, newer version) {
 	nodes := c.l.NodeNames()
 	c.define(t, newer)
-	c.byHand(t)
+	c.agentsChange(t, byHand)
 	c.replaceControllers(t, newer)
 	c.move(t, nodes[1])
 	c.podsComeAndGo(t)
@@ -113,6 +113,7 @@ func upgrade(t *testing.T, c *course, newer version) {
 
 	c.replaceAgent(t, nodes[1], newer)
 	c.replaceAgent(t, nodes[2], newer)
+	c.agentsChange(t, byThemselves)
 	c.move(t, nodes[0])
 	c.podsComeAndGo(t)
 	c.clean(t)
@@ -121,6 +122,7 @@ func upgrade(t *testing.T, c *course, newer version) {
 // downgrade makes everything older again but the definitions, in the same order. A migration is under way when controllers, and then its target's agent, are replaced.
 func downgrade(t *testing.T, c *course, older version) {
 	nodes := c.l.NodeNames()
+	c.agentsChange(t, byHand)
 	c.moveMeanwhile(t, nodes[1], func() {
 		c.replaceControllers(t, older)
 		c.replaceAgent(t, nodes[1], older)
@@ -132,6 +134,7 @@ func downgrade(t *testing.T, c *course, older version) {
 
 	c.replaceAgent(t, nodes[2], older)
 	c.replaceAgent(t, nodes[0], older)
+	c.agentsChange(t, byThemselves)
 	c.move(t, nodes[0])
 	c.podsComeAndGo(t)
 	c.clean(t)
