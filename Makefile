@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 RUN ?= .
 COUNT ?= 1
+# The older version of test-upgrade: without the hand-over of connections.
+FROM ?= e3889e9711828222b69cdabae3f3a2e3d9a766df
 # Empty for what a lab that is up has, and for 3 and dual in a new one.
 NODES ?=
 FAMILY ?=
@@ -64,6 +66,10 @@ e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is
 .PHONY: test-install
 test-install: preflight $(TOOLS)/helm ## OVN and Open vSwitch as pods of yamls/, in a lab of its own: RUN=regexp COUNT=n
 	go test -v -timeout 90m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/install
+
+.PHONY: test-upgrade
+test-upgrade: preflight ## from an older version to this one and back under traffic, in a lab of its own: FROM=revision; it needs the history, and is not a part of make test
+	go test -v -count=1 -timeout 30m ./test/upgrade -args -from='$(FROM)'
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## static checks

@@ -191,30 +191,11 @@ func (l *Lab) applyManifests(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var objects []*unstructured.Unstructured
-	for _, pattern := range []string{"yamls/crds/*.yaml", "yamls/*.yaml"} {
-		files, err := filepath.Glob(filepath.Join(top, pattern))
-		if err != nil || len(files) == 0 {
-			return errors.Join(fmt.Errorf("read Godwit's manifests: %s lacks %s; godwit-lab up --cni none makes a cluster without Godwit", top, pattern), err)
-		}
-		for _, f := range files {
-			if filepath.Base(f) == ovnManifest && l.ovn() != OVNPods {
-				continue // OVN is there already, as docs/install.md has it
-			}
-			more, err := readManifest(f)
-			if err != nil {
-				return err
-			}
-			objects = append(objects, more...)
-		}
-	}
-	if err := l.overrideSettings(objects); err != nil {
+	definitions, others, err := l.Manifests(ctx, Release{Source: top, Image: GodwitImage})
+	if err != nil {
 		return err
 	}
-	if err := l.adaptCentral(ctx, objects); err != nil {
-		return err
-	}
-	return l.Apply(ctx, objects...)
+	return l.Apply(ctx, append(definitions, others...)...)
 }
 
 func readManifest(file string) ([]*unstructured.Unstructured, error) {
