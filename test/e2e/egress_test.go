@@ -88,8 +88,8 @@ func TestEgressAnchor(t *testing.T) {
 // leavesThrough waits until the VM's Port says that it leaves the cluster through a node, and where it is.
 func leavesThrough(t *testing.T, vm *machine, egress, at string) {
 	t.Helper()
-	eventually(t, settleTimeout, func(context.Context) error {
-		if port := vmsPort(t, vm); port.Status.EgressNode != egress || port.Status.Node != at {
+	eventually(t, settleTimeout, func(ctx context.Context) error {
+		if port := vmsPort(ctx, t, vm); port.Status.EgressNode != egress || port.Status.Node != at {
 			return fmt.Errorf("the VM is on %s and leaves through %q by its Port, want %s and %s", port.Status.Node, port.Status.EgressNode, at, egress)
 		}
 		return nil
@@ -132,10 +132,10 @@ func sourcesSeen(ctx context.Context, t *testing.T, want []netip.Addr) map[netip
 }
 
 // vmsPort is the Port of a VM's interface.
-func vmsPort(t *testing.T, vm *machine) *v1alpha1.Port {
+func vmsPort(ctx context.Context, t *testing.T, vm *machine) *v1alpha1.Port {
 	t.Helper()
 	var list v1alpha1.PortList
-	if err := cluster.api.List(t.Context(), &list, client.InNamespace(vm.Namespace)); err != nil {
+	if err := cluster.api.List(ctx, &list, client.InNamespace(vm.Namespace)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range list.Items {

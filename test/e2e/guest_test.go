@@ -50,7 +50,7 @@ func TestLifecycleGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, time.Minute, func(context.Context) error {
-		if now := vm.says(t, want); now == boot {
+		if now := vm.says(t, want); now == boot { //nolint:contextcheck // it waits as long as it needs
 			return fmt.Errorf("the guest has boot ID %s still: want it rebooted", now)
 		}
 		return nil
