@@ -142,9 +142,9 @@ func (c *Census) database(s *telling, d Database) error {
 		if !st.Leader || one.Self {
 			continue
 		}
-		s.gauge("lag", float64(max(0, st.End-1-one.Match)), d.Kind, host(one.Address))
+		s.gauge("lag", float64(max(0, st.End-1-one.Match)), d.Kind, d.member(one.Address))
 		if one.Silent >= 0 {
-			s.gauge("silent", one.Silent.Seconds(), d.Kind, host(one.Address))
+			s.gauge("silent", one.Silent.Seconds(), d.Kind, d.member(one.Address))
 		}
 	}
 	memory, err := ovs.Ask(ctx, d.Control, "memory/show")
@@ -162,8 +162,13 @@ func (c *Census) database(s *telling, d Database) error {
 	return nil
 }
 
-// host is the member's host of an address of raft, PROTOCOL:HOST:PORT; another kind of address as it is.
-func host(address string) string {
+// member is the host of an address of raft, which may be a socket's (raftAddress); an address that is nobody's as it is, without protocol and port.
+func (d Database) member(address string) string {
+	for _, h := range d.Hosts {
+		if d.raftAddress(h) == address {
+			return h.String()
+		}
+	}
 	_, rest, _ := strings.Cut(address, ":")
 	h, _, err := net.SplitHostPort(rest)
 	if err != nil {

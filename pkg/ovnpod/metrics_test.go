@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -219,5 +220,26 @@ func TestServeMetrics(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Members are told by their hosts, however raft reaches them.
+func TestMember(t *testing.T) {
+	hosts := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::3")}
+	for name, d := range map[string]Database{
+		"tcp":     {Kind: ProbeSB, Protocol: "tcp", Port: 6642, Hosts: hosts},
+		"ssl":     {Kind: ProbeNB, Protocol: "ssl", Port: 6641, Hosts: hosts},
+		"sockets": {Kind: ProbeSB, Protocol: "ssl", Port: 6642, Hosts: hosts, Peers: "/run/peers"},
+	} {
+		for _, h := range hosts {
+			if got := d.member(d.raftAddress(h)); got != h.String() {
+				t.Errorf("%s: the member at %s is told as %q, want %q", name, d.raftAddress(h), got, h)
+			}
+		}
+	}
+	for address, want := range map[string]string{"ssl:10.0.0.9:6643": "10.0.0.9", "unix:/run/other.sock": "unix:/run/other.sock"} {
+		if got := (Database{Kind: ProbeNB, Protocol: "ssl", Port: 6641, Hosts: hosts}).member(address); got != want {
+			t.Errorf("the member at %s, which is not one of the hosts, is told as %q, want %q", address, got, want)
+		}
 	}
 }
