@@ -109,7 +109,5 @@ func (c *cell) stop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := arrivals.Duplicated(); n > 0 {
-		t.Errorf("VM %s got %d probes twice", c.vm, n)
-	}
+	once(t, c.vm.VM, result, arrivals)
 }

@@ -204,9 +204,7 @@ func (m *machine) watch(t *testing.T, from reach.Pod, f func()) *traffic.Result 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := arrivals.Duplicated(); n > 0 {
-		t.Errorf("VM %s got %d probes twice", m, n)
-	}
+	once(t, m.VM, result, arrivals)
 	return result
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -28,6 +29,8 @@ const (
 	// stopTimeout is longer than a machine gives its services.
 	stopTimeout = 10 * time.Second
 	killTimeout = 20 * time.Second
+	// beginTimeout is for how long a process that has been let begin may need to enter its control groups.
+	beginTimeout = 20 * time.Second
 )
 
 // startMachine makes the machine's process, puts it on record and lets it begin. listener is the hub's, nil for others.
@@ -35,12 +38,12 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	if err := l.plan(ctx, spec); err != nil {
 		return err
 	}
-	gateRead, gateWrite, err := os.Pipe()
+	ours, theirs, err := gate()
 	if err != nil {
 		return fmt.Errorf("start %s: %w", spec.Name, err)
 	}
-	defer func() { _ = gateRead.Close() }()
-	defer func() { _ = gateWrite.Close() }()
+	defer func() { _ = ours.Close() }()
+	defer func() { _ = theirs.Close() }()
 	out, err := os.OpenFile(filepath.Join(spec.Logs, initLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", spec.Name, err)
@@ -48,7 +51,7 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(l.path(programFile), "machine", l.specPath(spec.Name)) //nolint:noctx // the machine outlives this process
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, "/"
-	cmd.ExtraFiles = []*os.File{gateRead}
+	cmd.ExtraFiles = []*os.File{theirs}
 	if listener != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, listener)
 	}
@@ -67,10 +70,36 @@ func (l *Lab) startMachine(ctx context.Context, spec *boot.Spec, listener *os.Fi
 	if err := l.record(spec.Name, func(m *machine) { m.Process, m.Waiting, m.Started, m.Stopped = p, true, time.Now(), false }); err != nil {
 		return errors.Join(err, cmd.Process.Kill())
 	}
-	if _, err := gateWrite.Write([]byte{1}); err != nil {
+	if err := errors.Join(theirs.Close(), open(ours)); err != nil {
 		return fmt.Errorf("start %s: %w: see %s", spec.Name, err, out.Name())
 	}
 	return l.record(spec.Name, func(m *machine) { m.Waiting = false })
+}
+
+// gate makes the two ends of a machine's GateFD.
+func gate() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a gate: %w", err)
+	}
+	if err := unix.SetNonblock(fds[1], false); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make a gate: %w", err), unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "gate"), os.NewFile(uintptr(fds[1]), "gate"), nil
+}
+
+// open lets a machine begin, and waits until it has, or has ended.
+func open(gate *os.File) error {
+	if err := gate.SetDeadline(time.Now().Add(beginTimeout)); err != nil {
+		return fmt.Errorf("let it begin: %w", err)
+	}
+	if _, err := gate.Write([]byte{1}); err != nil {
+		return fmt.Errorf("let it begin: %w", err)
+	}
+	if _, err := gate.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait until it has begun: %w", err)
+	}
+	return nil
 }
 
 // runs says whether a machine runs. One that has not been let begin is about to end: who made it has died. That is for who has locked the lab.

@@ -18,8 +18,8 @@ import (
 
 // File descriptors that a machine inherits.
 const (
-	// GateFD is a pipe: the machine begins when it reads a byte, and ends if the other end is closed without one, so that no machine runs that
-	// whoever started it has not put on record.
+	// GateFD is a stream socket: the machine begins when it reads a byte, and ends if the other end is closed without one, so that no machine runs that whoever started it has not put on
+	// record. It closes its end when it has begun, in that it has executed the program again: until then the process has moments without namespaces.
 	GateFD = 3
 	// ListenerFD, of the hub only, is a listening socket of the host's: connections to it are carried to the API server.
 	ListenerFD = 4
@@ -69,9 +69,7 @@ func firstStage(spec *Spec) error {
 	if err != nil || n != 1 {
 		return errors.Join(errors.New("whoever started this machine is gone"), err)
 	}
-	if err := unix.Close(GateFD); err != nil {
-		return fmt.Errorf("close the gate: %w", err)
-	}
+	unix.CloseOnExec(GateFD)
 	if err := cgroup.Enter(spec.Cgroups); err != nil {
 		return err
 	}

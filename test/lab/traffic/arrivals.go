@@ -61,6 +61,22 @@ func (a *Arrivals) Duplicated() (n int) {
 	return n
 }
 
+// Twice tells when those probes of a run were sent, by the sender's clock, that arrived more than once, each copy but the first an entry.
+func (a *Arrivals) Twice(r *Result) []time.Time {
+	var out []time.Time
+	for i := range r.Probes {
+		p := &r.Probes[i]
+		seen := map[uint32]bool{}
+		for _, s := range a.flow(p.Flow).Seq {
+			if seen[s] && int(s) < len(p.Sent) {
+				out = append(out, p.Start.Add(p.Sent[s]))
+			}
+			seen[s] = true
+		}
+	}
+	return out
+}
+
 func (a *Arrivals) flow(number uint16) *Flow {
 	for i := range a.Flows {
 		if a.Flows[i].Flow == number {

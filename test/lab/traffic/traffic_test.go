@@ -259,6 +259,15 @@ func TestLostDuplicatedReorderedAndCorruptAreCounted(t *testing.T) {
 	if d := arrivals.Duplicated(); d != want.Duplicated {
 		t.Errorf("the peer counts %d duplicates, want %d", d, want.Duplicated)
 	}
+	again := arrivals.Twice(r)
+	if len(again) != want.Duplicated {
+		t.Errorf("%d probes were sent that came twice, want %d", len(again), want.Duplicated)
+	}
+	for _, at := range again {
+		if at.Before(r.Probes[0].Start) || at.After(time.Now()) {
+			t.Errorf("a probe that came twice was sent at %s, the run began at %s", at, r.Probes[0].Start)
+		}
+	}
 }
 
 // Every way in which a connection can break, by a peer that does it.
