@@ -39,7 +39,7 @@ func rulesFile(t *testing.T) string {
 }
 
 // observer is a Prometheus that scrapes the lab, and goes by a file of rules, until the test ends.
-func observer(t *testing.T, rules string) promv1.API {
+func observer(t *testing.T, rules string) *prometheus.Server {
 	t.Helper()
 	namespace, err := cluster.Namespace("hub")
 	if err != nil {
@@ -63,7 +63,7 @@ func observer(t *testing.T, rules string) promv1.API {
 			t.Error(err)
 		}
 	})
-	return s.API
+	return s
 }
 
 // series asks for what an expression was over a while; one series at least, with a value that is a number.
@@ -94,7 +94,7 @@ func chosen(expr, namespace, vm string) string {
 // An operator's Prometheus sees a migration: every panel of the dashboards has data, the band of the migration is where the PortMigration says that it was, and the VM's NIC is
 // counted once.
 func TestObserveMigration(t *testing.T) {
-	api := observer(t, rulesFile(t))
+	api := observer(t, rulesFile(t)).API
 	s := newScene(t, "observe", 0)
 	setScene(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
