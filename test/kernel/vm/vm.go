@@ -80,6 +80,7 @@ func Boot(ctx context.Context, c Config) (m *Machine, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
+			m = nil // or whoever has it closes it again
 		}
 	}()
 	if m.dir, err = os.MkdirTemp("", "gwvm"); err != nil {
