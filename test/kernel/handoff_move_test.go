@@ -29,6 +29,8 @@ const (
 	openEvery = 100 * time.Millisecond
 	// openedAtLeast of these make their survival mean something.
 	openedAtLeast = 5
+	// entriesUsually are in the VM's zone besides, in make test; ENTRIES=50000 is more.
+	entriesUsually = 1000
 )
 
 // hairpinVIPs are of a load balancer whose only backend is the VM itself.
@@ -40,13 +42,18 @@ type handingOver struct {
 	vm            *cluster.VM
 	peer, backend *cluster.Pod
 	clients       map[string]*traffic.Client
+	// more is traffic besides what begin begins by itself, and kept who is asked for their names and keeps them.
+	more []course
+	kept []keeping
+	// pad is on the node where the VM is not at first.
+	pad *cluster.Pod
 }
 
 func newHandingOver(t *testing.T, namespace string) *handingOver {
 	t.Helper()
 	s := &handingOver{scene: newScene(t, namespace)}
 	s.peer, s.backend = s.pod(2, "peer"), s.pod(2, "backend")
-	s.pod(1, "pad") // or a port would have the same zone on both nodes, which it has only by chance
+	s.pad = s.pod(1, "pad") // or a port would have the same zone on both nodes, which it has only by chance
 	s.vm = s.scene.vm(0, "vm")
 	s.guard(s.vm, s.backend)
 	s.hairpin()
@@ -89,6 +96,7 @@ func (s *handingOver) begin() []course {
 		{what: "from a pod", from: "peer", to: "vm", spec: probed}, {what: "to itself, through a load balancer", from: "vm", to: "vm", spec: echo},
 	}
 	courses[0].spec.Peers, courses[1].spec.Peers, courses[2].spec.Peers, courses[3].spec.Peers = vips, s.peer.Addrs(), s.vm.Live.Addrs(), hairpinVIPs
+	courses = append(courses, s.more...)
 	for i := range courses {
 		courses[i].run = s.scene.begin(s.clients[courses[i].from], courses[i].spec)
 	}
@@ -221,6 +229,8 @@ func (s *scene) handOver() {
 // those through a load balancer die. MOVES=10 moves more often.
 func TestHandoffMigration(t *testing.T) {
 	s := newHandingOver(t, "handoff-move")
+	s.leavesCluster()
+	s.stays()
 	t.Run("without", s.someDie)
 	s.handOver()
 	moves, err := strconv.Atoi(os.Getenv("MOVES"))
@@ -228,8 +238,13 @@ func TestHandoffMigration(t *testing.T) {
 		moves = movesUsually
 	}
 	for i := range moves {
-		t.Run(fmt.Sprintf("move %d", i+1), s.allLive)
+		t.Run(fmt.Sprintf("move %d", i+1), func(t *testing.T) { s.allLive(t, 0) })
 	}
+	many, err := strconv.Atoi(os.Getenv("ENTRIES"))
+	if err != nil {
+		many = entriesUsually
+	}
+	t.Run(fmt.Sprintf("%d entries", many), func(t *testing.T) { s.allLive(t, many) })
 }
 
 func (s *handingOver) inside(t *testing.T) *handingOver {
@@ -238,14 +253,21 @@ func (s *handingOver) inside(t *testing.T) *handingOver {
 	return &in
 }
 
-func (s *handingOver) allLive(t *testing.T) {
+// allLive moves the VM once. Its zone has so many entries besides.
+func (s *handingOver) allLive(t *testing.T, besides int) {
 	in := s.inside(t)
-	courses, pings := in.begin(), in.pings()
+	if besides > 0 {
+		in.run("", slices.Concat([]string{"tool", "fill"}, in.zoneOn(in.vm.Live.Node).args(), []string{fmt.Sprint(besides), in.vm.Live.Addrs()[0].String()})...)
+	}
+	courses, pings, others := in.begin(), in.pings(), in.beside()
 	vmim, target := in.prepare()
 	in.handed(vmim)
 	stop := in.open()
 	in.arrive(vmim, target)
 	opened := stop()
+	others()
+	in.keeps()
+	var silent time.Duration
 	for _, c := range courses {
 		in.progress(in.clients[c.to], c.run)
 		r := in.stop(in.clients[c.from], c.run)
@@ -256,6 +278,7 @@ func (s *handingOver) allLive(t *testing.T) {
 			if p.Gap.Open {
 				t.Errorf("%s: probes to %s are not answered any more", c.what, p.Peer)
 			}
+			silent = max(silent, p.Gap.Length())
 		}
 	}
 	for _, log := range pings {
@@ -267,7 +290,17 @@ func (s *handingOver) allLive(t *testing.T) {
 			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)
 		}
 	}
-	in.reported(vmim, len(opened))
+	in.reported(vmim, len(opened)+besides)
+	t.Logf("probes were not answered for %s at most; peaks of the agents' memory: %s", silent.Round(time.Millisecond), in.peaks())
+}
+
+// peaks is the most memory that each agent of the VM's nodes has had since its start.
+func (s *handingOver) peaks() (out string) {
+	s.t.Helper()
+	for _, n := range s.Nodes[:2] {
+		out += n.Name + " " + s.run("", "sh", "-c", fmt.Sprintf(`for p in /proc/[0-9]*; do if tr "\0" " " < $p/cmdline 2>/dev/null | grep -q "^godwit-agent --node-name=%s "; then grep VmHWM $p/status; fi; done`, n.Name)) + " "
+	}
+	return out
 }
 
 // goesOn waits until a log has more replies.
@@ -304,7 +337,9 @@ func (s *handingOver) reported(vmim *kubevirtv1.VirtualMachineInstanceMigration,
 		if from.Ended.After(committed) || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
 			return fmt.Errorf("%+v, %+v, committed at %s: want it ended by then, nothing left or refused, and %d moved at least", from, to, committed, least)
 		}
-		s.t.Logf("begun at %s, ended at %s, committed at %s: %+v", from.Began, from.Ended, committed, to)
+		prepared, _ := st.Stage(v1alpha1.StagePrepared)
+		ready, _ := st.Stage(v1alpha1.StageReady)
+		s.t.Logf("first look and telling: %s; after the VM was ready: last look ended after %s, committed after %s: %+v", from.Began.Sub(prepared), from.Ended.Sub(ready), committed.Sub(ready), to)
 		return nil
 	})
 }
@@ -321,12 +356,18 @@ func (s *handingOver) someDie(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for _, p := range r.Probes {
+			if p.Gap.Open && p.Gap.Length() > deadFor-time.Second {
+				died[c.what+", UDP"]++
+			}
+		}
 		for _, conn := range r.Connections {
 			if conn.Broken != "" || conn.Stall.Open && conn.Stall.Length() > deadFor-time.Second {
 				died[c.what]++
 			}
 		}
 	}
+	in.keeps()
 	t.Logf("without the hand-over there died %v", died)
 	if died[courses[0].what] == 0 {
 		t.Error("without the hand-over no connection through the load balancer died: what the test shows with it is nothing")
@@ -356,6 +397,12 @@ func TestHandoffFaults(t *testing.T) {
 		if len(in.entriesOf(zone)) == 0 {
 			t.Error("nothing was handed over")
 		}
+		in.await("connections of the VM to itself on the target", func(context.Context) error {
+			if len(in.inShared(target.Node)) == 0 {
+				return errors.New("the zones that ports share there have none")
+			}
+			return nil
+		})
 		if err := in.vm.Abort(t.Context(), vmim, target); err != nil {
 			t.Fatal(err)
 		}
@@ -372,6 +419,12 @@ func TestHandoffFaults(t *testing.T) {
 			}
 			if i := slices.IndexFunc(left, func(e conntrack.Entry) bool { return slices.Contains(known, e) }); i >= 0 {
 				return fmt.Errorf("zone %v has %v still", zone, left[i])
+			}
+			return nil
+		})
+		in.await("end of the VM's connections to itself on the target", func(context.Context) error {
+			if left := in.inShared(target.Node); len(left) > 0 {
+				return fmt.Errorf("zones that ports share have %+v still", left)
 			}
 			return nil
 		})

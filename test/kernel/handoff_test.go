@@ -373,7 +373,7 @@ func TestHandoffEntriesMany(t *testing.T) {
 	s.removedLater("ho-full", "ho-empty")
 	s.run("", "bash", "-ec", "ip netns add ho-full\nip netns add ho-empty")
 	from, to := zoneAt{"ho-full", routerZone}, zoneAt{"ho-empty", spareZone}
-	s.run("", slices.Concat([]string{"tool", "fill"}, from.args(), []string{fmt.Sprint(many)})...)
+	s.run("", slices.Concat([]string{"tool", "fill"}, from.args(), []string{fmt.Sprint(many), "10.0.0.3"})...)
 	passes := s.handOff(from, to, 2)
 	if passes[0].Made != many || passes[1].Dumped != many || passes[1].Due != 0 {
 		t.Errorf("%+v, want %d made by the first and none due in the second", passes, many)

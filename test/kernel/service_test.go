@@ -129,19 +129,26 @@ func (s *serviceScene) service(name string, external corev1.ServiceExternalTraff
 	for _, p := range protocols {
 		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: strings.ToLower(string(p)), Protocol: p, Port: servicePort, TargetPort: intstr.FromInt32(tablePorts[0])})
 	}
+	s.publish(svc, s.pods)
+	return svc
+}
+
+// publish creates a Service, and EndpointSlices for it. They go with the test.
+func (s *scene) publish(svc *corev1.Service, pods []*cluster.Pod) {
+	s.t.Helper()
 	if err := s.API.Create(s.t.Context(), svc); err != nil {
 		s.t.Fatal(err)
 	}
 	objects := []client.Object{svc}
 	for i, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
 		slice := &discoveryv1.EndpointSlice{
-			ObjectMeta:  metav1.ObjectMeta{Namespace: s.namespace, GenerateName: name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+			ObjectMeta:  metav1.ObjectMeta{Namespace: s.namespace, GenerateName: svc.Name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: svc.Name}},
 			AddressType: family,
 		}
 		for _, p := range svc.Spec.Ports {
 			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: &p.TargetPort.IntVal})
 		}
-		for _, p := range s.pods {
+		for _, p := range pods {
 			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 				Addresses: []string{p.Addrs()[i].String()}, NodeName: &p.Node.Name, Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
@@ -159,7 +166,6 @@ func (s *serviceScene) service(name string, external corev1.ServiceExternalTraff
 			}
 		}
 	})
-	return svc
 }
 
 // cells are what the customers ask of a Service: pods its ClusterIPs, the node that of the family that it has a link of, and the node and who is outside the node ports of a

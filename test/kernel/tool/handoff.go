@@ -164,8 +164,8 @@ func mislead(ctx context.Context, from, to place) error {
 	return err
 }
 
-// fill puts so many connections into a zone, each over TCP through a load balancer.
-func fill(ctx context.Context, p place, number int) error {
+// fill puts so many connections to an address into a zone, each over TCP through a load balancer.
+func fill(ctx context.Context, p place, number int, to netip.Addr) error {
 	var entries []conntrack.Entry
 	for i := range number {
 		e := conntrack.Entry{
@@ -173,7 +173,7 @@ func fill(ctx context.Context, p place, number int) error {
 			TCP:  conntrack.TCPState{State: 3, Scales: [2]uint8{7, 7}, Flags: [2]uint8{3, 3}},
 			Orig: conntrack.Tuple{Src: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Dst: netip.MustParseAddr("10.96.0.10"), SrcPort: uint16(32768 + i/1000), DstPort: 80},
 		}
-		e.Reply = conntrack.Tuple{Src: netip.MustParseAddr("10.0.0.3"), Dst: e.Orig.Src, SrcPort: 8080, DstPort: e.Orig.SrcPort}
+		e.Reply = conntrack.Tuple{Src: to, Dst: e.Orig.Src, SrcPort: 8080, DstPort: e.Orig.SrcPort}
 		entries = append(entries, e)
 	}
 	r, err := p.Upsert(ctx, p.zone, entries)
@@ -196,11 +196,16 @@ func doZones(ctx context.Context, args []string) error {
 		places, rest = append(places, p), rest[2:]
 	}
 	number := 1
-	if len(rest) == 1 {
-		var err error
-		if number, err = strconv.Atoi(rest[0]); err != nil {
-			return err
-		}
+	var to netip.Addr
+	var nerr, terr error
+	if len(rest) > 0 {
+		number, nerr = strconv.Atoi(rest[0])
+	}
+	if len(rest) > 1 {
+		to, terr = netip.ParseAddr(rest[1])
+	}
+	if err := errors.Join(nerr, terr); err != nil {
+		return err
 	}
 	switch {
 	case args[0] == "handoff" && len(places) == 2 && len(rest) <= 1:
@@ -209,8 +214,8 @@ func doZones(ctx context.Context, args []string) error {
 		return mislead(ctx, places[0], places[1])
 	case args[0] == "entries" && len(places) == 1 && len(rest) == 0:
 		return printEntries(ctx, places[0])
-	case args[0] == "fill" && len(places) == 1 && len(rest) == 1:
-		return fill(ctx, places[0], number)
+	case args[0] == "fill" && len(places) == 1 && len(rest) == 2:
+		return fill(ctx, places[0], number, to)
 	}
 	return errUsage
 }

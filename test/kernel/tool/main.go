@@ -7,10 +7,11 @@
 //	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within three seconds, and prints a line for each; URL/name asks for the server's name
 //	tool insist URL…            the same one after the other, without end
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
+//	tool table                  all entries of the connection tracking table, a JSON object a line
 //	tool entries NETNS ZONE     the same of a network namespace, as package conntrack has them, as JSON
 //	tool handoff FROM ZONE TO ZONE [N]   moves the entries of a network namespace's zone to another's, in N passes, and says what came of each
 //	tool mislead FROM ZONE TO ZONE       puts into a zone what it would learn of another's connections from their replies alone
-//	tool fill NETNS ZONE N      puts N connections into a zone
+//	tool fill NETNS ZONE N ADDR puts N connections through a load balancer to an IPv4 address into a zone
 package main
 
 import (
@@ -29,7 +30,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/frame"
 )
 
-var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE | entries NETNS ZONE | handoff FROM ZONE TO ZONE [N] | mislead FROM ZONE TO ZONE | fill NETNS ZONE N")
+var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE | table | entries NETNS ZONE | handoff FROM ZONE TO ZONE [N] | mislead FROM ZONE TO ZONE | fill NETNS ZONE N ADDR")
 
 func main() { os.Exit(run()) } //nolint:forbidigo // main
 
@@ -53,6 +54,8 @@ func do(ctx context.Context, args []string) error {
 		return frame.Send(link.Index, frame.RARP(link.HardwareAddr))
 	case len(args) == 2 && args[0] == "conntrack":
 		return printZone(args[1])
+	case slices.Equal(args, []string{"table"}):
+		return printTable()
 	case len(args) == 3 && slices.Equal(args[:2], []string{"sctp", "serve"}):
 		at, err := netip.ParseAddrPort(args[2])
 		if err != nil {
