@@ -217,8 +217,8 @@ func (s *handingOver) goesOnBeside(e tracked) bool {
 
 func (s *handingOver) ofVM(e tracked) bool { return hasEnd(e, s.vm.Live.Addrs()) }
 
-// inShared are the VM's TCP entries in zones of a node that ports share.
-func (s *handingOver) inShared(n *cluster.Node) (out []tracked) {
+// inShared are the VM's TCP entries in zones of a node that ports share, but for some.
+func (s *handingOver) inShared(n *cluster.Node, but []tracked) (out []tracked) {
 	s.t.Helper()
 	zones := map[int]bool{}
 	for _, m := range sharedZones.FindAllStringSubmatch(s.vs(n, "get", "bridge", "br-int", "external_ids"), -1) {
@@ -229,7 +229,8 @@ func (s *handingOver) inShared(n *cluster.Node) (out []tracked) {
 		zones[zone] = true
 	}
 	for _, e := range s.table(n) {
-		if zones[e.Zone] && e.Protocol == protocolTCP && s.ofVM(e) {
+		known := slices.ContainsFunc(but, func(o tracked) bool { return o.Zone == e.Zone && o.ID == e.ID })
+		if zones[e.Zone] && e.Protocol == protocolTCP && s.ofVM(e) && !known {
 			out = append(out, e)
 		}
 	}

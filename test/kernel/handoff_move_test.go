@@ -180,10 +180,7 @@ func (s *handingOver) handed(vmim *kubevirtv1.VirtualMachineInstanceMigration) {
 // prepare begins a migration to the other node.
 func (s *handingOver) prepare() (*kubevirtv1.VirtualMachineInstanceMigration, *cluster.Pod) {
 	s.t.Helper()
-	to := s.Nodes[1]
-	if s.vm.Live.Node == to {
-		to = s.Nodes[0]
-	}
+	to := s.other()
 	vmim, target, err := s.vm.Migration(s.t.Context(), to)
 	if err != nil {
 		s.t.Fatal(err)
@@ -191,6 +188,14 @@ func (s *handingOver) prepare() (*kubevirtv1.VirtualMachineInstanceMigration, *c
 	s.asked(s.vm, s.vm.Live.Node.Name+","+to.Name, "rarp")
 	s.activated(s.vm, "")
 	return vmim, target
+}
+
+// other is the node of the two that the VM is not on.
+func (s *handingOver) other() *cluster.Node {
+	if s.vm.Live.Node == s.Nodes[1] {
+		return s.Nodes[0]
+	}
+	return s.Nodes[1]
 }
 
 // arrive ends it, as KubeVirt does: the VM announces itself, is called ready, and the migration is called over.
@@ -391,14 +396,17 @@ func TestHandoffFaults(t *testing.T) {
 	t.Run("aborted", func(t *testing.T) {
 		in := s.inside(t)
 		courses := in.begin()
+		were := in.inShared(in.other(), nil) // of connections before, when the VM was there
 		vmim, target := in.prepare()
 		in.handed(vmim)
 		zone := in.zoneOn(target.Node)
 		if len(in.entriesOf(zone)) == 0 {
 			t.Error("nothing was handed over")
 		}
+		var seen []tracked
+		var at time.Time
 		in.await("connections of the VM to itself on the target", func(context.Context) error {
-			if len(in.inShared(target.Node)) == 0 {
+			if seen, at = in.inShared(target.Node, were), time.Now(); len(seen) == 0 {
 				return errors.New("the zones that ports share there have none")
 			}
 			return nil
@@ -423,11 +431,17 @@ func TestHandoffFaults(t *testing.T) {
 			return nil
 		})
 		in.await("end of the VM's connections to itself on the target", func(context.Context) error {
-			if left := in.inShared(target.Node); len(left) > 0 {
+			if left := in.inShared(target.Node, were); len(left) > 0 {
+				seen, at = left, time.Now()
 				return fmt.Errorf("zones that ports share have %+v still", left)
 			}
 			return nil
 		})
+		for _, e := range seen {
+			if time.Since(at) > time.Duration(e.Timeout)*time.Second {
+				t.Errorf("%+v has ended by itself, nobody has removed it", e)
+			}
+		}
 		in.allGoOn(courses)
 	})
 	t.Run("agents apart", func(t *testing.T) {
