@@ -132,7 +132,7 @@ func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 		_ = talk(ctx, s) // what becomes of connections is other tests' matter
 	}()
 	empty, remove, release := fillSubnet(t), leavePin(t, s), holdServices(t, s.Target)
-	a.await(t, "GodwitMigrationsFail", warning(nil), func(context.Context) error { cancelled(t, s); return nil })
+	a.await(t, "GodwitMigrationsFail", warning(nil), func(context.Context) error { cancelled(t, s); return nil }) //nolint:contextcheck // a migration is cancelled as a whole
 	g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: s.Target, Hold: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}})
 	if err != nil {
 		t.Fatal(err)

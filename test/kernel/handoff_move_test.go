@@ -406,7 +406,7 @@ func TestHandoffFaults(t *testing.T) {
 		var seen []tracked
 		var at time.Time
 		in.await("connections of the VM to itself on the target", func(context.Context) error {
-			if seen, at = in.inShared(target.Node, were), time.Now(); len(seen) == 0 {
+			if seen, at = in.inShared(target.Node, were), time.Now(); len(seen) == 0 { //nolint:contextcheck // it fails the test itself
 				return errors.New("the zones that ports share there have none")
 			}
 			return nil
@@ -431,7 +431,7 @@ func TestHandoffFaults(t *testing.T) {
 			return nil
 		})
 		in.await("end of the VM's connections to itself on the target", func(context.Context) error {
-			if left := in.inShared(target.Node, were); len(left) > 0 {
+			if left := in.inShared(target.Node, were); len(left) > 0 { //nolint:contextcheck // as above
 				seen, at = left, time.Now()
 				return fmt.Errorf("zones that ports share have %+v still", left)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// ErrSilent: an alert does not fire.
+// ErrSilent says that an alert does not fire.
 var ErrSilent = errors.New("the alert does not fire")
 
 // haste is what Hasten changes: for how long something must be so, and over how long it is counted. The longest window outlasts several migrations of a slow machine.
