@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +37,10 @@ type nodeReconciler struct {
 	hosts    *hosts
 	events   events.EventRecorder
 	log      *slog.Logger
+
+	mu sync.Mutex
+	// gone is when the chassis of nodes that were deleted was last there. A node is forgotten for other reasons too meanwhile.
+	gone map[string]time.Time
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -54,6 +59,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read node %s: %w", req.Name, err)
 	}
+	r.returned(req.Name)
 	if node.Name == string(ident.NoChassis) {
 		r.events.Eventf(&node, nil, corev1.EventTypeWarning, "NameReserved", "JoinNetwork",
 			"the name %s stands for no chassis at all: this node gets no pod network; register it under another name", node.Name)
@@ -140,12 +146,13 @@ func (r *nodeReconciler) forget(ctx context.Context, node string) (reconcile.Res
 	}
 	if found {
 		r.log.Info("deleted the chassis of a node that is gone", "node", node)
-		result.RequeueAfter = chassisReturn
+		r.left(node, time.Now())
 	}
+	result.RequeueAfter = r.awaited(node, time.Now())
 	r.policies.tell(func(x *policy.Index) { x.DeleteHost(node) })
 	r.hosts.forgetNode(node)
 	port := ovn.DeletePort(ident.NodePort(node))
-	if found {
+	if result.RequeueAfter > 0 {
 		port = ovn.EnsurePort(ident.JoinSwitch(podNetwork), topology.GoneNode(node))
 	}
 	changes := append(r.anchors.gone(node), r.hosts.pending(), port, ovn.DeletePolicies(ident.OwnerNode, node), r.policies.pending())
@@ -156,4 +163,30 @@ func (r *nodeReconciler) forget(ctx context.Context, node string) (reconcile.Res
 		r.alloc.wakeAll()
 	}
 	return result, nil
+}
+
+// left notes that the chassis of a node that is gone was there until now.
+func (r *nodeReconciler) left(node string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gone[node] = now
+}
+
+// awaited says for how long a node that is gone keeps its port: 0 is not any more.
+func (r *nodeReconciler) awaited(node string, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last, known := r.gone[node]
+	if left := chassisReturn - now.Sub(last); known && left > 0 {
+		return left
+	}
+	delete(r.gone, node)
+	return 0
+}
+
+// returned notes that there is such a node.
+func (r *nodeReconciler) returned(node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.gone, node)
 }
