@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,7 +24,7 @@ func (b *bench) allowBaselines(ctx context.Context) (func(context.Context) error
 	return rollout.WithFlag(ctx, b.api, baselinesFlag)
 }
 
-// setKind tells the controller by which means the VM moves next.
+// setKind tells the controller by which means the VM moves next, and the agents: the source's asks the launcher that it has, which was made by the migration before.
 func setKind(ctx context.Context, s *passage.Scene, kind migration.Baseline) error {
 	vmi := &kubevirtv1.VirtualMachineInstance{}
 	if err := s.API.Get(ctx, s.VM.Key(), vmi); err != nil {
@@ -41,6 +42,21 @@ func setKind(ctx context.Context, s *passage.Scene, kind migration.Baseline) err
 	}
 	if err := s.API.Patch(ctx, vmi, from); err != nil {
 		return fmt.Errorf("annotate VMI %s: %w", s.VM, err)
+	}
+	var launchers corev1.PodList
+	if err := s.API.List(ctx, &launchers, client.InNamespace(s.Namespace), client.HasLabels{kubevirtv1.CreatedByLabel}); err != nil {
+		return fmt.Errorf("list the launchers of %s: %w", s.VM, err)
+	}
+	for i := range launchers.Items {
+		pod := &launchers.Items[i]
+		from := client.MergeFrom(pod.DeepCopy())
+		delete(pod.Annotations, v1alpha1.SwitchoverAnnotation)
+		if kind == silent {
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, v1alpha1.SwitchoverAnnotation, "false")
+		}
+		if err := s.API.Patch(ctx, pod, from); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("annotate launcher %s of %s: %w", pod.Name, s.VM, err)
+		}
 	}
 	return nil
 }
