@@ -199,7 +199,7 @@ func judgeProbes(t *testing.T, what string, p *traffic.Probes, phases []phase) {
 		sent, lost, gap := sentWithin(p, ph.from, ph.to), len(p.LostWithin(ph.from, ph.to)), p.Within(ph.from, ph.to)
 		t.Logf("%s: %s, in %s: %d of %d packets to %s were lost, the longest time without an answer was %s", what, ph.part, ph.to.Sub(ph.from).Round(100*time.Millisecond), lost, sent, p.Peer,
 			gap.Length().Round(time.Millisecond))
-		if most := strays + busy*sent*otherLost/otherSent; lost > most || sent == 0 {
+		if most := max(strays+busy*sent*otherLost/otherSent, lostAtOnce(p, phases)); lost > most || sent == 0 {
 			t.Errorf("%s: %s, and %d of %d packets to %s were lost: want at most %d", what, ph.part, lost, sent, p.Peer, most)
 		}
 		if gap.Open || gap.Length() > silence {
@@ -209,6 +209,22 @@ func judgeProbes(t *testing.T, what string, p *traffic.Probes, phases []phase) {
 }
 
 // sentWithin counts the packets that were sent in a window of time.
+// lostAtOnce is the longest run of packets that were lost while nothing was replaced: a moment at which the machine did not forward.
+func lostAtOnce(p *traffic.Probes, phases []phase) (most int) {
+	run := 0
+	for seq, sent := range p.Sent {
+		at := p.Start.Add(sent)
+		replaced := slices.ContainsFunc(phases, func(ph phase) bool { return !at.Before(ph.from) && at.Before(ph.to) })
+		if replaced || p.Arrived[seq] != traffic.Never {
+			run = 0
+			continue
+		}
+		run++
+		most = max(most, run)
+	}
+	return most
+}
+
 func sentWithin(p *traffic.Probes, from, to time.Time) (n int) {
 	for _, sent := range p.Sent {
 		if at := p.Start.Add(sent); !at.Before(from) && at.Before(to) {
