@@ -208,7 +208,6 @@ func judgeProbes(t *testing.T, what string, p *traffic.Probes, phases []phase) {
 	}
 }
 
-// sentWithin counts the packets that were sent in a window of time.
 // lostAtOnce is the longest run of packets that were lost while nothing was replaced: a moment at which the machine did not forward.
 func lostAtOnce(p *traffic.Probes, phases []phase) (most int) {
 	run := 0
@@ -225,6 +224,7 @@ func lostAtOnce(p *traffic.Probes, phases []phase) (most int) {
 	return most
 }
 
+// sentWithin counts the packets that were sent in a window of time.
 func sentWithin(p *traffic.Probes, from, to time.Time) (n int) {
 	for _, sent := range p.Sent {
 		if at := p.Start.Add(sent); !at.Before(from) && at.Before(to) {
