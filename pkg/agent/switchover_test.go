@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -45,9 +46,9 @@ func opened(t *testing.T) (w *watched, s *switchover, c *fakeCapture) {
 	w.records.add(w.pm)
 	w.watching(t)
 	c = w.links.capture(t, w.target(t))
-	if err := errors.Join(s.Admit("zero", moving), told(s.Handle(t.Context(), moving, stopped))); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "signal", func() error {
+		return errors.Join(s.Admit("zero", moving), told(s.Handle(t.Context(), moving, stopped)))
+	})
 	return w, s, c
 }
 
@@ -73,6 +74,36 @@ func TestSwitchoverOpensThePort(t *testing.T) {
 	if got.ActivatedBy != v1alpha1.ActivatedBySignal || got.Opened == nil || got.FramesQueued == nil || *got.FramesQueued != 7 || got.FramesBeforeAnnouncement != 0 || got.AnnouncedByAgent {
 		t.Errorf("reported %+v, want the signal, 7 frames that waited, and none dropped", got)
 	}
+}
+
+// What a port is opened by is there before the signal: nothing is left to do then that would have to wait for a processor.
+func TestSwitchoverIsPrepared(t *testing.T) {
+	w := newWatched(t)
+	s := w.listening(t)
+	w.records.add(w.pm)
+	w.watching(t)
+	w.links.capture(t, w.target(t))
+	voices := func(want int) {
+		t.Helper()
+		eventually(t, "senders", func() error {
+			w.links.mu.Lock()
+			defer w.links.mu.Unlock()
+			if w.links.voices != want {
+				return fmt.Errorf("%d are open, want %d", w.links.voices, want)
+			}
+			return nil
+		})
+	}
+	voices(1)
+	w.links.mu.Lock()
+	w.links.fail = errors.New("no time for that")
+	w.links.mu.Unlock()
+	eventually(t, "signal", func() error { return told(s.Handle(t.Context(), moving, stopped)) })
+	if n := w.links.openings(); n != 1 {
+		t.Errorf("%d RARPs after the signal, want 1", n)
+	}
+	w.stop()
+	voices(0)
 }
 
 func TestSwitchoverWhoHasASay(t *testing.T) {
