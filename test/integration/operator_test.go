@@ -66,7 +66,8 @@ func TestObserveOperator(t *testing.T) {
 		Spec struct {
 			Selector            metav1.LabelSelector `json:"selector"`
 			PodMetricsEndpoints []struct {
-				Port string `json:"port"`
+				Port        string `json:"port"`
+				HonorLabels bool   `json:"honorLabels"`
 			} `json:"podMetricsEndpoints"`
 		} `json:"spec"`
 	}
@@ -76,6 +77,9 @@ func TestObserveOperator(t *testing.T) {
 	chosen, err := metav1.LabelSelectorAsSelector(&monitor.Spec.Selector)
 	if err != nil || len(monitor.Spec.PodMetricsEndpoints) != 1 {
 		t.Fatalf("%d endpoints, want 1 (%v)", len(monitor.Spec.PodMetricsEndpoints), err)
+	}
+	if !monitor.Spec.PodMetricsEndpoints[0].HonorLabels {
+		t.Error("honorLabels is not set: series of VMs have the namespace of Godwit's pods, and the dashboards find none")
 	}
 	var scraped []string
 	for _, file := range []string{"install.yaml", "ovn.yaml"} {
