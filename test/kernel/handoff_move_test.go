@@ -28,7 +28,7 @@ const (
 	openEvery = 100 * time.Millisecond
 	// openedAtLeast of these make their survival mean something.
 	openedAtLeast = 5
-	// entriesUsually are in the VM's zone besides, in make test; ENTRIES=50000 is more.
+	// entriesUsually are in the VM's zone besides, once. With ENTRIES=50000 it moves twice more, with so many.
 	entriesUsually = 1000
 )
 
@@ -236,13 +236,13 @@ func (s *scene) handOver() {
 }
 
 // TestHandoffMigration moves a VM whose connections no rule admits in their middle, with the agents' hand-over and without: with it all go on, and those that were opened meanwhile; without it
-// those through a load balancer die. Once it is the hypervisor's word that ends the hand-over. MOVES=10 moves more often, with it and without, ENTRIES=50000 with more entries.
+// those through a load balancer die. Once it is the hypervisor's word that ends the hand-over. MOVES=10 moves more often, with it and without, ENTRIES=50000 twice more with so many entries.
 func TestHandoffMigration(t *testing.T) {
 	s := newHandingOver(t, "handoff-move")
 	s.leavesCluster()
 	s.stays()
 	s.answersSCTP()
-	moves, many := number(t, "MOVES", movesUsually), number(t, "ENTRIES", entriesUsually)
+	moves, many := number(t, "MOVES", movesUsually), number(t, "ENTRIES", 0)
 	without, with := tally{}, tally{}
 	for i := range moves {
 		t.Run(fmt.Sprintf("without, move %d", i+1), func(t *testing.T) { s.someDie(t, without) })
@@ -255,9 +255,12 @@ func TestHandoffMigration(t *testing.T) {
 	for i := range moves {
 		t.Run(fmt.Sprintf("move %d", i+1), func(t *testing.T) { s.allLive(t, move{tally: with}) })
 	}
-	t.Run(fmt.Sprintf("%d entries", many), func(t *testing.T) { s.allLive(t, move{tally: with, besides: many}) })
-	t.Run("by the signal", func(t *testing.T) { s.allLive(t, move{tally: with, signal: true}) })
-	t.Logf("with the hand-over, in %d moves: %s", moves+2, with)
+	t.Run("by the signal", func(t *testing.T) { s.allLive(t, move{tally: with, signal: true, besides: entriesUsually}) })
+	if many > 0 {
+		t.Run(fmt.Sprintf("%d entries", many), func(t *testing.T) { s.allLive(t, move{tally: with, besides: many}) })
+		t.Run(fmt.Sprintf("%d entries, by the signal", many), func(t *testing.T) { s.allLive(t, move{tally: with, besides: many, signal: true}) })
+	}
+	t.Logf("with the hand-over: %s", with)
 }
 
 // number is one that the environment names, if it does.
@@ -268,8 +271,8 @@ func number(t *testing.T, name string, otherwise int) int {
 		return otherwise
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("%s=%q: want a number, 1 at least", name, text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%q: want a number", name, text)
 	}
 	return n
 }
