@@ -28,6 +28,8 @@ const (
 	openEvery = 100 * time.Millisecond
 	// openedAtLeast of these make their survival mean something.
 	openedAtLeast = 5
+	// heldFor is for how long a commit waits for the end of a hand-over.
+	heldFor = time.Second
 	// entriesUsually are in the VM's zone besides, once. With ENTRIES=50000 it moves twice more, with so many.
 	entriesUsually = 1000
 )
@@ -308,6 +310,7 @@ func (s *handingOver) allLive(t *testing.T, m move) {
 	}
 	courses, pings, associations, others := in.begin(), in.pings(), in.associate(), in.beside()
 	tags := in.tags(in.vm.Live.Node)
+	source := in.vm.Live.Node
 	vmim, target := in.prepare()
 	in.handed(vmim)
 	stop := in.open()
@@ -332,19 +335,20 @@ func (s *handingOver) allLive(t *testing.T, m move) {
 	}
 	for _, log := range pings {
 		in.goesOn(log, "seq=", nil)
-		m.tally.add("ICMP to a pod", count{1, 1})
+		m.tally.add("ICMP to a pod", nil)
 	}
 	in.goOn(associations, tags)
 	for _, a := range associations {
-		m.tally.add(a.what, count{1, 1})
+		m.tally.add(a.what, nil)
 	}
 	for i, err := range in.echoes(opened, 1, echoWithin) {
-		m.tally.add(openedMeanwhile, lived(err == nil))
+		m.tally.add(openedMeanwhile, err)
 		if err != nil {
 			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)
 		}
 	}
 	in.reported(vmim, openedAtLeast+m.besides)
+	t.Logf("the source's agent: %s", in.run("", "sh", "-c", "grep 'handed over' "+source.AgentLog()+" | tail -n 1"))
 	t.Logf("probes were not answered for %s at most; %d connections were opened while the VM moved; peaks of the agents' memory: %s", silent.Round(time.Millisecond), len(opened), in.peaks())
 }
 
@@ -391,11 +395,11 @@ func (s *handingOver) reported(vmim *kubevirtv1.VirtualMachineInstanceMigration,
 			return fmt.Errorf("it has %+v and %+v", st.Source, st.Target)
 		}
 		from, to := *st.Source.Connections, *st.Target.Connections
-		if from.Ended.After(committed) || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
-			return fmt.Errorf("%+v, %+v, committed at %s: want it ended by then, nothing left or refused, and %d moved at least", from, to, committed, least)
-		}
 		prepared, _ := st.Stage(v1alpha1.StagePrepared)
 		ready, _ := st.Stage(v1alpha1.StageReady)
+		if from.Ended.After(committed) && committed.Sub(ready) < heldFor || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
+			return fmt.Errorf("%+v, %+v, ready at %s, committed at %s: want it ended by then, or %s waited for it, nothing left or refused, and %d moved at least", from, to, ready, committed, heldFor, least)
+		}
 		s.t.Logf("first look and telling: %s; after the VM was ready: last look ended after %s, committed after %s: %+v", from.Began.Sub(prepared), from.Ended.Sub(ready), committed.Sub(ready), to)
 		return nil
 	})
@@ -416,14 +420,14 @@ func (s *handingOver) someDie(t *testing.T, tally tally) {
 	time.Sleep(watchedAfter - deadFor)
 	start, before := time.Now(), in.sizes(logs)
 	for _, err := range in.echoes(opened, max(1, len(opened)), deadFor) { // those that are dead all wait at the same time
-		tally.add(openedMeanwhile, lived(err == nil))
+		tally.add(openedMeanwhile, err)
 	}
 	time.Sleep(time.Until(start.Add(deadFor)))
-	for i, size := range in.sizes(logs) {
+	for i, died := range grew(before, in.sizes(logs)) {
 		if i < len(pings) {
-			tally.add("ICMP to a pod", lived(size > before[i]))
+			tally.add("ICMP to a pod", died)
 		} else {
-			tally.add(associations[i-len(pings)].what, lived(size > before[i]))
+			tally.add(associations[i-len(pings)].what, died)
 		}
 	}
 	for _, c := range courses {

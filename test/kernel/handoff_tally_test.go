@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -16,28 +17,41 @@ import (
 // count is how many there were of something, and how many of them have lived over the VM's moves.
 type count struct{ lived, all int }
 
-func lived(yes bool) count {
-	if yes {
-		return count{1, 1}
-	}
-	return count{0, 1}
-}
-
 // tally counts connections by what they are.
 type tally map[string]count
 
-func (t tally) add(what string, c count) {
-	t[what] = count{t[what].lived + c.lived, t[what].all + c.all}
+// errDied is of those that nobody has an error of.
+var errDied = errors.New("it stands still")
+
+// add counts one, of which died says why it has not lived, if it has not.
+func (t tally) add(what string, died error) {
+	c := t[what]
+	if c.all++; died == nil {
+		c.lived++
+	}
+	t[what] = c
 }
 
 // connections counts a run's, and its probes' flows over UDP. One has died that is broken, or stands still to the end for as long as it is watched.
 func (t tally) connections(what string, r *traffic.Result) {
 	for _, p := range r.Probes {
-		t.add(what+", UDP", lived(!p.Gap.Open || p.Gap.Length() <= deadFor-time.Second))
+		t.add(what+", UDP", stands(p.Gap))
 	}
 	for _, c := range r.Connections {
-		t.add(what, lived(c.Broken == "" && (!c.Stall.Open || c.Stall.Length() <= deadFor-time.Second)))
+		died := stands(c.Stall)
+		if c.Broken != "" {
+			died = errors.New(string(c.Broken))
+		}
+		t.add(what, died)
 	}
+}
+
+// stands says of the longest time without progress that it goes on, for so long that nothing comes any more.
+func stands(g traffic.Gap) error {
+	if g.Open && g.Length() > deadFor-time.Second {
+		return errDied
+	}
+	return nil
 }
 
 // String is for logs: what has lived, of how many.
@@ -61,6 +75,17 @@ func (s *handingOver) echoes(conns []net.Conn, atOnce int, within time.Duration)
 		})
 	}
 	_ = g.Wait() // what failed is in errs
+	return errs
+}
+
+// grew returns for each log what of it has died: nothing, if it has more than before.
+func grew(before, now []int) []error {
+	errs := make([]error, len(now))
+	for i := range now {
+		if now[i] == before[i] {
+			errs[i] = errDied
+		}
+	}
 	return errs
 }
 

@@ -116,7 +116,7 @@ func (n *Node) startAgent(ctx context.Context, flags ...string) error {
 		"--cni-socket=" + n.dir() + "/cni.sock", "--cni-bin-dir=" + n.binDir(), "--cni-conf-dir=" + n.confDir(),
 		"--metrics-address=" + netip.AddrPortFrom(n.address, metricsPort).String(), "--handoff=false",
 	}, flags...)
-	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: filepath.Join(logDir, n.Name+"-godwit-agent.log"), Restart: true, Args: args})
+	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: n.AgentLog(), Restart: true, Args: args})
 	if err != nil {
 		return err
 	}
@@ -137,6 +137,10 @@ func (n *Node) RestartAgent(ctx context.Context, flags ...string) error {
 
 func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }
 func (n *Node) confDir() string { return filepath.Join(n.dir(), "net.d") }
+
+// AgentLog is the file of the machine that the node's agents log to.
+func (n *Node) AgentLog() string { return filepath.Join(logDir, n.Name+"-godwit-agent.log") }
+
 func (n *Node) podsDir() string { return filepath.Join(n.dir(), "pods") }
 
 // ready asks for /readyz. The programs say there what they lack.
