@@ -52,6 +52,8 @@ type handingOver struct {
 	// more is traffic besides what begin begins by itself, and kept who is asked for their names and keeps them.
 	more []course
 	kept []keeping
+	// besides are so many entries of the VM's zone that nobody uses.
+	besides int
 	// pad is on the node where the VM is not at first.
 	pad *cluster.Pod
 }
@@ -298,7 +300,8 @@ type move struct {
 // allLive moves the VM once.
 func (s *handingOver) allLive(t *testing.T, m move) {
 	in := s.inside(t)
-	if m.besides > 0 {
+	if m.besides > s.besides { // those that are there move with the VM
+		s.besides = m.besides
 		in.run("", slices.Concat([]string{"tool", "fill"}, in.zoneOn(in.vm.Live.Node).args(), []string{fmt.Sprint(m.besides), in.vm.Live.Addrs()[0].String()})...)
 	}
 	arrive := in.arrive
