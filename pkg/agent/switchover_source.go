@@ -104,10 +104,10 @@ func (l *line) follow(ctx context.Context, events <-chan hypervisor.Event) {
 		switch {
 		case e == hypervisor.Stopped:
 			l.stopped = true
-			l.signal(ctx)
-			if l.courier != nil {
+			if l.courier != nil { // first: what comes to the target's port, once it is open, is to find its connection there
 				l.courier.finish()
 			}
+			l.signal(ctx)
 		case e == hypervisor.Resumed && l.stopped:
 			l.stopped = false
 			l.takeBack(ctx)

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/frame"
 	"github.com/godwit-cni/godwit/pkg/hypervisor"
@@ -216,6 +218,54 @@ func TestSwitchoverCannotTakeAVMThatRuns(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A signal that comes when the VM has announced itself changes nothing.
+func TestSwitchoverThatComesLate(t *testing.T) {
+	w := newWatched(t)
+	s := w.listening(t)
+	w.records.add(w.pm)
+	w.watching(t)
+	c := w.links.capture(t, w.target(t))
+	first := time.Now()
+	c.frames <- frame.Seen{At: at(first, 0), RARP: true}
+	c.frames <- frame.Seen{At: at(first, time.Millisecond)}
+	before := w.records.reported(t, w.pm, sideTarget)
+	if _, err := s.Handle(t.Context(), moving, stopped); err != nil {
+		t.Errorf("a late signal: %v", err)
+	}
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+	if n := w.links.openings(); n != 0 || w.isWithdrawn(t) {
+		t.Errorf("%d RARPs after a late signal, want none, and the port where it is", n)
+	}
+	if after := *w.records.status(w.pm).Target; !same(before, after) || after.ActivatedBy != v1alpha1.ActivatedByRARP {
+		t.Errorf("reported %+v, then %+v, want the same, by RARP", before, after)
+	}
+}
+
+// A port that was opened for a VM of which nobody hears is taken from OVN again, and given back when it comes.
+func TestSwitchoverThatNobodyFollows(t *testing.T) {
+	w, _, _ := opened(t)
+	target := w.observer.find(watchKey{sideTarget, moving.Namespace, types.UID(moving.UID)})
+	if w.isWithdrawn(t) {
+		t.Error("the port is taken from OVN at once")
+	}
+	target.tap(ident.VMPort("ns", "vm", "default")).update(func(s *sighting) { s.opened = s.opened.Add(-openTimeout) })
+	target.poke()
+	eventually(t, "the port", func() error {
+		if !w.isWithdrawn(t) {
+			return errors.New("it is open still")
+		}
+		return nil
+	})
+	w.pods.Modify(readyPod())
+	eventually(t, "the port", func() error {
+		if w.isWithdrawn(t) {
+			return errors.New("OVN is not told of it again")
+		}
+		return nil
+	})
 }
 
 func (w *watched) reach(stage v1alpha1.StageName) {
