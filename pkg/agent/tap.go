@@ -173,11 +173,11 @@ func (w *watch) unblocked(ctx context.Context, t *tap) {
 			w.poke()
 		})
 	}
-	if ctx.Err() == nil {
+	if ctx.Err() == nil && !errors.Is(err, ovs.ErrNoPort) { // it may have been detached already
 		w.log.Warn("when OVN opens the port is not known any more: the interruption is told until the VM's announcement", "port", t.port.ID, "error", err)
-		t.update(func(s *sighting) { s.blocked = false })
-		w.poke()
 	}
+	t.update(func(s *sighting) { s.blocked = false })
+	w.poke()
 }
 
 func (t *tap) close() error {
