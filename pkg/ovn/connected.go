@@ -31,8 +31,12 @@ func (a *asking) connected(ask func() bool) bool {
 	defer patience.Stop()
 	select {
 	case <-q.answered:
-		return q.connected
 	case <-patience.C:
+	}
+	select { // on a busy machine both may have come by now
+	case <-q.answered:
+		return q.connected
+	default:
 		return false
 	}
 }
