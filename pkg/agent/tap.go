@@ -24,8 +24,8 @@ type tap struct {
 	frames capture
 	// voice is what the port is opened by: it is there before it is needed. The source's is nil, which seldom says anything.
 	voice sender
-	// reading is set by the watch, under its lock.
-	reading bool
+	// reading and unblocking are set by the watch, under its lock.
+	reading, unblocking bool
 
 	mu   sync.Mutex
 	seen sighting
@@ -119,7 +119,7 @@ func (w *watch) detached() bool {
 	return len(taps) > 0
 }
 
-// read starts the readers of taps that have none.
+// read starts the readers of taps that have none, and on the target what watches OVN's block of the port once that is there.
 func (w *watch) read(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -128,6 +128,10 @@ func (w *watch) read(ctx context.Context) {
 			t.reading = true
 			w.readers.Go(func() { w.follow(t) })
 			w.readers.Go(func() { w.quieten(ctx, t) })
+		}
+		if w.key.side == sideTarget && !t.unblocking && !t.sighting().attached.IsZero() {
+			t.unblocking = true
+			w.readers.Go(func() { w.unblocked(ctx, t) })
 		}
 	}
 }
@@ -180,6 +184,22 @@ func (w *watch) saw(t *tap, f frame.Seen) (news bool) {
 		}
 	}
 	return true
+}
+
+// unblocked notes when OVN lets pass what the VM sends here: that it was announced does not say so, for ovn-controller may be busy, or away.
+func (w *watch) unblocked(ctx context.Context, t *tap) {
+	db, err := w.o.node.database(ctx)
+	if err == nil {
+		err = db.WatchOpened(ctx, t.port.Name, func(at time.Time) {
+			t.update(func(s *sighting) { s.unblocked, s.blocked = at, at.IsZero() })
+			w.poke()
+		})
+	}
+	if ctx.Err() == nil && !errors.Is(err, ovs.ErrNoPort) { // it may have been detached already
+		w.log.Warn("when OVN opens the port is not known any more: the interruption is told until the VM's announcement", "port", t.port.ID, "error", err)
+	}
+	t.update(func(s *sighting) { s.blocked = false })
+	w.poke()
 }
 
 // close may be called again.
