@@ -262,8 +262,32 @@ func (a *Agent) runNode(ctx context.Context, db chan<- *ovs.Client) error {
 		return a.host.Watch(ctx, netdev.Events{Changed: a.loop.poke, TableDeleted: a.tableDeleted})
 	})
 	g.Go(func() error { return a.loop.run(ctx) })
+	g.Go(func() error { a.watchDatabase(ctx, client); return nil })
 	g.Go(func() error { a.heart.run(ctx); return nil })
 	g.Go(func() error { return a.observer.run(ctx) })
 	g.Go(func() error { a.leftovers.run(ctx); return nil })
 	return g.Wait()
+}
+
+// databasePoll is how often the node's database is asked whether it is there: a pod's attachment needs it.
+const databasePoll = time.Second
+
+// watchDatabase keeps true what is said of Open vSwitch's database: one that has ended, or hangs, attaches no pod.
+func (a *Agent) watchDatabase(ctx context.Context, db *ovs.Client) {
+	tick := time.NewTicker(databasePoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		reason := ""
+		if err := db.Ping(ctx); err != nil {
+			reason = err.Error()
+		}
+		if ctx.Err() == nil {
+			a.ready.set(compOVS, reason)
+		}
+	}
 }

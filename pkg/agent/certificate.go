@@ -82,8 +82,10 @@ func (c *certifier) pass(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, certificateTimeout)
 	defer cancel()
 	files := pki.Dir(os.ReadFile, c.cfg.OVNTLSDir)
-	if _, unusable := files.Check(c.now()); unusable != nil {
+	if m, unusable := files.Check(c.now()); unusable != nil {
 		c.ready.set(compCertificate, "the node has no valid certificate: godwit-controller --ovn-issuer signs one, does it run?")
+	} else {
+		c.tell(m) // before it is renewed, which waits for as long as nobody signs
 	}
 	err := c.renew(ctx)
 	m, unusable := files.Check(c.now())
@@ -91,10 +93,15 @@ func (c *certifier) pass(ctx context.Context) error {
 		c.ready.set(compCertificate, errors.Join(unusable, err).Error())
 		return errors.Join(unusable, err)
 	}
+	c.tell(m)
+	return err
+}
+
+// tell says that there is a certificate, and when it expires.
+func (c *certifier) tell(m *pki.Material) {
 	c.ready.set(compCertificate, "")
 	c.expiry.WithLabelValues("node").Set(float64(m.Leaf().NotAfter.Unix()))
 	c.expiry.WithLabelValues("node-ca").Set(float64(m.CAs[0].NotAfter.Unix()))
-	return err
 }
 
 // renew replaces what is due.

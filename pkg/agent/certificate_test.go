@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
@@ -159,6 +160,38 @@ func TestWhatIsValidStaysInUse(t *testing.T) {
 	s.pass(t)
 	if err := s.certifier.ready.err(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A node whose certificate is due goes on with it, and says when it ends, while nobody signs another: its agent may have been started again meanwhile.
+func TestCertificateIsToldBeforeItIsRenewed(t *testing.T) {
+	s := newSigner(t)
+	first := s.pass(t)
+	s.now = s.now.Add(70 * 24 * time.Hour)
+	s.certifier.ready, s.certifier.expiry = newReadiness(compCertificate), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "expiry"}, []string{"certificate"})
+	asked := make(chan struct{})
+	s.certifier.from.Sign = func(ctx context.Context, _ []byte) ([]byte, error) {
+		close(asked)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.certifier.pass(ctx) }()
+	<-asked
+	if err := s.certifier.ready.err(); err != nil {
+		t.Errorf("the node is not ready though its certificate is valid: %v", err)
+	}
+	var told dto.Metric
+	if err := s.certifier.expiry.WithLabelValues("node").Write(&told); err != nil {
+		t.Fatal(err)
+	}
+	if want, got := float64(first.Leaf().NotAfter.Unix()), told.GetGauge().GetValue(); got != want {
+		t.Errorf("the certificate ends at %.0f, told is %.0f", want, got)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("nobody has signed, and the pass ended with %v", err)
 	}
 }
 

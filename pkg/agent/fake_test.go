@@ -39,6 +39,8 @@ type fakeNode struct {
 	bind func(p *ovs.PortStatus)
 	// open: OVN does not block ports.
 	open bool
+	// opened is what is told of a port's block; nil: nothing ever.
+	opened chan time.Time
 }
 
 func newFakeNode() *fakeNode {
@@ -304,6 +306,17 @@ func (n *fakeNode) WaitBlocked(ctx context.Context, name string) error {
 	}
 	<-ctx.Done()
 	return fmt.Errorf("interface %s: wait for OVN's flow that blocks the port: %w", name, ctx.Err())
+}
+
+func (n *fakeNode) WatchOpened(ctx context.Context, _ string, tell func(time.Time)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case at := <-n.opened:
+			tell(at)
+		}
+	}
 }
 
 func (*fakeNode) ForwardDrops(string) ([]string, error) { return nil, nil }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,9 @@ type sighting struct {
 	counted bool
 	// counting: before is known.
 	counting bool
+	// blocked: OVN drops what the VM sends here. unblocked is when it ceased to; zero while it has not, or that is not known. Target only.
+	blocked   bool
+	unblocked time.Time
 	// withdrawn: the agent has taken the port away from OVN. reopen is how many more RARPs are to open one that was given back.
 	withdrawn bool
 	reopen    int
@@ -110,6 +114,11 @@ func observe(s side, ports []sighting) v1alpha1.Observation {
 		o.ActivatedBy, o.FramesQueued = v1alpha1.ActivatedBySignal, summed(ports, func(p sighting) int64 { return p.queued })
 	case o.Announced != nil:
 		o.ActivatedBy = v1alpha1.ActivatedByRARP
+	}
+	if o.ActivatedBy != "" { // without a RARP it was no activation that ended the block
+		if o.Unblocked, all = latest(ports, func(p sighting) time.Time { return p.unblocked }); !all {
+			o.Unblocked = nil
+		}
 	}
 	for _, p := range ports {
 		o.AnnouncedByAgent = o.AnnouncedByAgent || p.byAgent
@@ -175,6 +184,9 @@ func merge(before *v1alpha1.Observation, now v1alpha1.Observation) v1alpha1.Obse
 	if before.Opened != nil {
 		now.Opened, now.FramesQueued = before.Opened, cmp.Or(before.FramesQueued, now.FramesQueued)
 	}
+	if now.Unblocked == nil {
+		now.Unblocked = before.Unblocked
+	}
 	if before.ActivatedBy != "" {
 		now.ActivatedBy = before.ActivatedBy
 	}
@@ -191,6 +203,7 @@ func same(a, b v1alpha1.Observation) bool {
 	return a.Attached.Equal(b.Attached) && a.LastFrame.Equal(b.LastFrame) && a.Announced.Equal(b.Announced) && a.FirstFrame.Equal(b.FirstFrame) &&
 		a.AnnouncedByAgent == b.AnnouncedByAgent && a.FramesBeforeAnnouncement == b.FramesBeforeAnnouncement &&
 		a.Stopped.Equal(b.Stopped) && equal(a.FramesLost, b.FramesLost) && a.ActivatedBy == b.ActivatedBy && a.Opened.Equal(b.Opened) && equal(a.FramesQueued, b.FramesQueued) &&
+		a.Unblocked.Equal(b.Unblocked) &&
 		sameConnections(a.Connections, b.Connections)
 }
 
@@ -218,6 +231,8 @@ func (c course) due(now time.Time) (yes bool, again time.Duration) {
 	switch {
 	case c.side == sideSource && !c.heard && c.ended.IsZero():
 		return false, 0
+	case c.ended.IsZero() && slices.ContainsFunc(c.ports, func(p sighting) bool { return p.blocked }):
+		return false, 0 // the end of the block is news
 	case c.side == sideSource && o.LastFrame == nil, o.Announced != nil && o.FirstFrame != nil:
 		return true, 0
 	case c.side == sideSource:

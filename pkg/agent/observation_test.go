@@ -21,6 +21,7 @@ func micro(n int) *metav1.MicroTime { return &metav1.MicroTime{Time: ms(n)} }
 func TestObserveTakesTheSlowestPort(t *testing.T) {
 	fast := sighting{attached: ms(1), announced: ms(10), first: ms(9), early: 1, last: ms(30)}
 	slow := sighting{attached: ms(2), announced: ms(20), first: ms(21), early: 2, last: ms(25), byAgent: true}
+	passes := sighting{announced: ms(10), unblocked: ms(14)}
 	silent := sighting{attached: ms(3)}
 	for name, c := range map[string]struct {
 		side  side
@@ -32,9 +33,12 @@ func TestObserveTakesTheSlowestPort(t *testing.T) {
 			Attached: micro(2), Announced: micro(20), FirstFrame: micro(21), AnnouncedByAgent: true, FramesBeforeAnnouncement: 3,
 			ActivatedBy: v1alpha1.ActivatedByRARP,
 		}},
-		"one was not announced": {sideTarget, []sighting{fast, silent}, v1alpha1.Observation{Attached: micro(3), FirstFrame: micro(9), FramesBeforeAnnouncement: 1}},
-		"source":                {sideSource, []sighting{fast, slow, silent}, v1alpha1.Observation{LastFrame: micro(30)}},
-		"silent source":         {sideSource, []sighting{silent}, v1alpha1.Observation{}},
+		"unblocked":                 {sideTarget, []sighting{passes, {announced: ms(9), unblocked: ms(13)}}, v1alpha1.Observation{Announced: micro(10), Unblocked: micro(14), ActivatedBy: v1alpha1.ActivatedByRARP}},
+		"one is still blocked":      {sideTarget, []sighting{passes, {announced: ms(9), blocked: true}}, v1alpha1.Observation{Announced: micro(10), ActivatedBy: v1alpha1.ActivatedByRARP}},
+		"given up, never announced": {sideTarget, []sighting{{unblocked: ms(13)}}, v1alpha1.Observation{}},
+		"one was not announced":     {sideTarget, []sighting{fast, silent}, v1alpha1.Observation{Attached: micro(3), FirstFrame: micro(9), FramesBeforeAnnouncement: 1}},
+		"source":                    {sideSource, []sighting{fast, slow, silent}, v1alpha1.Observation{LastFrame: micro(30)}},
+		"silent source":             {sideSource, []sighting{silent}, v1alpha1.Observation{}},
 	} {
 		if diff := cmp.Diff(c.want, observe(c.side, c.ports)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
@@ -83,6 +87,8 @@ func TestDue(t *testing.T) {
 		"target, announced":                       {course{side: sideTarget, ports: []sighting{heard}}, ms(510), false, 500 * time.Millisecond},
 		"target, announced and silent":            {course{side: sideTarget, ports: []sighting{heard}}, ms(1010), true, 0},
 		"target, both":                            {course{side: sideTarget, ports: []sighting{whole}}, ms(12), true, 0},
+		"target, still blocked":                   {course{side: sideTarget, ports: []sighting{{announced: ms(10), first: ms(12), blocked: true}}}, ms(5000), false, 0},
+		"target, still blocked at the end":        {course{side: sideTarget, ports: []sighting{{announced: ms(10), first: ms(12), blocked: true}}, ended: ms(20)}, ms(20), true, 0},
 		"target, reported":                        {course{side: sideTarget, ports: []sighting{whole}, reported: true}, ms(13), false, 0},
 		"target, over after the report":           {course{side: sideTarget, ports: []sighting{whole}, reported: true, ended: ms(20)}, ms(20), true, 0},
 		"target, over before anything":            {course{side: sideTarget, ended: ms(20)}, ms(520), false, 500 * time.Millisecond},
@@ -104,7 +110,7 @@ func TestDue(t *testing.T) {
 
 func TestMergeKeepsWhatIsBetter(t *testing.T) {
 	before := v1alpha1.Observation{
-		Attached: micro(1), Announced: micro(10), AnnouncedByAgent: true, FirstFrame: micro(12), FramesBeforeAnnouncement: 3, LastFrame: micro(20),
+		Attached: micro(1), Announced: micro(10), AnnouncedByAgent: true, FirstFrame: micro(12), FramesBeforeAnnouncement: 3, LastFrame: micro(20), Unblocked: micro(11),
 	}
 	if got := merge(&before, v1alpha1.Observation{}); !same(got, before) {
 		t.Errorf("nothing replaced what was reported: %+v", got)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -34,7 +35,9 @@ type fakeLinks struct {
 	delivered uint64
 	// quiet are the links of pods that are silent about what they do not know.
 	quiet []string
-	fail  error
+	// voices are the senders that are open.
+	voices int
+	fail   error
 }
 
 type fakeCapture struct {
@@ -56,7 +59,35 @@ func (l *fakeLinks) Open(link string, _ net.HardwareAddr) (capture, error) {
 	return c, nil
 }
 
-func (l *fakeLinks) Send(link, _ string, b []byte) error {
+func (l *fakeLinks) Sender(link, _ string) (sender, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fail != nil {
+		return nil, l.fail
+	}
+	l.voices++
+	return &fakeSender{links: l, link: link}, nil
+}
+
+type fakeSender struct {
+	links *fakeLinks
+	link  string
+	once  sync.Once
+}
+
+func (f *fakeSender) Close() error {
+	err := os.ErrClosed
+	f.once.Do(func() {
+		f.links.mu.Lock()
+		defer f.links.mu.Unlock()
+		f.links.voices--
+		err = nil
+	})
+	return err
+}
+
+func (f *fakeSender) Send(b []byte) error {
+	l, link := f.links, f.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ours := bytes.Equal(b, frame.Opening(mac7()))
@@ -325,6 +356,54 @@ func TestTargetReportsWhatItSaw(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTargetTellsWhenThePortWasOpened: an announcement says nothing while OVN still blocks the port, and what was seen is told when it does not any more.
+func TestTargetTellsWhenThePortWasOpened(t *testing.T) {
+	w := newWatched(t)
+	w.node.opened = make(chan time.Time)
+	w.records.add(w.pm)
+	c := w.links.capture(t, w.target(t))
+	w.node.opened <- time.Time{} // it is blocked
+	start := time.Now()
+	c.frames <- frame.Seen{At: at(start, time.Millisecond), RARP: true}
+	c.frames <- frame.Seen{At: at(start, 2*time.Millisecond)}
+	eventually(t, "both are seen", func() error {
+		if s := w.seen(t); s.first.IsZero() {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	if n := w.records.written(sideTarget); n != 0 {
+		t.Errorf("status was written %d times while OVN blocks the port", n)
+	}
+	w.node.opened <- at(start, 3*time.Second)
+	w.node.opened <- time.Time{}
+	w.node.opened <- at(start, 4*time.Second)
+	eventually(t, "all is told", func() error {
+		if s := w.seen(t); !s.unblocked.Equal(at(start, 4*time.Second)) {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	got := w.records.reported(t, w.pm, sideTarget)
+	wantTime(t, "announcement", got.Announced, at(start, time.Millisecond))
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+	wantTime(t, "end of the block", w.records.reported(t, w.pm, sideTarget).Unblocked, at(start, 4*time.Second))
+}
+
+// seen is what was seen at the one port of the one migration.
+func (w *watched) seen(t *testing.T) sighting {
+	t.Helper()
+	w.observer.mu.Lock()
+	defer w.observer.mu.Unlock()
+	for _, one := range w.observer.watches {
+		if all := one.sightings(); len(all) == 1 {
+			return all[0]
+		}
+	}
+	return sighting{}
 }
 
 func TestAgentAnnouncesAVMThatDoesNot(t *testing.T) {

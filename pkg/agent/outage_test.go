@@ -314,6 +314,33 @@ func TestSwitchRestart(t *testing.T) {
 	}
 }
 
+// TestDatabaseHangs: a node without its database is not ready, and an attachment waits for it.
+func TestDatabaseHangs(t *testing.T) {
+	a := newTestPod(t, "a", 1)
+	n := cluster(t, []string{"one"}, map[*testPod]string{a: "one"})[0]
+	n.start()
+	n.waitReady(t)
+	thaw := n.FreezeDatabase(t)
+	eventually(t, "the node is not ready", func() error { return contains(n.agent.ready.err(), compOVS+": ") })
+	a.pod.Spec.NodeName = n.Name
+	n.pods.Add(a.pod.DeepCopy())
+	attached := make(chan error, 1)
+	go func() {
+		_, err := n.call(t, a.request(wire.Add))
+		attached <- err
+	}()
+	select {
+	case err := <-attached:
+		t.Errorf("a pod was attached, or refused, without a database: %v", err)
+	case <-time.After(time.Second):
+	}
+	thaw()
+	n.waitReady(t)
+	if err := <-attached; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestHostPort sends a client's packets to a hostPort with strict reverse path filtering, as chained portmap would translate them.
 func TestHostPort(t *testing.T) {
 	pod := newTestPod(t, "a", 1)

@@ -62,6 +62,7 @@ type switchDB interface {
 	Zones(ctx context.Context) (map[string]uint16, error)
 	WaitInstalled(ctx context.Context, name string) error
 	WaitBlocked(ctx context.Context, name string) error
+	WatchOpened(ctx context.Context, name string, tell func(opened time.Time)) error
 }
 
 var (

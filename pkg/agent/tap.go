@@ -22,8 +22,10 @@ type tap struct {
 	port   ovs.Port
 	mac    net.HardwareAddr
 	frames capture
-	// reading is set by the watch, under its lock.
-	reading bool
+	// voice is what the port is opened by: it is there before it is needed. The source's is nil, which seldom says anything.
+	voice sender
+	// reading and unblocking are set by the watch, under its lock.
+	reading, unblocking bool
 
 	mu   sync.Mutex
 	seen sighting
@@ -52,23 +54,40 @@ func (w *watch) open(p ovs.Port) error {
 	if err != nil || len(mac) != 6 {
 		return fmt.Errorf("port %s: its MAC address %q is none", p.ID, p.MAC)
 	}
-	frames, err := w.o.links.Open(p.Name, mac)
-	if err != nil {
+	t := &tap{port: p, mac: mac}
+	if t.frames, err = w.o.links.Open(p.Name, mac); err != nil {
 		return fmt.Errorf("port %s: %w", p.ID, err)
+	}
+	if w.key.side == sideTarget {
+		if t.voice, err = w.o.links.Sender(p.Name, p.Owner.Netns); err != nil {
+			return errors.Join(fmt.Errorf("port %s: %w", p.ID, err), t.close())
+		}
 	}
 	w.mu.Lock()
 	old, closed := w.taps[p.ID], w.closed
 	if !closed {
-		w.taps[p.ID] = &tap{port: p, mac: mac, frames: frames}
+		w.taps[p.ID] = t
 	}
 	w.mu.Unlock()
 	switch {
 	case closed:
-		return frames.Close()
+		return t.close()
 	case old != nil:
 		return old.close()
 	}
 	return nil
+}
+
+// say puts a frame on the pod's side of a port's link.
+func (w *watch) say(t *tap, b []byte) error {
+	if t.voice != nil {
+		return t.voice.Send(b)
+	}
+	voice, err := w.o.links.Sender(t.port.Name, t.port.Owner.Netns)
+	if err != nil {
+		return err
+	}
+	return errors.Join(voice.Send(b), voice.Close())
 }
 
 // attached notes that OVN has installed the port.
@@ -100,7 +119,7 @@ func (w *watch) detached() bool {
 	return len(taps) > 0
 }
 
-// read starts the readers of taps that have none.
+// read starts the readers of taps that have none, and on the target what watches OVN's block of the port once that is there.
 func (w *watch) read(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -109,6 +128,10 @@ func (w *watch) read(ctx context.Context) {
 			t.reading = true
 			w.readers.Go(func() { w.follow(t) })
 			w.readers.Go(func() { w.quieten(ctx, t) })
+		}
+		if w.key.side == sideTarget && !t.unblocking && !t.sighting().attached.IsZero() {
+			t.unblocking = true
+			w.readers.Go(func() { w.unblocked(ctx, t) })
 		}
 	}
 }
@@ -130,6 +153,9 @@ func (w *watch) follow(t *tap) {
 			t.mu.Unlock()
 			if !errors.Is(err, os.ErrClosed) {
 				w.log.Info("link of a migration is gone", "port", t.port.ID, "link", t.port.Name, "reason", err)
+			}
+			if err := t.close(); err != nil { // a socket keeps the pod's network namespace
+				w.log.Warn("link of a migration could not be left", "error", err)
 			}
 			return
 		}
@@ -160,11 +186,37 @@ func (w *watch) saw(t *tap, f frame.Seen) (news bool) {
 	return true
 }
 
-func (t *tap) close() error {
-	if err := t.frames.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return err
+// unblocked notes when OVN lets pass what the VM sends here: that it was announced does not say so, for ovn-controller may be busy, or away.
+func (w *watch) unblocked(ctx context.Context, t *tap) {
+	db, err := w.o.node.database(ctx)
+	if err == nil {
+		err = db.WatchOpened(ctx, t.port.Name, func(at time.Time) {
+			t.update(func(s *sighting) { s.unblocked, s.blocked = at, at.IsZero() })
+			w.poke()
+		})
 	}
-	return nil
+	if ctx.Err() == nil && !errors.Is(err, ovs.ErrNoPort) { // it may have been detached already
+		w.log.Warn("when OVN opens the port is not known any more: the interruption is told until the VM's announcement", "port", t.port.ID, "error", err)
+	}
+	t.update(func(s *sighting) { s.blocked = false })
+	w.poke()
+}
+
+// close may be called again.
+func (t *tap) close() error {
+	err := ended(t.frames.Close())
+	if t.voice != nil {
+		err = errors.Join(err, ended(t.voice.Close()))
+	}
+	return err
+}
+
+// ended is err, unless it says that something is closed already.
+func ended(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // close ends the readers.

@@ -29,6 +29,12 @@ import (
 // scrapeTimeout bounds a look at the caches.
 const scrapeTimeout = 5 * time.Second
 
+// The databases, as godwit_ovn_connected names them.
+const (
+	northbound = "northbound"
+	southbound = "southbound"
+)
+
 // inventory is a prometheus.Collector.
 type inventory struct {
 	api     client.Reader
@@ -101,26 +107,31 @@ func (i *inventory) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// take reads everything anew.
+// take reads everything anew. What is of a database that cannot be reached is left out: its copy answers nobody before it is whole again, and that it cannot be reached would be told too late, or never.
 func (i *inventory) take(ctx context.Context) ([]gauge, error) {
 	m := newInventoryMetrics()
-	out := []gauge{m.reached("northbound", i.nb.Connected), m.reached("southbound", i.sb.Connected)}
+	reached := map[string]bool{northbound: i.nb.Connected(), southbound: i.sb.Connected()}
+	var out []gauge
 	var errs []error
 	add := func(more []gauge, err error) {
 		out = append(out, more...)
 		errs = append(errs, err)
 	}
-	add(i.subnets(ctx, m))
-	add(i.network(ctx, m))
-	add(i.nodes(ctx, m))
-	return out, errors.Join(errs...)
-}
-
-func (m inventoryMetrics) reached(database string, connected func() bool) gauge {
-	if connected() {
-		return count(m.connected, 1, database)
+	for database, is := range reached {
+		n := 0
+		if is {
+			n = 1
+		}
+		out = append(out, count(m.connected, n, database))
 	}
-	return count(m.connected, 0, database)
+	add(i.subnets(ctx, m))
+	if reached[northbound] && reached[southbound] {
+		add(i.network(ctx, m))
+	}
+	if reached[southbound] {
+		add(i.nodes(ctx, m))
+	}
+	return out, errors.Join(errs...)
 }
 
 func (i *inventory) subnets(ctx context.Context, m inventoryMetrics) ([]gauge, error) {

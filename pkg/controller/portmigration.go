@@ -45,7 +45,7 @@ func (r *portMigrationReconciler) Reconcile(ctx context.Context, req reconcile.R
 	return reconcile.Result{RequeueAfter: r.traces.tell(&pm, r.now())}, r.prune(ctx, &pm)
 }
 
-// interruption is the time between the last frame on the source and the moment from which the network heard the VM on the target, with the bound
+// interruption is the time between the last frame on the source and the moment from which the network heard the VM on the target, for which OVN must let its frames pass there, with the bound
 // of what the two clocks may differ by; negative if that is not known. ok is false as long as one side is missing, and for a migration that failed:
 // the VM never left then.
 func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration, ok bool) {
@@ -61,6 +61,9 @@ func interruption(st v1alpha1.PortMigrationStatus) (d, uncertainty time.Duration
 	}
 	if first == nil {
 		return 0, 0, false
+	}
+	if first.Before(st.Target.Unblocked) {
+		first = st.Target.Unblocked // what it sent before was dropped too
 	}
 	d = first.Sub(st.Source.LastFrame.Time)
 	// A frame that left the source when the VM was heard on the target is not the VM's, or the clocks differ by more than the interruption: nothing can be said.

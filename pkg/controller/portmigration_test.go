@@ -32,6 +32,12 @@ func TestInterruption(t *testing.T) {
 		"opened by the signal, announces nothing": {
 			v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105), FirstFrame: at(230)}, "", 130 * time.Millisecond, 0,
 		},
+		"open before it was heard": {
+			v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105), Unblocked: at(107), Announced: at(130)}, "", 30 * time.Millisecond, 0,
+		},
+		"announced, and open much later": {
+			v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Announced: at(130), FirstFrame: at(131), Unblocked: at(4100)}, "", 4 * time.Second, 0,
+		},
 		"opened by the signal, not heard": {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one, Opened: at(105)}, "", -1, 0},
 		"nothing said before":             {v1alpha1.Observation{Clock: one}, v1alpha1.Observation{Clock: one, Announced: at(130)}, "", -1, 0},
 		"nothing seen after":              {v1alpha1.Observation{Clock: one, LastFrame: at(100)}, v1alpha1.Observation{Clock: one}, "", -1, 0},

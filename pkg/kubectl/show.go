@@ -116,6 +116,7 @@ func (s story) moments() []moment {
 		add(o.Attached, target, "OVN has installed the ports")
 		add(o.Opened, target, "the agent opens the ports")
 		add(o.Announced, target, announced)
+		add(o.Unblocked, target, "OVN passes the VM's frames")
 		add(o.FirstFrame, target, "the VM's first frame here")
 	}
 	slices.SortStableFunc(all, func(a, b moment) int { return a.at.Compare(b.at) })

@@ -47,7 +47,7 @@ func recorded() *v1alpha1.PortMigration {
 				LastFrame: pointer(6190.4), Stopped: pointer(6190.9), FramesLost: new(int64), Connections: &v1alpha1.Connections{Began: pointer(1700), Ended: pointer(6195), Left: 2},
 			},
 			Target: &v1alpha1.Observation{
-				Attached: pointer(1530), Announced: pointer(6201.3), FirstFrame: pointer(6240), ActivatedBy: v1alpha1.ActivatedBySignal, Opened: pointer(6192), FramesQueued: new(int64(21)),
+				Attached: pointer(1530), Announced: pointer(6201.3), FirstFrame: pointer(6240), ActivatedBy: v1alpha1.ActivatedBySignal, Opened: pointer(6192), Unblocked: pointer(6193.2), FramesQueued: new(int64(21)),
 				Connections: &v1alpha1.Connections{Moved: 412, Replaced: 7, Refused: 1},
 			},
 			Interruption: &v1alpha1.Interruption{Milliseconds: "10.9", UncertaintyMilliseconds: "0.4"},

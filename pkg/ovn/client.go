@@ -170,17 +170,18 @@ type connection struct {
 	renewed         chan struct{}
 	// endpoints are in the order in which they were last to be tried; probe alone uses them.
 	endpoints []string
+	asking    *asking
 }
 
 func newConnection(ovsdb client.Client, c Config, database, table string) connection {
-	return connection{ovsdb: ovsdb, log: c.Logger, database: database, table: table, renewed: make(chan struct{}, 1), endpoints: c.Endpoints}
+	return connection{ovsdb: ovsdb, log: c.Logger, database: database, table: table, renewed: make(chan struct{}, 1), endpoints: c.Endpoints, asking: &asking{}}
 }
 
 // Close ends the connection.
 func (c *connection) Close() { c.ovsdb.Close() }
 
-// Connected reports whether the database can be reached now.
-func (c *connection) Connected() bool { return c.ovsdb.Connected() }
+// Connected reports whether the database can be reached now. It answers within askPatience, whatever the database does.
+func (c *connection) Connected() bool { return c.asking.connected(c.ovsdb.Connected) }
 
 // Renewed receives a value after the live copy was made anew: the connection was lost, and the server could not say what had changed since. What has gone or
 // changed meanwhile was told to no watcher. It is noticed within seconds, by Run. There is one channel, for one receiver.

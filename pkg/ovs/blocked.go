@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
@@ -22,6 +23,24 @@ const (
 // port's link gets any further. It may say ovn-installed before that (OVN 23.03 waits for its own claim to come back from the southbound database), so this is
 // to be asked after WaitInstalled. The flow is watched on the bridge's own OpenFlow socket; no database tells of it.
 func (c *Client) WaitBlocked(ctx context.Context, name string) error {
+	return c.watchBlock(ctx, name, func(f flowUpdate) bool { return !f.removed })
+}
+
+// WatchOpened tells when ovn-controller lets pass what comes from a port that it had blocked, as it does once the port is activated, and the zero time when it blocks it, until ctx ends. Of a port that is never
+// blocked nothing is told; one that OVN gives up is opened too. The times are those at which the bridge has told.
+func (c *Client) WatchOpened(ctx context.Context, name string, tell func(opened time.Time)) error {
+	return c.watchBlock(ctx, name, func(f flowUpdate) bool {
+		if f.removed {
+			tell(time.Now())
+		} else {
+			tell(time.Time{})
+		}
+		return false
+	})
+}
+
+// watchBlock shows what becomes of the flow that blocks a port, the one that is there first, until who sees it has enough, or ctx ends, which is an error.
+func (c *Client) watchBlock(ctx context.Context, name string, enough func(flowUpdate) bool) error {
 	p, err := c.Port(ctx, name)
 	if err != nil {
 		return err
@@ -39,7 +58,7 @@ func (c *Client) WaitBlocked(ctx context.Context, name string) error {
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost with it
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	err = waitDrop(conn, uint32(p.Ofport)) //nolint:gosec // positive
+	err = followBlock(conn, uint32(p.Ofport), enough) //nolint:gosec // positive
 	if ctx.Err() != nil {
 		return fmt.Errorf("interface %s: wait for OVN's flow that blocks the port: %w", name, ctx.Err())
 	}
@@ -58,8 +77,8 @@ func (c *Client) bridgeSocket() (string, error) {
 	return filepath.Join(filepath.Dir(db), ident.IntegrationBridge+".mgmt"), nil
 }
 
-// waitDrop returns when there is a flow that drops whatever comes in by a port.
-func waitDrop(conn net.Conn, inPort uint32) error {
+// followBlock shows the flow that drops whatever comes in by a port, when it is there and when it has gone, until that is enough.
+func followBlock(conn net.Conn, inPort uint32, enough func(flowUpdate) bool) error {
 	if err := errors.Join(writeOpenFlow(conn, ofHello, nil), writeOpenFlow(conn, ofMultipartRequest, monitorRequest(blockTable, inPort))); err != nil {
 		return err
 	}
@@ -79,7 +98,7 @@ func waitDrop(conn net.Conn, inPort uint32) error {
 				return err
 			}
 			for _, f := range flows {
-				if f.priority == blockPriority && f.drops && f.isInPort(inPort) {
+				if f.priority == blockPriority && (f.drops || f.removed) && f.isInPort(inPort) && enough(f) {
 					return nil
 				}
 			}

@@ -65,6 +65,54 @@ func TestWaitBlocked(t *testing.T) {
 	}
 }
 
+// TestWatchOpened tells of a port that is blocked when it is asked, opened, blocked anew, and opened again.
+func TestWatchOpened(t *testing.T) {
+	c, host := connect(t)
+	if err := c.EnsureBridge(t.Context(), DatapathNetdev); err != nil {
+		t.Fatal(err)
+	}
+	addLink(t, host, "gw1")
+	if err := c.EnsurePort(t.Context(), podPort("gw1", "c-gw1")); err != nil {
+		t.Fatal(err)
+	}
+	block := fmt.Sprintf("table=0,priority=1000,in_port=%d,actions=drop", ofport(t, c, "gw1"))
+	host.AddFlow(t, ident.IntegrationBridge, block)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	told, ended := make(chan time.Time), make(chan error, 1)
+	go func() { ended <- c.WatchOpened(ctx, "gw1", func(at time.Time) { told <- at }) }()
+	next := func() time.Time {
+		t.Helper()
+		select {
+		case at := <-told:
+			return at
+		case err := <-ended:
+			t.Fatal(err)
+		case <-time.After(time.Minute):
+			t.Fatal("nothing is told")
+		}
+		return time.Time{}
+	}
+	for range 2 {
+		if at := next(); !at.IsZero() {
+			t.Errorf("a port that is blocked was opened at %s", at)
+		}
+		before := time.Now()
+		host.DeleteFlows(t, ident.IntegrationBridge)
+		if at := next(); at.Before(before) || at.After(time.Now()) {
+			t.Errorf("a port that was opened after %s was so at %s", before, at)
+		}
+		host.AddFlow(t, ident.IntegrationBridge, block)
+	}
+	if at := next(); !at.IsZero() {
+		t.Errorf("a port that is blocked was opened at %s", at)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the watch ended with %v", err)
+	}
+}
+
 func ofport(t *testing.T, c *Client, name string) int {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)

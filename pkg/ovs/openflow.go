@@ -23,7 +23,9 @@ const (
 	ofMultipartFlowMonitor = 16
 	ofMonitorInitial       = 1 << 0
 	ofMonitorAdd           = 1 << 1
+	ofMonitorRemoved       = 1 << 2
 	ofMonitorInstructions  = 1 << 4
+	ofUpdateRemoved        = 2
 	ofUpdatePaused         = 5
 	ofUpdateAbbreviated    = 4
 	ofAnyPort              = 0xffffffff
@@ -77,14 +79,14 @@ func readOpenFlow(r io.Reader) (ofMessage, error) {
 	return m, nil
 }
 
-// monitorRequest asks to be told of the flows of a table that take packets from one port: those that there are, and any that is added.
+// monitorRequest asks to be told of the flows of a table that take packets from one port: those that there are, and any that is added or removed.
 func monitorRequest(table byte, inPort uint32) []byte {
 	b := binary.BigEndian.AppendUint16(nil, ofMultipartFlowMonitor)
 	b = append(b, make([]byte, 6)...)               // flags and padding
 	b = binary.BigEndian.AppendUint32(b, 1)         // the monitor's number
 	b = binary.BigEndian.AppendUint32(b, ofAnyPort) // whatever port they send to
 	b = binary.BigEndian.AppendUint32(b, ofAnyPort) // whatever group
-	b = binary.BigEndian.AppendUint16(b, ofMonitorInitial|ofMonitorAdd|ofMonitorInstructions)
+	b = binary.BigEndian.AppendUint16(b, ofMonitorInitial|ofMonitorAdd|ofMonitorRemoved|ofMonitorInstructions)
 	b = append(b, table, 0)                 // command: add a monitor
 	b = binary.BigEndian.AppendUint16(b, 1) // a match of OXMs
 	b = binary.BigEndian.AppendUint16(b, ofMatchLen+8)
@@ -93,12 +95,14 @@ func monitorRequest(table byte, inPort uint32) []byte {
 	return append(b, 0, 0, 0, 0) // to a multiple of 8
 }
 
-// flowUpdate is a flow that there is.
+// flowUpdate is a flow that there is, or was.
 type flowUpdate struct {
+	// removed: it is not there any more.
+	removed  bool
 	priority uint16
 	// match has the OXMs without padding.
 	match []byte
-	// drops: it has no instructions.
+	// drops: it has no instructions. Of one that was removed a bridge need not say.
 	drops bool
 }
 
@@ -121,6 +125,7 @@ func flowUpdates(body []byte) (out []flowUpdate, err error) {
 			if err != nil {
 				return nil, err
 			}
+			u.removed = event == ofUpdateRemoved
 			out = append(out, u)
 		}
 		if event == ofUpdatePaused {

@@ -105,8 +105,9 @@ func TestObserveAlerts(t *testing.T) {
 	setScene(t, s)
 	a := &alarms{Server: observer(t, hastened(t)), began: time.Now(), fired: map[string]bool{}}
 	expected := []string{
-		"GodwitControllerAbsent", "GodwitControllerDisconnected", "GodwitForbiddenClaim", "GodwitMigrationInterruption", "GodwitMigrationStuck", "GodwitMigrationsFail",
-		"GodwitNodeWithoutChassis", "GodwitOVNSlow", "GodwitPortWithoutChassis", "GodwitServiceWritesFail", "GodwitStalePin", "GodwitSubnetNearlyFull", "GodwitTunnelMissing",
+		"GodwitAgentNotReady", "GodwitCertificateExpires", "GodwitControllerAbsent", "GodwitControllerDisconnected", "GodwitDatabaseUnreachable", "GodwitDatapathLosesPackets", "GodwitForbiddenClaim",
+		"GodwitMigrationInterruption", "GodwitMigrationStuck", "GodwitMigrationsFail", "GodwitNodeWithoutChassis", "GodwitOVNSlow", "GodwitPortWithoutChassis", "GodwitServiceWritesFail", "GodwitStalePin",
+		"GodwitSubnetNearlyFull", "GodwitTunnelMissing",
 	}
 	a.silent(t, expected...)
 	a.badMigrations(t, s)
@@ -121,7 +122,8 @@ func TestObserveAlerts(t *testing.T) {
 	consistent(t)
 }
 
-// badMigrations: some are cancelled, one takes long, and interrupts the VM's network, while a Subnet is full, a pin is left behind, and another program holds a node's table of Services.
+// badMigrations: some are cancelled, one takes long, and interrupts the VM's network, while a Subnet is full, a pin is left behind, another program holds a node's table of Services, and the datapath of another
+// has room for one flow.
 func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -131,7 +133,7 @@ func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 		defer close(quiet)
 		_ = talk(ctx, s) // what becomes of connections is other tests' matter
 	}()
-	empty, remove, release := fillSubnet(t), leavePin(t, s), holdServices(t, s.Target)
+	empty, remove, release, relieve := fillSubnet(t), leavePin(t, s), holdServices(t, s.Target), crowd(t, s.Source, s.Guest.IPs[0])
 	a.await(t, "GodwitMigrationsFail", warning(nil), func(context.Context) error { cancelled(t, s); return nil }) //nolint:contextcheck // a migration is cancelled as a whole
 	g, err := s.VM.Migrate(t.Context(), lab.MigrateOptions{To: s.Target, Hold: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}})
 	if err != nil {
@@ -140,7 +142,9 @@ func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 	a.await(t, "GodwitSubnetNearlyFull", warning(model.LabelSet{"subnet": "nearly-full"}))
 	a.await(t, "GodwitStalePin", warning(nil))
 	a.await(t, "GodwitServiceWritesFail", warning(scrapedFrom(s.Target)))
+	a.await(t, "GodwitDatapathLosesPackets", warning(agentOf(s.Source)))
 	a.await(t, "GodwitMigrationStuck", warning(nil))
+	relieve()
 	empty()
 	remove()
 	release()
@@ -150,7 +154,7 @@ func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 	<-quiet
 }
 
-// badNode: the ovn-controller of the node to which the VM has moved hangs, the node's tunnels are gone, and it has claimed a port that is another's; then its Chassis is gone.
+// badNode: the ovn-controller of the node to which the VM has moved hangs, the node's tunnels are gone, then its Open vSwitch database hangs too, and it has claimed a port that is another's; then its Chassis is gone.
 func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 	t.Helper()
 	thaw := hanging(t, "ovn-controller", anyOf, s.Target)
@@ -158,7 +162,10 @@ func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 	claim, remove := claimForbidden(t, s)
 	a.await(t, "GodwitPortWithoutChassis", critical(nil))
 	a.await(t, "GodwitTunnelMissing", critical(scrapedFrom(s.Target).Merge(model.LabelSet{"state": "made"})))
+	revive := hanging(t, "ovsdb-server", s.Target)
 	a.await(t, "GodwitOVNSlow", warning(agentOf(s.Target).Merge(model.LabelSet{"daemon": "ovn-controller"})))
+	a.await(t, "GodwitAgentNotReady", warning(scrapedFrom(s.Target)))
+	revive()
 	a.await(t, "GodwitForbiddenClaim", critical(model.LabelSet{"node": model.LabelValue(s.Target)}), claim)
 	remove()
 	southbound(t.Context(), t, "chassis-del", s.Target)
@@ -166,14 +173,18 @@ func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 	thaw()
 }
 
-// badCentre: OVN's databases hang; then the controllers do.
+// badCentre: OVN's databases hang; then the controllers do, and nobody signs for a node's certificate that is near its end.
 func (a *alarms) badCentre(t *testing.T, s *passage.Scene) {
 	t.Helper()
 	thaw := hanging(t, "ovsdb-server", databases, cluster.Central()...)
 	a.await(t, "GodwitControllerDisconnected", critical(scrapedFrom(s.Target)))
+	a.await(t, "GodwitDatabaseUnreachable", critical(model.LabelSet{"database": "northbound"}))
+	a.await(t, "GodwitDatabaseUnreachable", critical(model.LabelSet{"database": "southbound"}))
 	thaw()
 	thaw = hanging(t, "godwit-controller", anyOf, cluster.NodeNames()...)
+	age(t, s.Source)
 	a.await(t, "GodwitControllerAbsent", critical(nil))
+	a.await(t, "GodwitCertificateExpires", warning(agentOf(s.Source).Merge(model.LabelSet{"certificate": "node"})))
 	thaw()
 	settled(t)
 }

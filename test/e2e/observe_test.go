@@ -137,7 +137,7 @@ func lastRecord(t *testing.T, s *passage.Scene) *v1alpha1.PortMigration {
 		if len(list.Items) != 1 {
 			return fmt.Errorf("there are %d PortMigrations", len(list.Items))
 		}
-		if pm = &list.Items[0]; !pm.Status.Over() || pm.Status.Interruption == nil {
+		if pm = &list.Items[0]; !pm.Status.Over() || pm.Status.Interruption == nil || pm.Status.Target.Unblocked == nil {
 			return fmt.Errorf("PortMigration %s is not complete: %+v", pm.Name, pm.Status)
 		}
 		return nil

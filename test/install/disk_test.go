@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
@@ -16,8 +17,8 @@ import (
 
 const (
 	databaseDir = "/var/lib/godwit/ovn"
-	// diskSize is room for both databases of a lab, and for a copy of each.
-	diskSize = "32m"
+	// diskSize is room for both databases of a lab, and more than the least that nobody is alarmed of.
+	diskSize = "128m"
 )
 
 // smallDisks gives the databases of each node a disk that can be filled, before there are any.
@@ -34,7 +35,7 @@ func smallDisks(t *testing.T, l *lab.Lab) {
 // after their servers were killed.
 func diskFull(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	node, pod := followerOf(t, l, client)
-	writes := startWriting(t, l, node)
+	writes, alarms := startWriting(t, l, node), newAlarms(t, l)
 	start := time.Now()
 	probes := watched(t, l, client, func() {
 		room := fillDisk(t, l, node)
@@ -47,9 +48,13 @@ func diskFull(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		ran := time.Since(start)
 		found(t, l, pod+" of ovn-central on "+node+" is not ready")
 		eventually(t, func() error { return fullIsTold(t, l, node) })
+		for _, database := range []model.LabelValue{"nb", "sb"} {
+			alarms.fires(t, "GodwitDatabaseDiskFull", model.LabelSet{"severity": "critical", "database": database, "job": centralJob, "instance": model.LabelValue(centralTarget(l, node))})
+		}
 		room()
 		again := time.Now()
 		well(t, l)
+		alarms.end(t, "GodwitDatabaseDiskFull")
 		t.Logf("the disk of %s, which led neither database, was full: pods on the other nodes ran after %s; with room again it was well after %s",
 			node, ran.Round(100*time.Millisecond), time.Since(again).Round(100*time.Millisecond))
 	})

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -24,12 +25,23 @@ const partition = `table inet partition {
 // partitions cuts each member off in turn, NB's leader first, and then two at once. Pods on other nodes start, with two gone they wait; those that run notice nothing.
 func partitions(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	first := podNode(t, client, leaderOf(t, l, "nb"))
+	alarms, databases := newAlarms(t, l), []model.LabelValue{"nb", "sb"}
 	nodes := append([]string{first}, slices.DeleteFunc(l.NodeNames(), func(n string) bool { return n == first })...)
 	probes := watched(t, l, client, func() {
 		for _, node := range nodes {
-			memberAway(t, l, client, node)
+			memberAway(t, l, client, node, func() {
+				away := model.LabelValue(l.NodeIPs(node)[0].String())
+				for _, database := range databases {
+					alarms.fires(t, "GodwitRaftMemberAway", model.LabelSet{"severity": "warning", "database": database, "server": away})
+				}
+			})
 		}
-		mostAway(t, l, client, nodes[:2])
+		mostAway(t, l, client, nodes[:2], func() {
+			for _, database := range databases {
+				alarms.fires(t, "GodwitRaftWithoutLeader", model.LabelSet{"severity": "critical", "database": database})
+			}
+		})
+		alarms.end(t, "GodwitRaftMemberAway", "GodwitRaftWithoutLeader")
 	})
 	for i := range probes {
 		goesOn(t, &probes[i], "while members of the databases were cut off")
@@ -50,8 +62,8 @@ func goesOn(t *testing.T, p *traffic.Probes, when string) {
 	}
 }
 
-// memberAway cuts one node off: pods on the others start.
-func memberAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, node string) {
+// memberAway cuts one node off: pods on the others start, and Prometheus is heard.
+func memberAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, node string, heard func()) {
 	t.Helper()
 	start := time.Now()
 	join := cutOff(t, l, node)
@@ -62,14 +74,16 @@ func memberAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, node stri
 		}
 	}
 	took := time.Since(start)
+	heard()
+	parted := time.Now()
 	join()
 	everyMemberSeesAll(t, l)
 	t.Logf("%s was cut off from the databases' other members: pods on the others ran after %s; all members were together again %s later", node, took.Round(100*time.Millisecond),
-		(time.Since(start) - took).Round(100*time.Millisecond))
+		time.Since(parted).Round(100*time.Millisecond))
 }
 
-// mostAway cuts two of three nodes off: a pod waits until they are back, and whoever asks is told why.
-func mostAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, nodes []string) {
+// mostAway cuts two of three nodes off: a pod waits until they are back, whoever asks is told why, and Prometheus is heard.
+func mostAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, nodes []string, heard func()) {
 	t.Helper()
 	var join []func()
 	for _, n := range nodes {
@@ -86,6 +100,7 @@ func mostAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, nodes []str
 	status.words = []string{"OVN_Northbound: no leader", "OVN_Southbound: no leader", "nothing can be written until more than half of its members are there"}
 	status.run(t, l)
 	found(t, l, "OVN_Northbound has no leader", "OVN_Southbound has no leader")
+	heard()
 	if n, err := running(t.Context(), client, ns); err != nil || n > 0 {
 		t.Errorf("%d pods run though nothing can be written (%v)", n, err)
 	}

@@ -129,6 +129,9 @@ type Observation struct {
 	// AnnouncedByAgent: no RARP came from the VM, so the agent sent it.
 	// +optional
 	AnnouncedByAgent bool `json:"announcedByAgent,omitempty"`
+	// Unblocked: OVN lets pass here what the VM sends. It follows the announcement, or the signal, at once, unless ovn-controller is busy, or away. Target only.
+	// +optional
+	Unblocked *metav1.MicroTime `json:"unblocked,omitempty"`
 	// FirstFrame that the VM sent here after the ports were open, by its announcement or the signal, which is no RARP. Target only.
 	// +optional
 	FirstFrame *metav1.MicroTime `json:"firstFrame,omitempty"`
@@ -163,8 +166,8 @@ type Connections struct {
 
 // Interruption is how long the network heard nothing of the VM.
 type Interruption struct {
-	// Milliseconds between the VM's last frame on the source and its first on the target, a RARP included. A VM that had nothing to say makes it longer than the
-	// interruption was: it is an upper bound.
+	// Milliseconds between the VM's last frame on the source and its first on the target, a RARP included, or the moment in which OVN let its frames pass there, if that came later. A VM that had nothing to say
+	// makes it longer than the interruption was: it is an upper bound.
 	Milliseconds string `json:"milliseconds"`
 	// UncertaintyMilliseconds is by how much the two clocks may differ: 0 on one machine; empty when a clock is not synchronized, and the figure tells little.
 	// +optional

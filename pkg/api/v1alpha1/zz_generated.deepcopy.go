@@ -167,6 +167,10 @@ func (in *Observation) DeepCopyInto(out *Observation) {
 		in, out := &in.Announced, &out.Announced
 		*out = (*in).DeepCopy()
 	}
+	if in.Unblocked != nil {
+		in, out := &in.Unblocked, &out.Unblocked
+		*out = (*in).DeepCopy()
+	}
 	if in.FirstFrame != nil {
 		in, out := &in.FirstFrame, &out.FirstFrame
 		*out = (*in).DeepCopy()

@@ -88,7 +88,7 @@ type server struct {
 	args []string
 }
 
-func serve(t testing.TB, s server) {
+func serve(t testing.TB, s server) *os.Process {
 	t.Helper()
 	schema, err := s.root.Path(s.schema)
 	if err != nil {
@@ -99,8 +99,9 @@ func serve(t testing.TB, s server) {
 	args := append([]string{"--remote=punix:" + file(".sock"), "--unixctl=" + file(".ctl"), "-vconsole:info"}, s.args...)
 	cmd := s.root.Command(t.Context(), "ovsdb-server", append(args, file(".db"))...)
 	cmd.Cancel = func() error { return nil }
-	daemon(t, s.ns, cmd, file(".log"))
+	p := daemon(t, s.ns, cmd, file(".log"))
 	awaitSocket(t, file(".sock"), file(".log"))
+	return p
 }
 
 // namespace is a network namespace, with its loopback up, for the length of the test.

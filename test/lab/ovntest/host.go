@@ -33,6 +33,8 @@ type OVSHost struct {
 	ns *netns.Namespace
 	// root has the programs.
 	root *packages.Root
+	// database is the local database's server.
+	database *os.Process
 }
 
 // NetnsPath is the host's network namespace.
@@ -62,7 +64,7 @@ func Host(t testing.TB, c *OVNCentral, name string) *OVSHost {
 	if err := c.ns.Do(func() error { return plug(n, h.ns) }); err != nil {
 		t.Fatalf("connect %s to the underlay: %v", name, err)
 	}
-	serve(t, server{root: c.root, ns: h.ns, dir: dir, name: "db", schema: "usr/share/openvswitch/vswitch.ovsschema"})
+	h.database = serve(t, server{root: c.root, ns: h.ns, dir: dir, name: "db", schema: "usr/share/openvswitch/vswitch.ovsschema"})
 	h.vsctl(t, c, "--no-wait", "init")
 	h.vsctl(t, c, "--no-wait", "add-br", Underlay, "--", "set", "bridge", Underlay, "datapath_type=netdev",
 		fmt.Sprintf("other-config:hwaddr=02:67:00:00:00:%02x", n), "--", "add-port", Underlay, "eth1")
@@ -94,6 +96,19 @@ func (h *OVSHost) configure(t testing.TB, c *OVNCentral, remote string) {
 	t.Helper()
 	h.vsctl(t, c, "set", "open_vswitch", ".", "external_ids:system-id="+h.Name, "external_ids:ovn-remote="+remote, "external_ids:ovn-encap-type=geneve",
 		"external_ids:ovn-encap-ip="+h.UnderlayIPs[0].Addr().String(), "external_ids:ovn-bridge-datapath-type=netdev", "external_ids:ovn-monitor-all=true")
+}
+
+// FreezeDatabase lets the local database's server hang until thaw is called.
+func (h *OVSHost) FreezeDatabase(t testing.TB) (thaw func()) {
+	t.Helper()
+	signal := func(s os.Signal) {
+		t.Helper()
+		if err := h.database.Signal(s); err != nil {
+			t.Fatalf("%s to ovsdb-server of %s: %v", s, h.Name, err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	return func() { t.Helper(); signal(unix.SIGCONT) }
 }
 
 // environ makes the daemons keep to the host's directory; ovn-controller 23.03 has no option for it.

@@ -22,8 +22,8 @@ const (
 	pollEvery   = 5 * time.Millisecond
 )
 
-// daemon starts cmd in the namespace and ends it with the test. Its output and log are shown when the test fails.
-func daemon(t testing.TB, ns *netns.Namespace, cmd *exec.Cmd, log string) {
+// daemon starts cmd in the namespace, returns its process, and ends it with the test. Its output and log are shown when the test fails.
+func daemon(t testing.TB, ns *netns.Namespace, cmd *exec.Cmd, log string) *os.Process {
 	t.Helper()
 	// The test binary may be killed: its daemons must not survive it. The namespace's thread lives as long as the test.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -47,9 +47,11 @@ func daemon(t testing.TB, ns *netns.Namespace, cmd *exec.Cmd, log string) {
 			t.Logf("end of %s:\n%s", log, tail(log, 30))
 		}
 	})
+	return cmd.Process
 }
 
 func stop(p *os.Process, ended <-chan struct{}) {
+	_ = p.Signal(syscall.SIGCONT)
 	_ = p.Signal(syscall.SIGTERM) // it may have ended already
 	select {
 	case <-ended:
