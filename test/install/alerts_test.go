@@ -22,7 +22,9 @@ const scrapeInterval = time.Second
 const centralJob = "central"
 
 // centralTarget is where a node's members tell their metrics.
-func centralTarget(l *lab.Lab, node string) string { return net.JoinHostPort(l.NodeIPs(node)[0].String(), "9479") }
+func centralTarget(l *lab.Lab, node string) string {
+	return net.JoinHostPort(l.NodeIPs(node)[0].String(), "9479")
+}
 
 // alarms is a Prometheus that asks the databases' members, and whose alerts wait for seconds.
 type alarms struct{ *prometheus.Server }
