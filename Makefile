@@ -63,6 +63,10 @@ test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine t
 e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
 	go test -v -timeout 180m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
 
+.PHONY: e2e-pods
+e2e-pods: preflight ## the end-to-end tests on Godwit as users install it, with OVN and Open vSwitch as pods of yamls/: RUN=regexp; not a part of make test
+	go test -v -timeout 180m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/e2e -args -ovn=pods
+
 .PHONY: test-install
 test-install: preflight $(TOOLS)/helm ## OVN and Open vSwitch as pods of yamls/, in a lab of its own: RUN=regexp COUNT=n
 	go test -v -timeout 90m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/install

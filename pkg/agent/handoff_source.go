@@ -18,9 +18,10 @@ const (
 	// passEvery is the time between two looks at the source's zones: a connection that begins later than that before the last one is seen by the last one. A look takes no more than a part of the time, one in passShare.
 	passEvery = 300 * time.Millisecond
 	passShare = 4
-	// passTimeout bounds a look with all that is told of it, lastPassTimeout the last one: the controller does not wait longer, and OVN flushes the source's zone then.
+	// passTimeout bounds a look with all that is told of it, lastPassTimeout the last one. The controller does not wait so long, but it does not begin to wait before the VM runs on the target either, and a table of
+	// many entries, of which all is read before Linux 6.8, takes its time. When the ports are the target's alone it takes nothing any more.
 	passTimeout     = 30 * time.Second
-	lastPassTimeout = time.Second
+	lastPassTimeout = 3 * time.Second
 	lastPassTries   = 2
 )
 
@@ -109,7 +110,7 @@ func (c *courier) end(ctx context.Context) {
 	var left int
 	var err error
 	for range lastPassTries {
-		if left, err = c.pass(ctx, lastPassTimeout-time.Since(start)); err == nil {
+		if left, err = c.pass(ctx, lastPassTimeout-time.Since(start)); err == nil || errors.Is(err, peer.ErrRefused) {
 			break
 		}
 	}

@@ -33,12 +33,18 @@ type capture interface {
 	Close() error
 }
 
+// sender puts frames on one link; *frame.Sender implements it.
+type sender interface {
+	Send(frame []byte) error
+	Close() error
+}
+
 // links is where frames are seen and sent.
 type links interface {
 	// Open sees what comes out of the pod on the host's link.
 	Open(link string, mac net.HardwareAddr) (capture, error)
-	// Send puts a frame on the pod's end of the host's link.
-	Send(link, netns string, b []byte) error
+	// Sender puts frames on the pod's end of the host's link.
+	Sender(link, netns string) (sender, error)
 	// Sent is how many frames the host's link has sent to the pod since it was made.
 	Sent(link string) (uint64, error)
 	// DropInvalid makes a pod silent about what comes in at its link and fits into no connection that it knows.
@@ -59,12 +65,19 @@ func (h hostLinks) Open(link string, mac net.HardwareAddr) (c capture, err error
 	return c, err
 }
 
-func (h hostLinks) Send(link, netns string, b []byte) error {
+func (h hostLinks) Sender(link, netns string) (s sender, err error) {
 	index, err := h.host.PeerIndex(link)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return netdev.InNetns(netns, func() error { return frame.Send(index, b) })
+	err = netdev.InNetns(netns, func() error {
+		opened, err := frame.NewSender(index)
+		if err == nil {
+			s = opened
+		}
+		return err
+	})
+	return s, err
 }
 
 func (h hostLinks) Sent(link string) (uint64, error) { return h.host.Sent(link) }

@@ -35,7 +35,9 @@ type fakeLinks struct {
 	delivered uint64
 	// quiet are the links of pods that are silent about what they do not know.
 	quiet []string
-	fail  error
+	// voices are the senders that are open.
+	voices int
+	fail   error
 }
 
 type fakeCapture struct {
@@ -57,7 +59,35 @@ func (l *fakeLinks) Open(link string, _ net.HardwareAddr) (capture, error) {
 	return c, nil
 }
 
-func (l *fakeLinks) Send(link, _ string, b []byte) error {
+func (l *fakeLinks) Sender(link, _ string) (sender, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fail != nil {
+		return nil, l.fail
+	}
+	l.voices++
+	return &fakeSender{links: l, link: link}, nil
+}
+
+type fakeSender struct {
+	links *fakeLinks
+	link  string
+	once  sync.Once
+}
+
+func (f *fakeSender) Close() error {
+	err := os.ErrClosed
+	f.once.Do(func() {
+		f.links.mu.Lock()
+		defer f.links.mu.Unlock()
+		f.links.voices--
+		err = nil
+	})
+	return err
+}
+
+func (f *fakeSender) Send(b []byte) error {
+	l, link := f.links, f.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ours := bytes.Equal(b, frame.Opening(mac7()))

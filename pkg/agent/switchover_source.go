@@ -104,10 +104,10 @@ func (l *line) follow(ctx context.Context, events <-chan hypervisor.Event) {
 		switch {
 		case e == hypervisor.Stopped:
 			l.stopped = true
-			l.signal(ctx)
-			if l.courier != nil {
+			if l.courier != nil { // first: what comes to the target's port, once it is open, is to find its connection there
 				l.courier.finish()
 			}
+			l.signal(ctx)
 		case e == hypervisor.Resumed && l.stopped:
 			l.stopped = false
 			l.takeBack(ctx)
@@ -129,13 +129,17 @@ func (l *line) signal(ctx context.Context) {
 	taps := w.list()
 	before := make([]uint64, len(taps))
 	var unknown error
-	for i, t := range taps {
-		var err error
-		before[i], err = w.o.links.Sent(t.port.Name)
-		unknown = errors.Join(unknown, err)
-	}
+	var counting sync.WaitGroup
+	counting.Go(func() { // beside the message, which is in a hurry
+		for i, t := range taps {
+			var err error
+			before[i], err = w.o.links.Sent(t.port.Name)
+			unknown = errors.Join(unknown, err)
+		}
+	})
 	err := l.send(ctx, peer.Message{Kind: peer.Stopped, Ports: l.ports()})
 	took := time.Since(at)
+	counting.Wait()
 	for i, t := range taps {
 		after, serr := w.o.links.Sent(t.port.Name)
 		t.update(func(s *sighting) {
@@ -160,7 +164,7 @@ func (l *line) takeBack(ctx context.Context) {
 		w.log.Info("the VM goes on here, and the target's agent knows")
 	}
 	for _, t := range w.list() {
-		if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.Opening(t.mac)); err != nil {
+		if err := w.say(t, frame.Opening(t.mac)); err != nil {
 			w.log.Warn("VM could not be announced where it goes on", "port", t.port.ID, "error", err)
 		}
 	}

@@ -48,15 +48,15 @@ func (w *watch) openPort(ctx context.Context, t *tap) error {
 	case s.heard() || !s.opened.IsZero():
 		return nil
 	}
-	before, err := w.o.links.Sent(t.port.Name)
-	if err != nil {
-		w.log.Warn("frames for the VM are not counted", "port", t.port.ID, "error", err)
-	}
-	known := err == nil
-	t.update(func(s *sighting) { s.opened, s.before, s.counting = time.Now(), before, known })
-	if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.Opening(t.mac)); err != nil {
+	t.update(func(s *sighting) { s.opened = time.Now() })
+	if err := w.say(t, frame.Opening(t.mac)); err != nil {
 		t.update(func(s *sighting) { s.opened = time.Time{} })
 		return fmt.Errorf("open port %s: %w", t.port.ID, err)
+	}
+	if before, err := w.o.links.Sent(t.port.Name); err != nil { // nothing comes before OVN has opened the port, which takes longer
+		w.log.Warn("frames for the VM are not counted", "port", t.port.ID, "error", err)
+	} else {
+		t.update(func(s *sighting) { s.before, s.counting = before, true })
 	}
 	w.o.metrics.switchovers.WithLabelValues(switchoverOpened).Inc()
 	w.log.Info("port opened: the source has stopped the VM", "port", t.port.ID)
@@ -156,7 +156,7 @@ func (w *watch) mend(ctx context.Context, pm *v1alpha1.PortMigration) (again tim
 			again = sooner(again, reopenAgain)
 		case s.reopen > 0:
 			t.update(func(s *sighting) { s.reopen-- })
-			if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.Opening(t.mac)); err != nil {
+			if err := w.say(t, frame.Opening(t.mac)); err != nil {
 				w.log.Warn("port could not be opened again", "port", t.port.ID, "error", err)
 			}
 			again = sooner(again, reopenAgain)

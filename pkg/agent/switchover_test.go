@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/frame"
@@ -45,9 +48,9 @@ func opened(t *testing.T) (w *watched, s *switchover, c *fakeCapture) {
 	w.records.add(w.pm)
 	w.watching(t)
 	c = w.links.capture(t, w.target(t))
-	if err := errors.Join(s.Admit("zero", moving), told(s.Handle(t.Context(), moving, stopped))); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "signal", func() error {
+		return errors.Join(s.Admit("zero", moving), told(s.Handle(t.Context(), moving, stopped)))
+	})
 	return w, s, c
 }
 
@@ -73,6 +76,36 @@ func TestSwitchoverOpensThePort(t *testing.T) {
 	if got.ActivatedBy != v1alpha1.ActivatedBySignal || got.Opened == nil || got.FramesQueued == nil || *got.FramesQueued != 7 || got.FramesBeforeAnnouncement != 0 || got.AnnouncedByAgent {
 		t.Errorf("reported %+v, want the signal, 7 frames that waited, and none dropped", got)
 	}
+}
+
+// What a port is opened by is there before the signal: nothing is left to do then that would have to wait for a processor.
+func TestSwitchoverIsPrepared(t *testing.T) {
+	w := newWatched(t)
+	s := w.listening(t)
+	w.records.add(w.pm)
+	w.watching(t)
+	w.links.capture(t, w.target(t))
+	voices := func(want int) {
+		t.Helper()
+		eventually(t, "senders", func() error {
+			w.links.mu.Lock()
+			defer w.links.mu.Unlock()
+			if w.links.voices != want {
+				return fmt.Errorf("%d are open, want %d", w.links.voices, want)
+			}
+			return nil
+		})
+	}
+	voices(1)
+	w.links.mu.Lock()
+	w.links.fail = errors.New("no time for that")
+	w.links.mu.Unlock()
+	eventually(t, "signal", func() error { return told(s.Handle(t.Context(), moving, stopped)) })
+	if n := w.links.openings(); n != 1 {
+		t.Errorf("%d RARPs after the signal, want 1", n)
+	}
+	w.stop()
+	voices(0)
 }
 
 func TestSwitchoverWhoHasASay(t *testing.T) {
@@ -185,6 +218,54 @@ func TestSwitchoverCannotTakeAVMThatRuns(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A signal that comes when the VM has announced itself changes nothing.
+func TestSwitchoverThatComesLate(t *testing.T) {
+	w := newWatched(t)
+	s := w.listening(t)
+	w.records.add(w.pm)
+	w.watching(t)
+	c := w.links.capture(t, w.target(t))
+	first := time.Now()
+	c.frames <- frame.Seen{At: at(first, 0), RARP: true}
+	c.frames <- frame.Seen{At: at(first, time.Millisecond)}
+	before := w.records.reported(t, w.pm, sideTarget)
+	if _, err := s.Handle(t.Context(), moving, stopped); err != nil {
+		t.Errorf("a late signal: %v", err)
+	}
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+	if n := w.links.openings(); n != 0 || w.isWithdrawn(t) {
+		t.Errorf("%d RARPs after a late signal, want none, and the port where it is", n)
+	}
+	if after := *w.records.status(w.pm).Target; !same(before, after) || after.ActivatedBy != v1alpha1.ActivatedByRARP {
+		t.Errorf("reported %+v, then %+v, want the same, by RARP", before, after)
+	}
+}
+
+// A port that was opened for a VM of which nobody hears is taken from OVN again, and given back when it comes.
+func TestSwitchoverThatNobodyFollows(t *testing.T) {
+	w, _, _ := opened(t)
+	target := w.observer.find(watchKey{sideTarget, moving.Namespace, types.UID(moving.UID)})
+	if w.isWithdrawn(t) {
+		t.Error("the port is taken from OVN at once")
+	}
+	target.tap(ident.VMPort("ns", "vm", "default")).update(func(s *sighting) { s.opened = s.opened.Add(-openTimeout) })
+	target.poke()
+	eventually(t, "the port", func() error {
+		if !w.isWithdrawn(t) {
+			return errors.New("it is open still")
+		}
+		return nil
+	})
+	w.pods.Modify(readyPod())
+	eventually(t, "the port", func() error {
+		if w.isWithdrawn(t) {
+			return errors.New("OVN is not told of it again")
+		}
+		return nil
+	})
 }
 
 func (w *watched) reach(stage v1alpha1.StageName) {

@@ -22,6 +22,8 @@ type tap struct {
 	port   ovs.Port
 	mac    net.HardwareAddr
 	frames capture
+	// voice is what the port is opened by: it is there before it is needed. The source's is nil, which seldom says anything.
+	voice sender
 	// reading and unblocking are set by the watch, under its lock.
 	reading, unblocking bool
 
@@ -52,23 +54,40 @@ func (w *watch) open(p ovs.Port) error {
 	if err != nil || len(mac) != 6 {
 		return fmt.Errorf("port %s: its MAC address %q is none", p.ID, p.MAC)
 	}
-	frames, err := w.o.links.Open(p.Name, mac)
-	if err != nil {
+	t := &tap{port: p, mac: mac}
+	if t.frames, err = w.o.links.Open(p.Name, mac); err != nil {
 		return fmt.Errorf("port %s: %w", p.ID, err)
+	}
+	if w.key.side == sideTarget {
+		if t.voice, err = w.o.links.Sender(p.Name, p.Owner.Netns); err != nil {
+			return errors.Join(fmt.Errorf("port %s: %w", p.ID, err), t.close())
+		}
 	}
 	w.mu.Lock()
 	old, closed := w.taps[p.ID], w.closed
 	if !closed {
-		w.taps[p.ID] = &tap{port: p, mac: mac, frames: frames}
+		w.taps[p.ID] = t
 	}
 	w.mu.Unlock()
 	switch {
 	case closed:
-		return frames.Close()
+		return t.close()
 	case old != nil:
 		return old.close()
 	}
 	return nil
+}
+
+// say puts a frame on the pod's side of a port's link.
+func (w *watch) say(t *tap, b []byte) error {
+	if t.voice != nil {
+		return t.voice.Send(b)
+	}
+	voice, err := w.o.links.Sender(t.port.Name, t.port.Owner.Netns)
+	if err != nil {
+		return err
+	}
+	return errors.Join(voice.Send(b), voice.Close())
 }
 
 // attached notes that OVN has installed the port.
@@ -135,6 +154,9 @@ func (w *watch) follow(t *tap) {
 			if !errors.Is(err, os.ErrClosed) {
 				w.log.Info("link of a migration is gone", "port", t.port.ID, "link", t.port.Name, "reason", err)
 			}
+			if err := t.close(); err != nil { // a socket keeps the pod's network namespace
+				w.log.Warn("link of a migration could not be left", "error", err)
+			}
 			return
 		}
 		time.Sleep(pause)
@@ -180,11 +202,21 @@ func (w *watch) unblocked(ctx context.Context, t *tap) {
 	w.poke()
 }
 
+// close may be called again.
 func (t *tap) close() error {
-	if err := t.frames.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return err
+	err := ended(t.frames.Close())
+	if t.voice != nil {
+		err = errors.Join(err, ended(t.voice.Close()))
 	}
-	return nil
+	return err
+}
+
+// ended is err, unless it says that something is closed already.
+func ended(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // close ends the readers.

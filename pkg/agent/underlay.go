@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,7 +13,8 @@ import (
 )
 
 // underlay puts the node's underlay link into a bridge of the userspace datapath, which tunnels over nothing else, with the link's addresses and routes on the bridge's
-// own link. It does so once; from then on it gives the bridge back what it had whenever its link is made anew, as every ovs-vswitchd does.
+// own link. It does so once; from then on it gives the bridge back what it had whenever its link is made anew, as every ovs-vswitchd does,
+// and moves what the node's link gets later.
 //
 // Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes} of the
 // bridge's Interface; addresses and routes of both links, and the sysctls that keep the kernel from answering on the node's.
@@ -41,11 +43,7 @@ func (u *underlay) reconcile(ctx context.Context, db switchDB, node *corev1.Node
 		return cfg, pendingLink(err)
 	}
 	grown := bridge // a node that was started anew has its configured addresses on the link, maybe more than before
-	for _, a := range held.Addresses {
-		if !slices.Contains(grown.Addresses, a) {
-			grown.Addresses = append(slices.Clone(grown.Addresses), a)
-		}
-	}
+	grown.Addresses = renewed(grown.Addresses, held.Addresses)
 	for _, r := range held.Routes {
 		if !slices.Contains(grown.Routes, r) {
 			grown.Routes = append(slices.Clone(grown.Routes), r)
@@ -62,6 +60,21 @@ func (u *underlay) reconcile(ctx context.Context, db switchDB, node *corev1.Node
 		cfg.Underlay = bridge.Bridge
 	}
 	return cfg, nil
+}
+
+// renewed adds to addresses those that the link has got since, of IPv4 each in the place of what it had in the same network: somebody gave the node another address. Of IPv6 a link may have got one by itself, before the
+// kernel is told not to answer there.
+func renewed(had, got []netip.Prefix) []netip.Prefix {
+	replaced := func(a netip.Prefix) bool {
+		return a.Addr().Is4() && !slices.Contains(got, a) && slices.ContainsFunc(got, func(g netip.Prefix) bool { return g.Masked() == a.Masked() })
+	}
+	out := slices.DeleteFunc(slices.Clone(had), replaced)
+	for _, g := range got {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 // create makes the bridge for the link that the tunnels' address is on, unless that is Open vSwitch's already.

@@ -63,6 +63,31 @@ func TestUnderlayGivesAddressesBack(t *testing.T) {
 	}
 }
 
+// An address that the link gets later replaces that of the same network, and those of others stay.
+func TestUnderlayGetsAnotherAddress(t *testing.T) {
+	n, node, c := userspaceNode(Config{Underlay: "198.51.100.0/24", UnderlayBridge: "br-underlay"})
+	for _, later := range []string{"", "198.51.100.9/24", "203.0.113.7/24", "fd00:1::2/64", "198.51.100.9/24"} {
+		if later != "" {
+			n.addrs = append(n.addrs, netdev.HostAddr{Link: "eth1", Addr: netip.MustParsePrefix(later), MTU: 9000})
+		}
+		got, _, err := c.reconcile(t.Context(), n, node, "netdev")
+		want := netip.MustParseAddr("198.51.100.1")
+		if later != "" {
+			want = netip.MustParseAddr("198.51.100.9")
+		}
+		if err != nil || got.IP != want {
+			t.Errorf("with %q: tunnels end at %s (%v), want %s", later, got.IP, err, want)
+		}
+	}
+	var have []string
+	for _, a := range n.underlay.Addresses {
+		have = append(have, a.String())
+	}
+	if got, want := strings.Join(have, " "), "fd00:1::1/64 198.51.100.9/24 203.0.113.7/24 fd00:1::2/64"; got != want {
+		t.Errorf("the database remembers %s, want %s", got, want)
+	}
+}
+
 func TestUnderlayIsLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg      Config

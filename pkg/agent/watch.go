@@ -237,7 +237,7 @@ func (w *watch) send(t *tap) {
 	if first {
 		w.log.Info("VM has not announced itself: doing it", "port", t.port.ID, "after", announceAfter)
 	}
-	if err := w.o.links.Send(t.port.Name, t.port.Owner.Netns, frame.RARP(t.mac)); err != nil {
+	if err := w.say(t, frame.RARP(t.mac)); err != nil {
 		w.log.Warn("VM could not be announced: until OVN hears of it, its port is closed here", "port", t.port.ID, "error", err)
 	}
 }

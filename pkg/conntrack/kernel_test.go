@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -196,10 +200,16 @@ func TestKernelLabels(t *testing.T) {
 	}
 }
 
-// TestKernelMany: more than a socket's buffer holds of answers, and more than one answer of a dump.
+// TestKernelMany: more than a socket's buffer holds of answers, and more than one answer of a dump. ENTRIES=50000 for so many.
 func TestKernelMany(t *testing.T) {
 	table := open(t)
-	const many = 10_000
+	many := 10_000
+	if text, ok := os.LookupEnv("ENTRIES"); ok {
+		var err error
+		if many, err = strconv.Atoi(text); err != nil || many < 1 || many > math.MaxUint16 {
+			t.Fatalf("ENTRIES=%q: want a number of ports", text)
+		}
+	}
 	entries := make([]Entry, many)
 	for i := range entries {
 		entries[i] = balanced()
@@ -219,6 +229,7 @@ func TestKernelMany(t *testing.T) {
 		t.Errorf("%d entries and %v left, %v, want %d and 1 beyond the limit", len(d.Entries[7]), d.Left, err, many-1)
 	}
 	t.Logf("%d made in %s, renewed in %s, dumped in %s", many, made.Sub(start), renewed.Sub(made), time.Since(renewed))
+	telling(t, d.Entries[7])
 	size, err := table.Size(t.Context())
 	if err != nil || size.Entries != many || size.Limit < many {
 		t.Errorf("size %+v, %v, want %d entries of a higher limit", size, err, many)
@@ -231,6 +242,35 @@ func TestKernelMany(t *testing.T) {
 	if want := map[bool]int{true: 0, false: many}[filtersZones(t)]; told != want {
 		t.Errorf("the kernel tells of %d entries of other zones, want %d", told, want)
 	}
+}
+
+// telling logs what it takes to tell a target of entries, and to look again when nothing has changed.
+func telling(t *testing.T, entries []Entry) {
+	t.Helper()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	start, passes := time.Now(), &Passes{}
+	due := passes.Due(entries, start)
+	messages, err := Encode(due)
+	encoded := time.Now()
+	if err != nil || len(due) != len(entries) {
+		t.Fatalf("%d of %d are due: %v", len(due), len(entries), err)
+	}
+	decoded := 0
+	for _, m := range messages {
+		some, err := Decode(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoded += len(some)
+	}
+	read := time.Now()
+	if again := passes.Due(entries, start); len(again) > 0 || decoded != len(entries) {
+		t.Errorf("%d of %d were read, and %d are due again", decoded, len(entries), len(again))
+	}
+	runtime.ReadMemStats(&after)
+	t.Logf("%d messages made in %s, read in %s; looked again in %s; %d MiB allocated in all", len(messages), encoded.Sub(start), read.Sub(encoded), time.Since(read), (after.TotalAlloc-before.TotalAlloc)>>20)
 }
 
 // TestKernelDumpsOnce: a kernel that tells of all zones whatever it is asked for is asked once for some of them. What they have is the same either way.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,24 +50,53 @@ func Opening(mac net.HardwareAddr) []byte {
 	return b
 }
 
-// Send puts a whole frame on the link of that index, in the calling thread's network namespace.
-func Send(index int, frame []byte) (err error) {
+// Sender puts frames on one link. It needs no thread in the link's network namespace once it is there: a frame that is in a hurry waits for nothing but the kernel.
+type Sender struct {
+	file  *os.File
+	conn  syscall.RawConn
+	index int
+}
+
+// NewSender sends on the link of that index, in the calling thread's network namespace.
+func NewSender(index int) (*Sender, error) {
 	// Protocol 0: the socket receives nothing.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("open packet socket: %w", err)
+		return nil, fmt.Errorf("open packet socket: %w", err)
 	}
-	defer func() {
-		if cerr := unix.Close(fd); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("close packet socket: %w", cerr))
-		}
-	}()
-	to := &unix.SockaddrLinklayer{Protocol: networkOrder(binary.BigEndian.Uint16(frame[12:])), Ifindex: index, Halen: 6}
+	file := os.NewFile(uintptr(fd), fmt.Sprintf("packet:%d", index))
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("send on link %d: %w", index, err), file.Close())
+	}
+	return &Sender{file: file, conn: conn, index: index}, nil
+}
+
+// Send puts a whole frame on the link. Safe for concurrent use.
+func (s *Sender) Send(frame []byte) error {
+	to := &unix.SockaddrLinklayer{Protocol: networkOrder(binary.BigEndian.Uint16(frame[12:])), Ifindex: s.index, Halen: 6}
 	copy(to.Addr[:], frame)
-	if err := unix.Sendto(fd, frame, 0, to); err != nil {
-		return fmt.Errorf("send frame on link %d: %w", index, err)
+	var err error
+	werr := s.conn.Write(func(fd uintptr) bool {
+		err = unix.Sendto(int(fd), frame, 0, to)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err = errors.Join(werr, err); err != nil {
+		return fmt.Errorf("send frame on link %d: %w", s.index, err)
 	}
 	return nil
+}
+
+// Close is for good.
+func (s *Sender) Close() error { return s.file.Close() }
+
+// Send puts one frame on a link, as a Sender does.
+func Send(index int, frame []byte) error {
+	s, err := NewSender(index)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.Send(frame), s.Close())
 }
 
 // networkOrder is v as a machine word whose bytes are in network order.

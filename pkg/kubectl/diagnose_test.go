@@ -241,7 +241,8 @@ func TestDiagnoseFaults(t *testing.T) {
 		"two leaders": {func(f *facts) {
 			f.members[1].Role, f.members[1].Servers, f.members[1].database = "leader", f.members[0].Servers, f.members[0].database
 		}, []string{"fail databases: OVN_", "*"}},
-		"member not joined": {func(f *facts) { f.members[0].Member = false }, []string{"fail databases: OVN_"}},
+		"member without room": {func(f *facts) { f.members[1].Member, f.members[1].Failed = false, true }, []string{"fail databases: OVN_Northbound at ovn-central-1 could not write to its disk"}},
+		"member not joined":   {func(f *facts) { f.members[0].Member = false }, []string{"fail databases: OVN_"}},
 		"member away": {func(f *facts) {
 			for i := range f.members {
 				if f.members[i].Leads() {

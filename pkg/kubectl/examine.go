@@ -311,6 +311,8 @@ func (f *facts) databases() (well string, wrong []verdict) {
 func raftOf(name string, members []member, want int) (leader string, wrong []verdict) {
 	for _, m := range members {
 		switch {
+		case m.Failed:
+			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s could not write to its disk, and has given up", name, m.pod), "make room in /var/lib/godwit/ovn of its node: it starts again by itself (docs/ovn-pods.md)"})
 		case !m.Member:
 			wrong = append(wrong, verdict{stuck, fmt.Sprintf("%s at %s has not joined its cluster", name, m.pod), "the logs of the pod's containers; are raft's ports (6643, 6644) open between the nodes?"})
 		case !m.led():

@@ -28,7 +28,11 @@ const (
 	firstPause      = 500 * time.Millisecond
 	copyTimeout     = time.Minute // with tens of thousands of rows, on a machine that has other things to do
 	transactTimeout = 15 * time.Second
-	probeInterval   = 5 * time.Second
+	// probeInterval is between two questions to a server, probeTimeout for the answer: one that has gone without a word is left after both at most.
+	probeInterval = 2 * time.Second
+	probeTimeout  = 5 * time.Second
+	// turnInterval is for how long a server is tried first when none can be reached.
+	turnInterval = 5 * time.Second
 )
 
 // Config says how to reach a database.
@@ -188,6 +192,7 @@ func (c *connection) probe(ctx context.Context) error {
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
 	known := c.copy()
+	var turn time.Time // when others are to be tried first; zero while there is a connection
 	for {
 		select {
 		case <-ctx.Done():
@@ -195,12 +200,17 @@ func (c *connection) probe(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if !c.ovsdb.Connected() {
+			if time.Now().Before(turn) {
+				continue
+			}
+			turn = time.Now().Add(turnInterval)
 			c.endpoints = turned(c.endpoints)
 			prefer(c.ovsdb, c.endpoints)
 			continue
 		}
+		turn = time.Time{}
 		now := c.copy()
-		echo, cancel := context.WithTimeout(ctx, probeInterval)
+		echo, cancel := context.WithTimeout(ctx, probeTimeout)
 		err := c.ovsdb.Echo(echo)
 		cancel()
 		switch {
@@ -209,6 +219,7 @@ func (c *connection) probe(ctx context.Context) error {
 			silent := c.ovsdb.CurrentEndpoint()
 			c.log.Warn("the database does not answer, connecting again", "db", c.database, "endpoint", silent, "error", err)
 			c.avoid(silent)
+			turn = time.Now().Add(turnInterval)
 		case now != known: // and it is whole: the client answers nothing while it fills it
 			known = now
 			select {

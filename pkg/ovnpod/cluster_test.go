@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -35,6 +36,8 @@ type world struct {
 	ports  int
 	// protocol is tcp, or ssl with certificates in tls.
 	protocol, tls string
+	// unwatched: nobody looks after the cluster of a member that starts.
+	unwatched bool
 }
 
 func newWorld(t *testing.T, replicas int32) *world {
@@ -58,8 +61,29 @@ func newWorld(t *testing.T, replicas int32) *world {
 // run is a member's container: the database server, and what looks after its cluster.
 type run struct {
 	database Database
+	// said is what was logged of it.
+	said *spoken
 	// end kills the server, and what looks after its cluster; a second time it does nothing.
 	end func()
+}
+
+// spoken is a log that is read while it is written.
+type spoken struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (s *spoken) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *spoken) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
 }
 
 // start starts the member of a pod on a node, whose disk is dir.
@@ -79,7 +103,8 @@ func (w *world) start(ordinal, node int, dir string) *run {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(w.t.Output(), nil))
+	said := &spoken{}
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(w.t.Output(), said), nil))
 	address := netip.MustParseAddr(fmt.Sprintf("127.0.7.%d", node))
 	argv, err := Member{Config: c, Database: d, API: w.api, Log: log, Addresses: []netip.Addr{address}}.Prepare(w.t.Context())
 	if err != nil {
@@ -92,8 +117,12 @@ func (w *world) start(ordinal, node int, dir string) *run {
 	}
 	watcher := &Watcher{Database: d, API: w.api, Log: log, Now: time.Now}
 	done := make(chan error, 1)
-	go func() { done <- Watch(ctx, watcher) }()
-	r := &run{database: d, end: sync.OnceFunc(func() {
+	if w.unwatched {
+		done <- nil
+	} else {
+		go func() { done <- Watch(ctx, watcher) }()
+	}
+	r := &run{database: d, said: said, end: sync.OnceFunc(func() {
 		cancel()
 		_ = cmd.Wait() // killed
 		<-done

@@ -36,10 +36,14 @@ type found struct {
 	// file: there is one; server, cluster and address are what it says of itself.
 	file                     bool
 	server, cluster, address string
+	// others: other nodes may have members.
+	others bool
 	// want is the address that the member has now.
 	want    string
 	ordinal int
 	record  Record
+	// gap is what the file lacks; empty for nothing.
+	gap string
 	// unasked: the API server does not answer, so that record says nothing.
 	unasked bool
 }
@@ -72,6 +76,8 @@ func decide(f found) (step, string) {
 		return stepRejoin, "this node's address was " + f.address
 	case f.file && f.record.Cluster != "" && f.record.Cluster != f.cluster:
 		return stepRejoin, "the file is of another cluster, " + f.cluster
+	case f.gap != "" && f.record.Cluster != "" && f.others:
+		return stepRejoin, "the file lacks what could not be written when the disk was full: " + f.gap
 	case f.file:
 		return stepKeep, ""
 	case f.record.Cluster != "":
@@ -124,7 +130,7 @@ func (m Member) Prepare(ctx context.Context) ([]string, error) {
 }
 
 func (m Member) look(ctx context.Context, host netip.Addr) (f found, err error) {
-	f.want = m.Database.raftAddress(host)
+	f.want, f.others = m.Database.raftAddress(host), len(m.Database.others(host)) > 0
 	if f.ordinal, err = m.Config.Ordinal(); err != nil {
 		return f, err
 	}
@@ -160,6 +166,7 @@ func (m Member) inspect(ctx context.Context, f *found) (err error) {
 	if f.address, err = databaseTool(ctx, "db-local-address", m.Database.File); err != nil {
 		return err
 	}
+	f.gap = m.Database.gap(ctx)
 	f.cluster, err = databaseTool(ctx, "db-cid", m.Database.File)
 	return err
 }

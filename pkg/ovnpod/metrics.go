@@ -57,6 +57,7 @@ func (c *Census) descs() map[string]*prometheus.Desc {
 		"lag":         prometheus.NewDesc("godwit_ovn_raft_member_lag_entries", "How many entries of the log a member is behind; the leader tells.", []string{"database", "server"}, nil),
 		"silent":      prometheus.NewDesc("godwit_ovn_raft_member_silent_seconds", "For how long the leader has heard nothing of a member.", []string{"database", "server"}, nil),
 		"file":        prometheus.NewDesc("godwit_ovn_database_file_bytes", "Size of the database's file.", database, nil),
+		"room":        prometheus.NewDesc("godwit_ovn_database_disk_free_bytes", "Room on the disk of the database's file.", database, nil),
 		"sessions":    prometheus.NewDesc("godwit_ovn_database_sessions", "Clients of this member.", database, nil),
 		"cells":       prometheus.NewDesc("godwit_ovn_database_cells", "Cells of the database that this member holds in memory.", database, nil),
 	}
@@ -128,8 +129,8 @@ func (c *Census) database(s *telling, d Database) error {
 	ctx, cancel := context.WithTimeout(c.Context, scrapeTimeout)
 	defer cancel()
 	said, err := ovs.Ask(ctx, d.Control, "cluster/status", d.Name)
-	if err != nil {
-		return err
+	if disk := s.disk(d, err); disk != nil || err != nil {
+		return errors.Join(err, disk)
 	}
 	st := parseStatus(said)
 	s.gauge("leader", truth()[st.Leader], d.Kind)
@@ -154,11 +155,24 @@ func (c *Census) database(s *telling, d Database) error {
 	uses := ovs.ParseMemory(memory)
 	s.gauge("sessions", uses["sessions"], d.Kind)
 	s.gauge("cells", uses["cells"], d.Kind)
+	return nil
+}
+
+// disk tells of the file where there is a server, also of one that has given its database up.
+func (s *telling) disk(d Database, asked error) error {
+	if errors.Is(asked, ovs.ErrNoSocket) {
+		return nil
+	}
 	info, err := os.Stat(d.File)
 	if err != nil {
 		return fmt.Errorf("the database's file: %w", err)
 	}
 	s.gauge("file", float64(info.Size()), d.Kind)
+	free, _, err := d.room()
+	if err != nil {
+		return err
+	}
+	s.gauge("room", float64(free), d.Kind)
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -102,12 +103,14 @@ func census(t *testing.T, log io.Writer) *Census {
 }
 
 func TestCensus(t *testing.T) {
-	got := told(t, census(t, t.Output()))
+	got := regexp.MustCompile(`(disk_free_bytes/..) [1-9].*`).ReplaceAllString(told(t, census(t, t.Output())), "$1 some")
 	const want = `daemon_up/ovn-northd 1
 daemon_up/ovsdb-server-nb 1
 daemon_up/ovsdb-server-sb 1
 database_cells/nb 733
 database_cells/sb 7
+database_disk_free_bytes/nb some
+database_disk_free_bytes/sb some
 database_file_bytes/nb 1234
 database_file_bytes/sb 99
 database_sessions/nb 5
@@ -137,6 +140,20 @@ task_seconds/ovn-northd/p95/ovn-northd-loop 0.0475
 `
 	if got != want {
 		t.Errorf("told\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestCensusOfOneThatHasGivenUp: of a server that serves its database no more, its file and the room for it are told.
+func TestCensusOfOneThatHasGivenUp(t *testing.T) {
+	c := census(t, t.Output())
+	nb := c.Config.named(ProbeNB)
+	if err := os.Remove(nb.Control); err != nil {
+		t.Fatal(err)
+	}
+	answering(t, nb.Control, map[string]string{"": unknownCluster})
+	got := told(t, c)
+	if !strings.Contains(got, "daemon_up/ovsdb-server-nb 0\n") || !strings.Contains(got, "database_file_bytes/nb 1234\n") || !strings.Contains(got, "database_disk_free_bytes/nb ") {
+		t.Errorf("told\n%s", got)
 	}
 }
 

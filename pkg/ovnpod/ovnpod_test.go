@@ -2,6 +2,7 @@ package ovnpod
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -34,6 +35,9 @@ func TestDecide(t *testing.T) {
 		"the first pod with an empty disk never splits": {found{want: here, record: Record{Cluster: "c1"}}, stepJoin},
 		"a member starts again":                         {member(func(*found) {}), stepKeep},
 		"the API server cannot be asked":                {member(func(f *found) { f.record = Record{} }), stepKeep},
+		"it lacks what it could not write":              {member(func(f *found) { f.gap, f.others = "record 7 skips", true }), stepRejoin},
+		"it lacks that, and nobody else can have it":    {member(func(f *found) { f.gap = "record 7 skips" }), stepKeep},
+		"it lacks that, and nobody can be asked":        {member(func(f *found) { f.gap, f.others, f.record = "record 7 skips", true, Record{} }), stepKeep},
 		"it was removed meanwhile":                      {member(func(f *found) { f.record.Removed = []string{"abcd@" + here} }), stepRejoin},
 		"another of this node was removed":              {member(func(f *found) { f.record.Removed = []string{"ffff@" + here} }), stepKeep},
 		"the node has another address":                  {member(func(f *found) { f.want = "tcp:10.0.0.9:6643" }), stepRejoin},
@@ -305,6 +309,33 @@ func TestRevive(t *testing.T) {
 		}
 		if ended := strings.Contains(log.String(), "ending the server"); ended != tc.ended {
 			t.Errorf("%s: ended %t, want %t: %s", name, ended, tc.ended, log.String())
+		}
+	}
+}
+
+// A file is written anew once, when there is room after there was none.
+func TestWhole(t *testing.T) {
+	dir := t.TempDir()
+	d := Database{Name: "OVN_Northbound", Control: filepath.Join(dir, "c"), File: filepath.Join(dir, "nb.db")}
+	if err := os.WriteFile(d.File, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	answering(t, d.Control, map[string]string{"cluster/status": "Status: cluster member\nRole: follower\n", "ovsdb-server/compact": ""})
+	var log strings.Builder
+	w := &Watcher{Database: d, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for _, step := range []struct {
+		size    int64
+		want    string
+		written int
+	}{{1, "", 0}, {1 << 43, "make room in ", 0}, {1 << 43, "make room in ", 0}, {1, "", 1}, {1, "", 1}} {
+		if err := os.Truncate(d.File, step.size); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.look(t.Context()); fmt.Sprint(err) != "<nil>" && step.want == "" || step.want != "" && (err == nil || !strings.Contains(err.Error(), step.want)) {
+			t.Errorf("with %d bytes: %v, want %q", step.size, err, step.want)
+		}
+		if n := strings.Count(log.String(), "writing the database's file anew"); n != step.written {
+			t.Errorf("with %d bytes: written anew %d times, want %d", step.size, n, step.written)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		case !s.Led:
 			return fmt.Errorf("the cluster of %s has no leader: are most of its members there?", d.Name)
 		}
-		return nil
+		return d.roomy()
 	case ProbeGate:
 		return c.opened(ctx)
 	case ProbeUninstall:

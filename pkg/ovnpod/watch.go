@@ -7,13 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
 	"github.com/godwit-cni/godwit/pkg/raft"
@@ -39,6 +36,8 @@ type Watcher struct {
 	// leads since then; zero: another does.
 	leads time.Time
 	last  Status
+	// tight: there was no room for a copy of the database, and its file has not been written anew since.
+	tight bool
 	// recorded: the API knows the cluster.
 	recorded bool
 }
@@ -82,54 +81,15 @@ func (w *Watcher) look(ctx context.Context) error {
 		w.Log.Info("state of the cluster's member", "db", w.Database.Name, "member", s.Member, "leads", s.Leader, "led", s.Led, "term", s.Term, "servers", len(s.servers))
 	}
 	w.last = s
+	whole := w.whole(ctx)
 	if !s.Leader {
 		w.leads = time.Time{}
-		return nil
+		return whole
 	}
 	if w.leads.IsZero() {
 		w.leads = w.Now()
 	}
-	return errors.Join(w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx), w.listen(ctx))
-}
-
-// unknownCluster is what a server says of a database that it serves no more: raft.c of Open vSwitch.
-const unknownCluster = "unknown cluster"
-
-// revive ends a server that has given its database up, since it could not write to its disk: the container starts it again, and it is a member as before. Without room it would fail once more, and is left
-// alone, unless it led: its clients stay with it, and ovn-northd and the controllers would wait for its answers for ever.
-func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
-	if !s.Failed && !strings.Contains(why.Error(), unknownCluster) {
-		return nil
-	}
-	free, need, err := room(w.Database.File)
-	if err != nil {
-		return err
-	}
-	if free < need && !s.Pretends && !w.last.Leader {
-		return fmt.Errorf("its disk has not the %d MiB that a copy of %s takes: make room in %s of this node", need>>20+1, w.Database.Name, filepath.Dir(w.Database.File))
-	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	w.Log.Warn("ending the server, which has given its database up, for it to start again", "db", w.Database.Name)
-	var said string
-	if err := ovs.Call(ctx, w.Database.Control, "exit", []string{}, &said); err != nil {
-		return fmt.Errorf("end the server of %s: %w", w.Database.Name, err)
-	}
-	w.last = Status{}
-	return nil
-}
-
-// room says how many bytes are free on the disk of a file, and how many a copy of the file takes: to compact a database is to write it anew.
-func room(file string) (free, need uint64, err error) {
-	info, err := os.Stat(file)
-	if err != nil {
-		return 0, 0, fmt.Errorf("find the size of a database: %w", err)
-	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(file), &disk); err != nil {
-		return 0, 0, fmt.Errorf("find how much room there is in %s: %w", filepath.Dir(file), err)
-	}
-	return disk.Bavail * uint64(disk.Bsize), uint64(info.Size()), nil
+	return errors.Join(whole, w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx), w.listen(ctx))
 }
 
 // record tells the API of a cluster that it does not know.

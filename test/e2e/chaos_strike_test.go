@@ -160,57 +160,71 @@ func booted(node func(*cell) string) strike {
 	}
 }
 
-// onHub runs a script on the machine of the API server and the databases.
-func onHub(script string, args ...string) strike {
+// machines are where something is struck.
+type machines func() []string
+
+// onHub has the API server, onCentral OVN's databases.
+func onHub() []string     { return []string{"hub"} }
+func onCentral() []string { return cluster.Central() }
+
+// scripted runs a script on machines.
+func scripted(on machines, script string, args ...string) strike {
 	return func(t *testing.T, _ *cell) {
 		t.Helper()
-		if out, err := cluster.Exec(t.Context(), "hub", append([]string{"sh", "-c", script}, args...)...); err != nil {
-			t.Fatalf("%s: %s %v", script, out, err)
+		for _, m := range on() {
+			if out, err := cluster.Exec(t.Context(), m, append([]string{"sh", "-c", script}, args...)...); err != nil {
+				t.Fatalf("%s: %s %v", script, out, err)
+			}
 		}
 	}
+}
+
+// lifted runs a script on machines when the test has ended, whatever became of it.
+func lifted(t *testing.T, on machines, script string, args ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		for _, m := range on() {
+			if out, err := cluster.Exec(ctx, m, append([]string{"sh", "-c", script}, args...)...); err != nil {
+				t.Errorf("lift a fault of %s: %s: %s %v", m, script, out, err)
+			}
+		}
+	})
 }
 
 // signalled finds the process by a word of its command line: both databases have one name.
 const signalled = `n=0; for p in $(pidof "$0"); do if grep -q "$1" /proc/$p/cmdline; then kill -"$2" "$p"; n=1; fi; done; test $n = 1`
 
-// frozen stops a process of the hub, which answers nobody until it is thawed.
-func frozen(program, word string) strike {
+// frozen stops a process on machines, which answers nobody until it is thawed.
+func frozen(on machines, program, word string) strike {
 	return func(t *testing.T, c *cell) {
 		t.Helper()
-		t.Cleanup(func() { // twice does no harm
-			ctx := context.WithoutCancel(t.Context())
-			if out, err := cluster.Exec(ctx, "hub", "sh", "-c", signalled, program, word, "CONT"); err != nil {
-				t.Errorf("let %s go on: %s %v", program, out, err)
-			}
-		})
-		onHub(signalled, program, word, "STOP")(t, c)
+		lifted(t, on, signalled, program, word, "CONT") // twice does no harm
+		scripted(on, signalled, program, word, "STOP")(t, c)
 	}
 }
 
-func thawed(program, word string) strike { return onHub(signalled, program, word, "CONT") }
-
-// cut drops what goes to a port of the hub and comes from it.
-func cut(port string) strike {
-	return filtered("chain in { type filter hook input priority 0; tcp dport " + port + " drop; }; chain out { type filter hook output priority 0; tcp sport " + port + " drop; };")
+func thawed(on machines, program, word string) strike {
+	return scripted(on, signalled, program, word, "CONT")
 }
 
-// refused resets connections to a port of the hub.
-func refused(port string) strike {
-	return filtered("chain in { type filter hook input priority 0; tcp dport " + port + " reject with tcp reset; };")
+// cut drops what goes to ports of OVN's databases and comes from them.
+func cut(ports string) strike {
+	return filtered("chain in { type filter hook input priority 0; tcp dport " + ports + " drop; }; chain out { type filter hook output priority 0; tcp sport " + ports + " drop; };")
+}
+
+// refused resets connections to ports of OVN's databases.
+func refused(ports string) strike {
+	return filtered("chain in { type filter hook input priority 0; tcp dport " + ports + " reject with tcp reset; };")
 }
 
 func filtered(chains string) strike {
 	rules := "table inet fault { " + chains + " }"
 	return func(t *testing.T, c *cell) {
 		t.Helper()
-		t.Cleanup(func() {
-			ctx := context.WithoutCancel(t.Context())
-			if out, err := cluster.Exec(ctx, "hub", "sh", "-c", "nft delete table inet fault 2>/dev/null; true"); err != nil {
-				t.Errorf("lift the cut: %s %v", out, err)
-			}
-		})
-		onHub(`nft "$0"`, rules)(t, c)
+		lifted(t, onCentral, "nft delete table inet fault 2>/dev/null; true")
+		scripted(onCentral, `nft "$0"`, rules)(t, c)
 	}
 }
 
-var mended = onHub("nft delete table inet fault")
+var mended = scripted(onCentral, "nft delete table inet fault")

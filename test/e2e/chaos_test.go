@@ -95,17 +95,19 @@ func restartFaults() []fault {
 
 // outageFaults are those in which a server of the cluster cannot be reached for ten seconds.
 func outageFaults() []fault {
-	const nb, sb, api = "/nb.sock", "/sb.sock", "kube-apiserver"
+	// Of the databases, a word of their sockets, on the hub and in pods; the southbound one's ports, its gate's among them.
+	const server, nb, sb, api = "ovsdb-server", `/\(ovn\)*nb[_db]*\.sock`, `/\(ovn\)*sb[_db]*\.sock`, "kube-apiserver"
+	const nbPort, sbPorts = "6641", "{ 6642, 6645 }"
 	return []fault{
-		{name: "sb-frozen", at: outages, strike: frozen("ovsdb-server", sb), lift: thawed("ovsdb-server", sb), outage: outage, ends: moved},
-		{name: "sb-cut", at: outages, strike: cut("6642"), lift: mended, outage: outage, ends: moved},
+		{name: "sb-frozen", at: outages, strike: frozen(onCentral, server, sb), lift: thawed(onCentral, server, sb), outage: outage, ends: moved},
+		{name: "sb-cut", at: outages, strike: cut(sbPorts), lift: mended, outage: outage, ends: moved},
 		// ovn-controller knows of it, and writes nothing until it is connected again, which it tries every eight seconds at last.
-		{name: "sb-refused", at: outages, strike: refused("6642"), lift: mended, outage: outage, silent: reconnects, ends: moved},
-		{name: "nb-frozen", at: outages, strike: frozen("ovsdb-server", nb), lift: thawed("ovsdb-server", nb), outage: outage, ends: moved},
+		{name: "sb-refused", at: outages, strike: refused(sbPorts), lift: mended, outage: outage, silent: reconnects, ends: moved},
+		{name: "nb-frozen", at: outages, strike: frozen(onCentral, server, nb), lift: thawed(onCentral, server, nb), outage: outage, ends: moved},
 		// What was under way is sent again when TCP tries, at worst as long after the cut as the cut was.
-		{name: "nb-cut", at: outages, strike: cut("6641"), lift: mended, outage: outage, grace: outage, ends: moved},
+		{name: "nb-cut", at: outages, strike: cut(nbPort), lift: mended, outage: outage, grace: outage, ends: moved},
 		{name: "api-frozen", at: []kubevirt.Stage{kubevirt.StageMigrate, whileCopying, kubevirt.StageDetected, kubevirt.StageEndTimestamp},
-			strike: frozen(api, api), lift: thawed(api, api), outage: outage, deaf: true, back: led, ends: moved},
+			strike: frozen(onHub, api, api), lift: thawed(onHub, api, api), outage: outage, deaf: true, back: led, ends: moved},
 	}
 }
 

@@ -168,7 +168,20 @@ func subnetFor(t *testing.T, name, third string, egress *v1alpha1.Egress) (ns st
 			t.Errorf("delete Subnet %s: %v", name, err)
 		}
 	})
+	known(t, name)
 	return namespace(t, map[string]string{"test": name})
+}
+
+// known waits until the controller has seen a Subnet: of a pod that it sees earlier the namespace is in another.
+func known(t *testing.T, subnet string) {
+	t.Helper()
+	eventually(t, settleTimeout, func(ctx context.Context) error {
+		var s v1alpha1.Subnet
+		if err := cluster.api.Get(ctx, types.NamespacedName{Name: subnet}, &s); err != nil || s.Status.AvailableIPs == 0 {
+			return fmt.Errorf("Subnet %s has no addresses to give yet: %+v %w", subnet, s.Status, err)
+		}
+		return nil
+	})
 }
 
 func setEgress(t *testing.T, subnet string, egress *v1alpha1.Egress) {

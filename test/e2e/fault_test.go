@@ -36,13 +36,18 @@ func leader(ctx context.Context) (string, error) {
 	return node, nil
 }
 
-// settled waits until the agents and the controllers are Ready again.
+// partly is of a pod that has containers which are not ready.
+var partly = regexp.MustCompile(`(?m)^\S+ +(\d+)/(\d+) `)
+
+// settled waits until everything of Godwit's is Ready again.
 func settled(t *testing.T) {
 	t.Helper()
 	eventually(t, 2*time.Minute, func(ctx context.Context) error {
 		out, err := kubectl(ctx, "-n", "godwit-system", "get", "pods", "--no-headers")
-		if err == nil && strings.Contains(out, "0/1") {
-			err = fmt.Errorf("not all ready:\n%s", out)
+		for _, m := range partly.FindAllStringSubmatch(out, -1) {
+			if err == nil && m[1] != m[2] {
+				err = fmt.Errorf("not all ready:\n%s", out)
+			}
 		}
 		return err
 	})

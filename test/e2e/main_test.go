@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
@@ -37,7 +40,13 @@ var cluster struct {
 	kubectl string
 }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+// ovnIn is where a new lab has OVN and Open vSwitch; make e2e-pods gives it.
+var ovnIn = flag.String("ovn", "", "processes of the lab's machines, or pods, as users install them; empty for what a lab that is up has")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -45,7 +54,7 @@ func run(m *testing.M) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	stays := labExists()
-	l, err := lab.Up(ctx, lab.Config{Log: log})
+	l, err := lab.Up(ctx, lab.Config{OVN: *ovnIn, Log: log})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		return 1
@@ -68,15 +77,17 @@ func run(m *testing.M) int {
 		down()
 		return 1
 	}
-	before, err := l.Crashes()
+	before, err := crashes(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		down()
 		return 1
 	}
 	code := m.Run()
-	if after, err := l.Crashes(); err != nil || len(after) > len(before) {
-		fmt.Fprintf(os.Stderr, "FAIL: services of the lab crashed while the tests ran (%v):\n%s\n", err, strings.Join(after[min(len(before), len(after)):], "\n"))
+	after, err := crashes(context.WithoutCancel(ctx))
+	after = slices.DeleteFunc(after, func(c string) bool { return slices.Contains(before, c) })
+	if err != nil || len(after) > 0 {
+		fmt.Fprintf(os.Stderr, "FAIL: parts of the lab crashed while the tests ran (%v):\n%s\n", err, strings.Join(after, "\n"))
 		code = max(code, 1)
 	}
 	if err := chaos.close(context.WithoutCancel(ctx)); err != nil {
@@ -85,6 +96,26 @@ func run(m *testing.M) int {
 	}
 	return max(code, down())
 }
+
+// crashes are those of the lab's services, and of Godwit's containers the last ones, as far as their pods are there still.
+func crashes(ctx context.Context) ([]string, error) {
+	all, err := cluster.Crashes()
+	var pods corev1.PodList
+	if err := errors.Join(err, cluster.api.List(ctx, &pods, client.InNamespace(lab.Namespace))); err != nil {
+		return nil, err
+	}
+	for i := range pods.Items {
+		for _, c := range pods.Items[i].Status.ContainerStatuses {
+			if end := c.LastTerminationState.Terminated; end != nil && slices.Contains(crashCodes, end.ExitCode) {
+				all = append(all, fmt.Sprintf("container %s of pod %s (%s) ended with %d at %s", c.Name, pods.Items[i].Name, end.ContainerID, end.ExitCode, end.FinishedAt))
+			}
+		}
+	}
+	return all, nil
+}
+
+// crashCodes are exit codes: of a panic in Go, of SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE and SIGSEGV.
+var crashCodes = []int32{2, 132, 133, 134, 135, 136, 139}
 
 func labExists() bool {
 	dir, err := lab.Dir("default")
@@ -127,6 +158,15 @@ func kubectl(ctx context.Context, args ...string) (string, error) {
 		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return string(out), nil
+}
+
+// nbctl asks the northbound database, or changes it by hand, and sbctl the southbound one. A member that does not lead its cluster passes changes on.
+func nbctl(ctx context.Context, args ...string) (string, error) {
+	return cluster.Exec(ctx, "hub", append([]string{"ovn-nbctl", "--no-leader-only", "--db=" + cluster.NB()}, args...)...)
+}
+
+func sbctl(ctx context.Context, args ...string) (string, error) {
+	return cluster.Exec(ctx, "hub", append([]string{"ovn-sbctl", "--no-leader-only", "--db=" + cluster.SB()}, args...)...)
 }
 
 // inPod runs a command in a pod; a reach.Exec. probe exits non-zero when a target failed, and its lines say which: then there is output and no error.

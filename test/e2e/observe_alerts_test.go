@@ -157,7 +157,7 @@ func (a *alarms) badMigrations(t *testing.T, s *passage.Scene) {
 // badNode: the ovn-controller of the node to which the VM has moved hangs, the node's tunnels are gone, then its Open vSwitch database hangs too, and it has claimed a port that is another's; then its Chassis is gone.
 func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 	t.Helper()
-	thaw := hanging(t, "ovn-controller", s.Target)
+	thaw := hanging(t, "ovn-controller", anyOf, s.Target)
 	cutOff(t, s)
 	claim, remove := claimForbidden(t, s)
 	a.await(t, "GodwitPortWithoutChassis", critical(nil))
@@ -176,12 +176,12 @@ func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 // badCentre: OVN's databases hang; then the controllers do, and nobody signs for a node's certificate that is near its end.
 func (a *alarms) badCentre(t *testing.T, s *passage.Scene) {
 	t.Helper()
-	thaw := hanging(t, "ovsdb-server", "hub")
+	thaw := hanging(t, "ovsdb-server", databases, cluster.Central()...)
 	a.await(t, "GodwitControllerDisconnected", critical(scrapedFrom(s.Target)))
 	a.await(t, "GodwitDatabaseUnreachable", critical(model.LabelSet{"database": "northbound"}))
 	a.await(t, "GodwitDatabaseUnreachable", critical(model.LabelSet{"database": "southbound"}))
 	thaw()
-	thaw = hanging(t, "godwit-controller", cluster.NodeNames()...)
+	thaw = hanging(t, "godwit-controller", anyOf, cluster.NodeNames()...)
 	age(t, s.Source)
 	a.await(t, "GodwitControllerAbsent", critical(nil))
 	a.await(t, "GodwitCertificateExpires", warning(agentOf(s.Source).Merge(model.LabelSet{"certificate": "node"})))

@@ -63,14 +63,14 @@ func fillSubnet(t *testing.T) (empty func()) {
 // northbound changes the northbound database by hand, and southbound the other.
 func northbound(ctx context.Context, t *testing.T, args ...string) {
 	t.Helper()
-	if out, err := cluster.Exec(ctx, "hub", append([]string{"ovn-nbctl", "--db=" + cluster.NB()}, args...)...); err != nil {
+	if out, err := nbctl(ctx, args...); err != nil {
 		t.Errorf("ovn-nbctl %v: %s %v", args, out, err)
 	}
 }
 
 func southbound(ctx context.Context, t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := cluster.Exec(ctx, "hub", append([]string{"ovn-sbctl", "--db=" + cluster.SB()}, args...)...)
+	out, err := sbctl(ctx, args...)
 	if err != nil {
 		t.Errorf("ovn-sbctl %v: %s %v", args, out, err)
 	}
@@ -105,7 +105,7 @@ func claimForbidden(t *testing.T, s *passage.Scene) (claim func(context.Context)
 	})
 	chassis := southbound(t.Context(), t, "--bare", "--columns=_uuid", "find", "Chassis", "name="+s.Target)
 	return func(ctx context.Context) error {
-		_, err := cluster.Exec(ctx, "hub", "ovn-sbctl", "--db="+cluster.SB(), "set", "Port_Binding", row, "chassis="+chassis)
+		_, err := sbctl(ctx, "set", "Port_Binding", row, "chassis="+chassis)
 		return err
 	}, remove
 }
@@ -141,12 +141,18 @@ func undo(t *testing.T, end func(context.Context) error) func() {
 	return once
 }
 
-// hanging stops machines' processes of a name without ending them. What it returns, and the end of the test, lets them go on.
-func hanging(t *testing.T, process string, machines ...string) (thaw func()) {
+// anyOf is in every command line, databases in those of OVN's databases and not in that of Open vSwitch's beside them.
+const (
+	anyOf     = "."
+	databases = `/\(ovn\)*[ns]b[_db]*\.sock`
+)
+
+// hanging stops machines' processes of a name, with words in their command lines, without ending them. What it returns, and the end of the test, lets them go on.
+func hanging(t *testing.T, process, words string, machines ...string) (thaw func()) {
 	t.Helper()
 	signal := func(ctx context.Context, name string) error {
 		for _, m := range machines {
-			if _, err := cluster.Exec(ctx, m, "sh", "-c", `for p in $(pidof "$1"); do kill -"$0" "$p"; done`, name, process); err != nil {
+			if _, err := cluster.Exec(ctx, m, "sh", "-c", `for p in $(pidof "$1"); do if grep -q "$2" /proc/$p/cmdline; then kill -"$0" "$p"; fi; done`, name, process, words); err != nil {
 				return err
 			}
 		}

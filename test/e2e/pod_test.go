@@ -347,13 +347,15 @@ func TestPodForgedInterface(t *testing.T) {
 // bound is the chassis that holds a port, by the southbound database.
 func bound(t *testing.T, port string) string {
 	t.Helper()
-	out, err := cluster.Exec(t.Context(), "node1", "sh", "-c", `db=$(ovs-vsctl get Open_vSwitch . external_ids:ovn-remote | tr -d '"')
-		ch=$(ovn-sbctl --db="$db" --bare --columns=chassis find Port_Binding logical_port="$0")
-		ovn-sbctl --db="$db" --bare --columns=name list Chassis $ch`, `"`+port+`"`)
+	row, err := sbctl(t.Context(), "--bare", "--columns=chassis", "find", "Port_Binding", `logical_port="`+port+`"`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(out)
+	name, err := sbctl(t.Context(), "--bare", "--columns=name", "list", "Chassis", strings.TrimSpace(row))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(name)
 }
 
 // portForward fetches a page through kubectl port-forward.

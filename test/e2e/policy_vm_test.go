@@ -165,7 +165,7 @@ func (s *policyVM) movesAlong(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("the row of VM %s: %v, %w", s.VM, row, err)
 	}
 	for _, group := range []string{policy.IngressGroup, policy.EgressGroup} {
-		out, err := cluster.Exec(ctx, "hub", "ovn-nbctl", "--db="+cluster.NB(), "--bare", "--columns=ports", "find", "Port_Group", "name="+group+"_handover")
+		out, err := nbctl(ctx, "--bare", "--columns=ports", "find", "Port_Group", "name="+group+"_handover")
 		if err != nil || !strings.Contains(out, row.UUID) {
 			return false, err
 		}

@@ -153,7 +153,7 @@ func TestServiceMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, settleTimeout, func(ctx context.Context) error {
-		rows, err := cluster.Exec(ctx, "hub", "ovn-nbctl", "--db="+cluster.NB(), "--bare", "--columns=name", "list", "Load_Balancer")
+		rows, err := nbctl(ctx, "--bare", "--columns=name", "list", "Load_Balancer")
 		if err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func TestServiceHeadless(t *testing.T) {
 	beside := echoService(g.ns, "beside", podRole, 7)
 	open(t, beside, nil)
 	g.sells(t, beside, backend(g.pod)) // by then the other has been seen too
-	rows, err := cluster.Exec(t.Context(), "hub", "ovn-nbctl", "--db="+cluster.NB(), "--bare", "--columns=name", "list", "Load_Balancer")
+	rows, err := nbctl(t.Context(), "--bare", "--columns=name", "list", "Load_Balancer")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -155,20 +156,29 @@ func annotate(ctx context.Context, t *testing.T, s *passage.Scene, signal string
 	}
 }
 
-// stoppedVM is a VM of which QEMU has stopped the source, in a migration that waits at a stage.
-func stoppedVM(t *testing.T, vm *machine, to string, at kubevirt.Stage) *lab.Migration {
+// stoppedVM is a VM of which QEMU has stopped the source, in a migration that waits at a stage. before is done when its ports are prepared and QEMU has not begun.
+func stoppedVM(t *testing.T, vm *machine, to string, at kubevirt.Stage, before func()) *lab.Migration {
 	t.Helper()
 	began := time.Now()
-	g := vm.begin(t, lab.MigrateOptions{To: to, Hold: []kubevirt.Stage{at}})
-	eventually(t, 30*time.Second, func(context.Context) error {
-		entries, err := vm.Journal()
-		if err == nil && !slices.ContainsFunc(entries, func(e kubevirt.Entry) bool {
-			return e.Event == string(guest.Stopped) && e.Time.After(began)
-		}) {
-			err = errors.New("QEMU has not stopped the VM")
-		}
-		return err
+	happened := func(what string, is func(kubevirt.Entry) bool) {
+		t.Helper()
+		eventually(t, 30*time.Second, func(context.Context) error {
+			entries, err := vm.Journal()
+			if err == nil && !slices.ContainsFunc(entries, func(e kubevirt.Entry) bool { return is(e) && e.Time.After(began) }) {
+				err = errors.New(what)
+			}
+			return err
+		})
+	}
+	g := vm.begin(t, lab.MigrateOptions{To: to, Hold: []kubevirt.Stage{kubevirt.StageMigrate, at}})
+	happened("KubeVirt has not come to the migration", func(e kubevirt.Entry) bool {
+		return e.Event == kubevirt.EventHeld && e.Detail == string(kubevirt.StageMigrate)
 	})
+	before()
+	if err := g.Hold(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	happened("QEMU has not stopped the VM", func(e kubevirt.Entry) bool { return e.Event == string(guest.Stopped) })
 	return g
 }
 
@@ -191,7 +201,7 @@ func TestSwitchoverIsRolledBack(t *testing.T) {
 	vm := bootVM(t, lab.VMOptions{Name: "switchover-back", Node: "node1"})
 	from := peer(t, "node3")
 	vm.watch(t, from, func() {
-		g := stoppedVM(t, vm, "node2", kubevirt.StageSwitchover)
+		g := stoppedVM(t, vm, "node2", kubevirt.StageSwitchover, func() {})
 		portOpened(t, g)
 		if err := g.Cancel(t.Context()); err != nil {
 			t.Fatal(err)
@@ -218,30 +228,50 @@ func TestSwitchoverIsRolledBack(t *testing.T) {
 	vm.untouched(t)
 }
 
-// With the target's agent out of reach, or started again between the stop and the VM's arrival, the port is open when the VM announces itself, as it is without a signal.
+// With the target's agent out of reach, or an agent started again between the stop and the VM's arrival, before the signal was sent, heard or after that, the port is open when the VM announces itself at the latest,
+// as it is without a signal.
 func TestSwitchoverFaults(t *testing.T) {
 	vm := bootVM(t, lab.VMOptions{Name: "switchover-faults", Node: "node1"})
 	from := peer(t, "node3")
 	for _, c := range []struct {
-		name, to string
-		strike   func(t *testing.T, target string) (mend func())
-		by       v1alpha1.ActivatedBy
+		name, from, to string
+		// before is done when the VM is about to be stopped, stopped when it was.
+		before, stopped func(t *testing.T, source, target string)
+		by              v1alpha1.ActivatedBy
 	}{
-		{"agents apart", "node2", apart, v1alpha1.ActivatedByRARP},
-		{"target's agent killed", "node1", func(t *testing.T, target string) func() {
+		{"agents apart", "node1", "node2", apart, nil, v1alpha1.ActivatedByRARP},
+		{"target's agent killed", "node2", "node1", nil, func(t *testing.T, _, target string) {
 			t.Helper()
-			return func() {
-				eventually(t, 20*time.Second, func(ctx context.Context) error { return kill(ctx, target, "godwit-agent") })
-			}
+			eventually(t, 20*time.Second, func(ctx context.Context) error { return kill(ctx, target, "godwit-agent") })
+		}, ""},
+		{"source's agent started again before the signal", "node1", "node2", func(t *testing.T, source, _ string) {
+			t.Helper()
+			agentFrozen(t, source)
+		}, func(t *testing.T, source, _ string) {
+			t.Helper()
+			agentStartedAgain(t, source)
+		}, v1alpha1.ActivatedByRARP},
+		// A node's agent that is back soon enough hears the signal: the source's tries twice.
+		{"target's agent started again before it hears the signal", "node2", "node1", func(t *testing.T, _, target string) {
+			t.Helper()
+			agentFrozen(t, target)
+		}, func(t *testing.T, _, target string) {
+			t.Helper()
+			agentStartedAgain(t, target)
 		}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			settled(t)
-			mend := c.strike(t, c.to)
 			var g *lab.Migration
 			vm.watch(t, from, func() {
-				g = stoppedVM(t, vm, c.to, kubevirt.StageResume)
-				mend()
+				g = stoppedVM(t, vm, c.to, kubevirt.StageResume, func() {
+					if c.before != nil {
+						c.before(t, c.from, c.to)
+					}
+				})
+				if c.stopped != nil {
+					c.stopped(t, c.from, c.to)
+				}
 				if err := g.Release(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -262,25 +292,56 @@ func TestSwitchoverFaults(t *testing.T) {
 	}
 }
 
-// apart drops what comes to a node's agent from others.
-func apart(t *testing.T, node string) func() {
+// agentFrozen stops a node's agent where it is: it hears and says nothing.
+func agentFrozen(t *testing.T, node string) {
+	t.Helper()
+	t.Cleanup(func() { // whatever becomes of the test; another one that runs does not mind
+		if out, err := cluster.Exec(context.WithoutCancel(t.Context()), node, "sh", "-c", `kill -CONT $(pidof "$0") || true`, "godwit-agent"); err != nil {
+			t.Errorf("let the agent of %s go on: %s %v", node, out, err)
+		}
+	})
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
+		_, err := cluster.Exec(ctx, node, "sh", "-c", `kill -STOP $(pidof "$0")`, "godwit-agent")
+		return err
+	})
+}
+
+// agentStartedAgain kills a node's agent, and waits until another is ready.
+func agentStartedAgain(t *testing.T, node string) {
+	t.Helper()
+	agents := func(ctx context.Context) (string, error) {
+		out, err := cluster.Exec(ctx, node, "pidof", "godwit-agent")
+		return strings.TrimSpace(out), err
+	}
+	before, err := agents(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kill(t.Context(), node, "godwit-agent"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, func(ctx context.Context) error {
+		now, err := agents(ctx)
+		if err == nil && now == before {
+			err = fmt.Errorf("the agent of %s is process %s still", node, before)
+		}
+		return err
+	})
+	settled(t)
+}
+
+// apart drops what comes to the agent of a migration's target from others, to the end of the test.
+func apart(t *testing.T, _, node string) {
 	t.Helper()
 	rules := fmt.Sprintf("table inet switchover { chain in { type filter hook input priority 0; tcp dport %d drop; }; }", switchoverPort)
 	if out, err := cluster.Exec(t.Context(), node, "nft", rules); err != nil {
 		t.Fatalf("part the agents: %s %v", out, err)
 	}
-	mended := false
-	mend := func() {
-		if mended {
-			return
-		}
-		mended = true
+	t.Cleanup(func() {
 		if out, err := cluster.Exec(context.WithoutCancel(t.Context()), node, "nft", "delete table inet switchover"); err != nil {
 			t.Errorf("join the agents again: %s %v", out, err)
 		}
-	}
-	t.Cleanup(mend)
-	return func() {} // the VM arrives first
+	})
 }
 
 // Nobody gets to say anything to an agent without a node's certificate.

@@ -10,12 +10,19 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/prometheus"
 	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
 // scrapeInterval of the tests' Prometheus.
 const scrapeInterval = time.Second
+
+// centralJob is what the members of OVN's databases are scraped as.
+const centralJob = "central"
+
+// centralTarget is where a node's members tell their metrics.
+func centralTarget(l *lab.Lab, node string) string { return net.JoinHostPort(l.NodeIPs(node)[0].String(), "9479") }
 
 // alarms is a Prometheus that asks the databases' members, and whose alerts wait for seconds.
 type alarms struct{ *prometheus.Server }
@@ -36,9 +43,9 @@ func newAlarms(t *testing.T, l *lab.Lab) alarms {
 	}
 	targets := map[string][]string{}
 	for _, node := range l.NodeNames() {
-		targets["central"] = append(targets["central"], net.JoinHostPort(l.NodeIPs(node)[0].String(), "9479"))
+		targets[centralJob] = append(targets[centralJob], centralTarget(l, node))
 	}
-	s, err := prometheus.Start(t.Context(), prometheus.Config{Namespace: hub, Dir: t.TempDir(), Targets: targets, Interval: scrapeInterval, Rules: rules, Log: logger(t)})
+	s, err := prometheus.Start(t.Context(), prometheus.Config{Namespace: hub, Dir: t.TempDir(), Targets: targets, Interval: scrapeInterval, Rules: rules, Log: fixture.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,13 +16,14 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/demo"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
 const (
 	// patience bounds each wait, on a machine five times slower than the one that this was written on.
 	patience = 10 * time.Minute
-	poll     = 100 * time.Millisecond
 	members  = 3
+	labName  = "install"
 	// switchAway bounds for how long the pods of a node are without a network while its Open vSwitch is replaced, on the userspace datapath: 1 to 3.5 s were seen, on idle and busy machines.
 	switchAway = time.Minute
 )
@@ -47,7 +45,7 @@ func TestInstall(t *testing.T) {
 	t.Run("ObserveDaemons", func(t *testing.T) { daemonsTell(t, l) })
 	t.Run("KubectlDiagnose", func(t *testing.T) { diagnosed(t, l, client) })
 	t.Run("PodsReachEachOther", func(t *testing.T) {
-		if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 6); err != nil {
+		if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: fixture.Logger(t), Out: t.Output()}, 6); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -58,22 +56,21 @@ func TestInstall(t *testing.T) {
 	t.Run("LeaderKilledWhilePodsStart", func(t *testing.T) { leaderKilled(t, l, client) })
 	t.Run("MembersAllDeleted", func(t *testing.T) { allDeleted(t, l, client) })
 	t.Run("Partitions", func(t *testing.T) { partitions(t, l, client) })
+	t.Run("DiskFull", func(t *testing.T) { diskFull(t, l, client) })
 	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
 	t.Run("DatabasesLost", func(t *testing.T) { databasesLost(t, l, client) })
 	t.Run("VMMovesUnderFaults", func(t *testing.T) { moves(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })
 	t.Run("VMMigrates", func(t *testing.T) { // the demo fails if the VM's address, its port or one of its connections is not what it was
-		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}); err != nil {
+		if err := demo.Run(t.Context(), demo.Config{Lab: l, Log: fixture.Logger(t), Out: t.Output()}); err != nil {
 			t.Fatal(err)
 		}
 	})
 }
 
-func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
-
 // TestInstallSingle: one node has the databases' only members, and nodes without any use them. Then Godwit is taken away again, and nothing of it is left.
 func TestInstallSingle(t *testing.T) {
-	labDir(t)
+	fixture.Dir(t, labName, patience)
 	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true})
 	before := inventories(t, l)
 	l = upOfPods(t, lab.Config{Nodes: 2})
@@ -81,7 +78,7 @@ func TestInstallSingle(t *testing.T) {
 	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
 	}
-	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: logger(t), Out: t.Output()}, 4); err != nil {
+	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: fixture.Logger(t), Out: t.Output()}, 4); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("Uninstall", func(t *testing.T) { uninstalled(t, l, before) })
@@ -90,8 +87,9 @@ func TestInstallSingle(t *testing.T) {
 // labOfPods is a lab of the test's own, with Godwit on it.
 func labOfPods(t *testing.T, nodes int) *lab.Lab {
 	t.Helper()
-	labDir(t)
+	fixture.Dir(t, labName, patience)
 	start := time.Now()
+	smallDisks(t, upOfPods(t, lab.Config{Nodes: nodes, Empty: true}))
 	l := upOfPods(t, lab.Config{Nodes: nodes})
 	t.Logf("from nothing to %d ready nodes with the databases: %s", nodes, time.Since(start).Round(time.Second))
 	return l
@@ -100,7 +98,7 @@ func labOfPods(t *testing.T, nodes int) *lab.Lab {
 // upOfPods makes the test's lab, or goes on with it.
 func upOfPods(t *testing.T, c lab.Config) *lab.Lab {
 	t.Helper()
-	c.Name, c.IPFamily, c.OVN, c.Keep, c.Log = "install", lab.DualStack, lab.OVNPods, true, logger(t)
+	c.Name, c.IPFamily, c.OVN, c.Keep, c.Log = labName, lab.DualStack, lab.OVNPods, true, fixture.Logger(t)
 	l, err := lab.Up(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -108,57 +106,10 @@ func upOfPods(t *testing.T, c lab.Config) *lab.Lab {
 	return l
 }
 
-// labDir is where the test's lab is; what is in it is removed in the end.
-func labDir(t *testing.T) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "gwi") // short, for unix sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("GODWIT_LAB_DIR", dir)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience) // t.Context has ended by now
-		defer cancel()
-		if l, err := lab.Open(filepath.Join(dir, "install")); err == nil {
-			if t.Failed() {
-				tell(ctx, t, l)
-			}
-			if err := l.Down(ctx); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// tell shows what Godwit's pods said.
-func tell(ctx context.Context, t *testing.T, l *lab.Lab) {
-	for _, args := range [][]string{
-		{"get", "pods", "-o", "wide"}, {"logs", "-l", "app.kubernetes.io/name=godwit", "--all-containers", "--prefix", "--tail=15", "--max-log-requests=50"},
-	} {
-		out, err := kubectl(ctx, l, append([]string{"-n", lab.Namespace}, args...)...)
-		t.Logf("kubectl %v (%v):\n%s", args, err, out)
-	}
-}
-
-func kubectl(ctx context.Context, l *lab.Lab, args ...string) (string, error) {
-	program, err := l.Kubectl()
-	if err != nil {
-		return "", err
-	}
-	out, err := exec.CommandContext(ctx, program, append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...).CombinedOutput()
-	if err != nil {
-		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return string(out), nil
-}
-
 // clusterStatus is what a member says of a database's cluster.
 func clusterStatus(ctx context.Context, l *lab.Lab, pod int, kind string) (string, error) {
 	name := map[string]string{"nb": "OVN_Northbound", "sb": "OVN_Southbound"}[kind]
-	return kubectl(ctx, l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", pod), "-c", kind, "--", "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl",
+	return fixture.Kubectl(ctx, l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", pod), "-c", kind, "--", "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl",
 		"cluster/status", name)
 }
 
@@ -373,15 +324,5 @@ func running(ctx context.Context, client kubernetes.Interface, namespace string)
 
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) || t.Context().Err() != nil {
-			t.Fatalf("after %s: %v", patience, err)
-		}
-		time.Sleep(poll)
-	}
+	fixture.Eventually(t, patience, check)
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 )
@@ -13,7 +14,7 @@ import (
 func kubectlAsksOVNOfAVM(t *testing.T, l *lab.Lab) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	s, err := passage.New(ctx, passage.Config{Lab: l, Log: logger(t), Name: "install-kubectl-vm"})
+	s, err := passage.New(ctx, passage.Config{Lab: l, Log: fixture.Logger(t), Name: "install-kubectl-vm"})
 	if err != nil {
 		t.Fatal(err)
 	}

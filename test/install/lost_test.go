@@ -16,6 +16,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/demo"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
 // lostFor is for how long pods may not hear each other when all nodes are given new databases.
@@ -28,7 +29,7 @@ func databasesLost(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		before := identities(t, client)
 		start := time.Now()
 		scaleCentral(t, l, 0)
-		if _, err := kubectl(t.Context(), l, "-n", lab.Namespace, "delete", "configmap", "godwit-ovn"); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "delete", "configmap", "godwit-ovn"); err != nil {
 			t.Fatal(err)
 		}
 		for _, node := range l.NodeNames() {
@@ -73,11 +74,11 @@ func databasesLost(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 // scaleCentral gives ovn-central so many pods, and waits until there are none, if none are wanted.
 func scaleCentral(t *testing.T, l *lab.Lab, replicas int) {
 	t.Helper()
-	if _, err := kubectl(t.Context(), l, "-n", lab.Namespace, "scale", "statefulset", "ovn-central", fmt.Sprintf("--replicas=%d", replicas)); err != nil {
+	if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "scale", "statefulset", "ovn-central", fmt.Sprintf("--replicas=%d", replicas)); err != nil {
 		t.Fatal(err)
 	}
 	if replicas == 0 {
-		if _, err := kubectl(t.Context(), l, "-n", lab.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=ovn-central", "--timeout="+patience.String()); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=ovn-central", "--timeout="+patience.String()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,7 +124,7 @@ func identities(t *testing.T, client kubernetes.Interface) map[string]identity {
 // boundPorts are the southbound database's ports of pods and nodes.
 func boundPorts(t *testing.T, l *lab.Lab) []string {
 	t.Helper()
-	said, err := kubectl(t.Context(), l, "-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare",
+	said, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare",
 		"--columns=logical_port", "find", "port_binding", `type=""`)
 	if err != nil {
 		t.Fatal(err)

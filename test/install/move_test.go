@@ -11,6 +11,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
@@ -19,7 +20,7 @@ import (
 // moves migrates a VM there while both databases lose their leaders, and back while everything of Godwit's but the databases and Open vSwitch is updated. It keeps its addresses, its port and
 // its connections.
 func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
-	s, err := passage.New(t.Context(), passage.Config{Lab: l, Log: logger(t), Name: "install-moves"})
+	s, err := passage.New(t.Context(), passage.Config{Lab: l, Log: fixture.Logger(t), Name: "install-moves"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package install
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
@@ -28,9 +28,9 @@ func watched(t *testing.T, l *lab.Lab, client kubernetes.Interface, f func()) []
 	t.Helper()
 	ns := newNamespace(t, client)
 	from, to := echoPod(t, client, ns, "node1"), echoPod(t, client, ns, "node2")
-	answer(t, placeOf(t, l, "node2", to[0]))
-	run, err := traffic.Begin(t.Context(), placeOf(t, l, "node1", from[0]), traffic.Spec{
-		Peers: to, Ports: probePorts, Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}},
+	fixture.Answer(t, fixture.Place(t, l, "node2", to[0]))
+	run, err := traffic.Begin(t.Context(), fixture.Place(t, l, "node1", from[0]), traffic.Spec{
+		Peers: to, Ports: fixture.Ports(), Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -46,36 +46,6 @@ func watched(t *testing.T, l *lab.Lab, client kubernetes.Interface, f func()) []
 		}
 	}
 	return result.Probes
-}
-
-// probePorts leave those of the pod's own server alone.
-var probePorts = traffic.Ports{Echo: 1007, Sink: 1009, Source: 1019, Probe: 1007, Control: 1008}
-
-func placeOf(t *testing.T, l *lab.Lab, node string, ip netip.Addr) traffic.Place {
-	t.Helper()
-	path, err := l.PodNamespace(node, ip)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return traffic.Place{Namespace: path}
-}
-
-// answer answers probes in a pod until the test ends.
-func answer(t *testing.T, at traffic.Place) {
-	t.Helper()
-	server, err := traffic.Listen(t.Context(), traffic.ServerConfig{Place: at, Ports: probePorts, Log: logger(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // echoPod makes a pod, and returns its addresses.
@@ -295,11 +265,11 @@ func nodeCertificateOf(t *testing.T, l *lab.Lab, node string) string {
 // rollout restarts parts, all at once, and returns when each is ready.
 func rollout(t *testing.T, l *lab.Lab, parts ...string) {
 	t.Helper()
-	if _, err := kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "rollout", "restart"}, parts...)...); err != nil {
+	if _, err := fixture.Kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "rollout", "restart"}, parts...)...); err != nil {
 		t.Fatal(err)
 	}
 	for _, part := range parts {
-		if _, err := kubectl(t.Context(), l, "-n", lab.Namespace, "rollout", "status", "--timeout="+patience.String(), part); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "rollout", "status", "--timeout="+patience.String(), part); err != nil {
 			t.Fatal(err)
 		}
 	}

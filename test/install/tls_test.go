@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
 // remotes are the lab's databases, as yamls/install.yaml has their ports.
@@ -48,7 +49,7 @@ func nodeCertificate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	seconds := 30 // for what is answered, on any machine
 	intruder := func(tool, db string, command ...string) (string, error) {
 		args := []string{"-n", lab.Namespace, "exec", pod.Name, "--", tool, "--timeout=" + fmt.Sprint(seconds), "--private-key=" + dir + "tls.key", "--certificate=" + dir + "tls.crt", "--ca-cert=" + dir + "ca.crt", "--db=" + db}
-		return kubectl(t.Context(), l, append(args, command...)...)
+		return fixture.Kubectl(t.Context(), l, append(args, command...)...)
 	}
 	const nb, sb, gate = 6641, 6642, 6645
 	if said, err := intruder("ovn-sbctl", remotes(l, sb), "--bare", "--columns=name", "list", "chassis"); err != nil || !strings.Contains(said, "node2") {
@@ -75,7 +76,7 @@ func nodeCertificate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 // onlyListener: whatever somebody lets the southbound database listen on besides, or without the role, is taken back.
 func onlyListener(t *testing.T, l *lab.Lab) {
 	sbctl := func(command ...string) (string, error) {
-		return kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=30"}, command...)...)
+		return fixture.Kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=30"}, command...)...)
 	}
 	const want = "ovn-controller pssl:6642"
 	listeners := func() error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/boot"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
@@ -58,7 +59,7 @@ func uninstalled(t *testing.T, l *lab.Lab, before map[string][]string) {
 		{"-n", "godwit-uninstall", "rollout", "status", "--timeout=" + patience.String(), "daemonset/godwit-uninstall"},
 		{"delete", "--timeout=" + patience.String(), "-f", manifest},
 	} {
-		if _, err := kubectl(t.Context(), l, step...); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), l, step...); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -18,6 +18,9 @@ const (
 	writeTimeout  = time.Second
 )
 
+// writtenKey is of external_ids of NB_Global.
+const writtenKey = "lab.godwit.dev/written"
+
 // writing writes to NB again and again, through members that stay; they pass it on to the leader, whoever that is.
 type writing struct {
 	cancel context.CancelFunc
@@ -54,9 +57,8 @@ func startWriting(t *testing.T, l *lab.Lab, not string) *writing {
 func write(ctx context.Context, socket string, i int) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	key := "lab.godwit.dev/written"
 	change := map[string]any{"op": "mutate", "table": "NB_Global", "where": []any{}, "mutations": []any{
-		[]any{"external_ids", "delete", []any{"set", []any{key}}}, []any{"external_ids", "insert", []any{"map", []any{[]any{key, fmt.Sprint(i)}}}},
+		[]any{"external_ids", "delete", []any{"set", []any{writtenKey}}}, []any{"external_ids", "insert", []any{"map", []any{[]any{writtenKey, fmt.Sprint(i)}}}},
 	}}
 	var results []struct{ Error, Details string }
 	if err := ovs.Call(ctx, socket, "transact", []any{"OVN_Northbound", change}, &results); err != nil {

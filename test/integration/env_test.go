@@ -116,8 +116,21 @@ func newEnv(t *testing.T) *env {
 	return e
 }
 
-// apply creates the objects of a manifest, of the given kinds if any are given.
+// apply creates the objects of a manifest, of the given kinds if any are given. The API server has to know each field.
 func (e *env) apply(t *testing.T, file string, kinds ...string) {
+	t.Helper()
+	for _, u := range manifest(t, file) {
+		if len(kinds) > 0 && !contains(kinds, u.GetKind()) {
+			continue
+		}
+		if err := e.api.Create(t.Context(), &u, client.FieldValidation(metav1.FieldValidationStrict)); err != nil {
+			t.Fatalf("%s: %s %s: %v", file, u.GetKind(), u.GetName(), err)
+		}
+	}
+}
+
+// manifest has its objects.
+func manifest(t *testing.T, file string) (all []unstructured.Unstructured) {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -128,17 +141,12 @@ func (e *env) apply(t *testing.T, file string, kinds ...string) {
 		var u unstructured.Unstructured
 		err := dec.Decode(&u)
 		if errors.Is(err, io.EOF) {
-			return
+			return all
 		}
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
-		if len(kinds) > 0 && !contains(kinds, u.GetKind()) {
-			continue
-		}
-		if err := e.api.Create(t.Context(), &u); err != nil {
-			t.Fatalf("%s: %s %s: %v", file, u.GetKind(), u.GetName(), err)
-		}
+		all = append(all, u)
 	}
 }
 

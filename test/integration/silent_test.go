@@ -16,7 +16,7 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/ovntest"
 )
 
-// silencePatience is for noticing that a server says nothing, which takes 5 to 10 s, and for finding another, on a slow machine.
+// silencePatience is for noticing that a server says nothing, which takes 5 to 7 s, and for finding another, on a slow machine.
 const silencePatience = 5 * time.Minute
 
 // relay is a way to a database that may fall silent, as that to a node that is cut off does: nobody is refused, and nobody hears anything.

@@ -19,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/conntrack"
 	"github.com/godwit-cni/godwit/test/kernel/cluster"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
@@ -29,8 +28,16 @@ const (
 	openEvery = 100 * time.Millisecond
 	// openedAtLeast of these make their survival mean something.
 	openedAtLeast = 5
-	// entriesUsually are in the VM's zone besides, in make test; ENTRIES=50000 is more.
+	// heldFor is for how long a commit waits for the end of a hand-over.
+	heldFor = time.Second
+	// entriesUsually are in the VM's zone besides, once. With ENTRIES=50000 it moves twice more, with so many.
 	entriesUsually = 1000
+)
+
+// What is counted under these names.
+const (
+	throughLoadBalancer = "through a load balancer"
+	openedMeanwhile     = "opened meanwhile, through a load balancer"
 )
 
 // hairpinVIPs are of a load balancer whose only backend is the VM itself.
@@ -45,6 +52,8 @@ type handingOver struct {
 	// more is traffic besides what begin begins by itself, and kept who is asked for their names and keeps them.
 	more []course
 	kept []keeping
+	// besides are so many entries of the VM's zone that nobody uses.
+	besides int
 	// pad is on the node where the VM is not at first.
 	pad *cluster.Pod
 }
@@ -92,7 +101,7 @@ func (s *handingOver) begin() []course {
 	probed := echo
 	probed.Probe.Interval = every(200 * time.Millisecond)
 	courses := []course{
-		{what: "through a load balancer", from: "vm", to: "backend", spec: echo}, {what: "to a pod", from: "vm", to: "peer", spec: probed},
+		{what: throughLoadBalancer, from: "vm", to: "backend", spec: echo}, {what: "to a pod", from: "vm", to: "peer", spec: probed},
 		{what: "from a pod", from: "peer", to: "vm", spec: probed}, {what: "to itself, through a load balancer", from: "vm", to: "vm", spec: echo},
 	}
 	courses[0].spec.Peers, courses[1].spec.Peers, courses[2].spec.Peers, courses[3].spec.Peers = vips, s.peer.Addrs(), s.vm.Live.Addrs(), hairpinVIPs
@@ -231,25 +240,45 @@ func (s *scene) handOver() {
 }
 
 // TestHandoffMigration moves a VM whose connections no rule admits in their middle, with the agents' hand-over and without: with it all go on, and those that were opened meanwhile; without it
-// those through a load balancer die. MOVES=10 moves more often.
+// those through a load balancer die. Once it is the hypervisor's word that ends the hand-over. MOVES=10 moves more often, with it and without, ENTRIES=50000 twice more with so many entries.
 func TestHandoffMigration(t *testing.T) {
 	s := newHandingOver(t, "handoff-move")
 	s.leavesCluster()
 	s.stays()
-	t.Run("without", s.someDie)
-	s.handOver()
-	moves, err := strconv.Atoi(os.Getenv("MOVES"))
-	if err != nil {
-		moves = movesUsually
-	}
+	s.answersSCTP()
+	moves, many := number(t, "MOVES", movesUsually), number(t, "ENTRIES", 0)
+	without, with := tally{}, tally{}
 	for i := range moves {
-		t.Run(fmt.Sprintf("move %d", i+1), func(t *testing.T) { s.allLive(t, 0) })
+		t.Run(fmt.Sprintf("without, move %d", i+1), func(t *testing.T) { s.someDie(t, without) })
 	}
-	many, err := strconv.Atoi(os.Getenv("ENTRIES"))
-	if err != nil {
-		many = entriesUsually
+	t.Logf("without the hand-over, in %d moves: %s", moves, without)
+	if c := without[throughLoadBalancer]; c.lived == c.all {
+		t.Errorf("without the hand-over all connections %s live, %d of them: what the test shows with it is nothing", throughLoadBalancer, c.all)
 	}
-	t.Run(fmt.Sprintf("%d entries", many), func(t *testing.T) { s.allLive(t, many) })
+	s.handOver()
+	for i := range moves {
+		t.Run(fmt.Sprintf("move %d", i+1), func(t *testing.T) { s.allLive(t, move{tally: with}) })
+	}
+	t.Run("by the signal", func(t *testing.T) { s.allLive(t, move{tally: with, signal: true, besides: entriesUsually}) })
+	if many > 0 {
+		t.Run(fmt.Sprintf("%d entries", many), func(t *testing.T) { s.allLive(t, move{tally: with, besides: many}) })
+		t.Run(fmt.Sprintf("%d entries, by the signal", many), func(t *testing.T) { s.allLive(t, move{tally: with, besides: many, signal: true}) })
+	}
+	t.Logf("with the hand-over: %s", with)
+}
+
+// number is one that the environment names, if it does.
+func number(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text, ok := os.LookupEnv(name)
+	if !ok {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%q: want a number", name, text)
+	}
+	return n
 }
 
 func (s *handingOver) inside(t *testing.T) *handingOver {
@@ -258,17 +287,37 @@ func (s *handingOver) inside(t *testing.T) *handingOver {
 	return &in
 }
 
-// allLive moves the VM once. Its zone has so many entries besides.
-func (s *handingOver) allLive(t *testing.T, besides int) {
+// move is how a VM is moved.
+type move struct {
+	// besides are so many entries of its zone that nobody uses.
+	besides int
+	// signal: the hypervisor tells that it has stopped the VM.
+	signal bool
+	// tally counts what becomes of its connections.
+	tally tally
+}
+
+// allLive moves the VM once.
+func (s *handingOver) allLive(t *testing.T, m move) {
 	in := s.inside(t)
-	if besides > 0 {
-		in.run("", slices.Concat([]string{"tool", "fill"}, in.zoneOn(in.vm.Live.Node).args(), []string{fmt.Sprint(besides), in.vm.Live.Addrs()[0].String()})...)
+	if m.besides > s.besides { // those that are there move with the VM
+		s.besides = m.besides
+		in.run("", slices.Concat([]string{"tool", "fill"}, in.zoneOn(in.vm.Live.Node).args(), []string{fmt.Sprint(m.besides), in.vm.Live.Addrs()[0].String()})...)
 	}
-	courses, pings, others := in.begin(), in.pings(), in.beside()
+	arrive := in.arrive
+	if m.signal {
+		h := in.hypervisor()
+		arrive = func(vmim *kubevirtv1.VirtualMachineInstanceMigration, target *cluster.Pod) {
+			in.arriveBySignal(h, vmim, target)
+		}
+	}
+	courses, pings, associations, others := in.begin(), in.pings(), in.associate(), in.beside()
+	tags := in.tags(in.vm.Live.Node)
+	source := in.vm.Live.Node
 	vmim, target := in.prepare()
 	in.handed(vmim)
 	stop := in.open()
-	in.arrive(vmim, target)
+	arrive(vmim, target)
 	opened := stop()
 	others()
 	in.keeps()
@@ -279,6 +328,7 @@ func (s *handingOver) allLive(t *testing.T, besides int) {
 		if open, _ := r.Open(); open != c.spec.Echo.Connections {
 			t.Errorf("%s %d connections were opened, want %d", c.what, open, c.spec.Echo.Connections)
 		}
+		m.tally.connections(c.what, r)
 		for _, p := range r.Probes {
 			if p.Gap.Open {
 				t.Errorf("%s: probes to %s are not answered any more", c.what, p.Peer)
@@ -287,16 +337,22 @@ func (s *handingOver) allLive(t *testing.T, besides int) {
 		}
 	}
 	for _, log := range pings {
-		in.goesOn(log)
+		in.goesOn(log, "seq=", nil)
+		m.tally.add("ICMP to a pod", nil)
 	}
-	t.Logf("%d connections were opened while the VM moved", len(opened))
-	for i, conn := range opened {
-		if err := echoed(conn); err != nil {
+	in.goOn(associations, tags)
+	for _, a := range associations {
+		m.tally.add(a.what, nil)
+	}
+	for i, err := range in.echoes(opened, 1, echoWithin) {
+		m.tally.add(openedMeanwhile, err)
+		if err != nil {
 			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)
 		}
 	}
-	in.reported(vmim, len(opened)+besides)
-	t.Logf("probes were not answered for %s at most; peaks of the agents' memory: %s", silent.Round(time.Millisecond), in.peaks())
+	in.reported(vmim, openedAtLeast+m.besides)
+	t.Logf("the source's agent: %s", in.run("", "sh", "-c", "grep 'handed over' "+source.AgentLog()+" | tail -n 1"))
+	t.Logf("probes were not answered for %s at most; %d connections were opened while the VM moved; peaks of the agents' memory: %s", silent.Round(time.Millisecond), len(opened), in.peaks())
 }
 
 // peaks is the most memory that each agent of the VM's nodes has had since its start.
@@ -308,13 +364,16 @@ func (s *handingOver) peaks() (out string) {
 	return out
 }
 
-// goesOn waits until a log has more replies.
-func (s *handingOver) goesOn(log string) {
+// goesOn waits until a log has more lines of a word, replies. look sees it each time, if it is not nil.
+func (s *handingOver) goesOn(log, word string, look func(log []byte)) {
 	s.t.Helper()
 	before := -1
 	s.await("replies in "+log, func(ctx context.Context) error {
 		b, err := s.ReadFile(ctx, log)
-		now := strings.Count(string(b), "seq=")
+		if err == nil && look != nil {
+			look(b)
+		}
+		now := strings.Count(string(b), word)
 		if before < 0 {
 			before = now
 		}
@@ -339,164 +398,47 @@ func (s *handingOver) reported(vmim *kubevirtv1.VirtualMachineInstanceMigration,
 			return fmt.Errorf("it has %+v and %+v", st.Source, st.Target)
 		}
 		from, to := *st.Source.Connections, *st.Target.Connections
-		if from.Ended.After(committed) || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
-			return fmt.Errorf("%+v, %+v, committed at %s: want it ended by then, nothing left or refused, and %d moved at least", from, to, committed, least)
-		}
 		prepared, _ := st.Stage(v1alpha1.StagePrepared)
 		ready, _ := st.Stage(v1alpha1.StageReady)
+		if from.Ended.After(committed) && committed.Sub(ready) < heldFor || from.Left != 0 || to.Refused != 0 || to.Moved < int64(least) {
+			return fmt.Errorf("%+v, %+v, ready at %s, committed at %s: want it ended by then, or %s waited for it, nothing left or refused, and %d moved at least", from, to, ready, committed, heldFor, least)
+		}
 		s.t.Logf("first look and telling: %s; after the VM was ready: last look ended after %s, committed after %s: %+v", from.Began.Sub(prepared), from.Ended.Sub(ready), committed.Sub(ready), to)
 		return nil
 	})
 }
 
-func (s *handingOver) someDie(t *testing.T) {
+// someDie moves the VM once without the hand-over, and counts what lives.
+func (s *handingOver) someDie(t *testing.T, tally tally) {
 	in := s.inside(t)
-	courses := in.begin()
+	courses, pings, associations := in.begin(), in.pings(), in.associate()
 	vmim, target := in.prepare()
+	stop := in.open()
 	in.arrive(vmim, target)
-	time.Sleep(watchedAfter)
-	died := map[string]int{}
+	opened := stop()
+	logs := slices.Clone(pings)
+	for _, a := range associations {
+		logs = append(logs, a.log)
+	}
+	time.Sleep(watchedAfter - deadFor)
+	start, before := time.Now(), in.sizes(logs)
+	for _, err := range in.echoes(opened, max(1, len(opened)), deadFor) { // those that are dead all wait at the same time
+		tally.add(openedMeanwhile, err)
+	}
+	time.Sleep(time.Until(start.Add(deadFor)))
+	for i, died := range grew(before, in.sizes(logs)) {
+		if i < len(pings) {
+			tally.add("ICMP to a pod", died)
+		} else {
+			tally.add(associations[i-len(pings)].what, died)
+		}
+	}
 	for _, c := range courses {
 		r, err := in.clients[c.from].Stop(t.Context(), c.run)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range r.Probes {
-			if p.Gap.Open && p.Gap.Length() > deadFor-time.Second {
-				died[c.what+", UDP"]++
-			}
-		}
-		for _, conn := range r.Connections {
-			if conn.Broken != "" || conn.Stall.Open && conn.Stall.Length() > deadFor-time.Second {
-				died[c.what]++
-			}
-		}
+		tally.connections(c.what, r)
 	}
 	in.keeps()
-	t.Logf("without the hand-over there died %v", died)
-	if died[courses[0].what] == 0 {
-		t.Error("without the hand-over no connection through the load balancer died: what the test shows with it is nothing")
-	}
-}
-
-// TestHandoffFaults: an agent that is killed while it hands over, agents that do not reach each other, and a migration that fails: no worse than without, and no entry is left.
-func TestHandoffFaults(t *testing.T) {
-	s := newHandingOver(t, "handoff-faults")
-	s.handOver()
-	t.Run("agents killed", func(t *testing.T) {
-		in := s.inside(t)
-		courses := in.begin()
-		vmim, target := in.prepare()
-		in.handed(vmim)
-		in.agents("--handoff")
-		in.moved(target)
-		in.arrive(vmim, target)
-		in.allGoOn(courses)
-	})
-	t.Run("aborted", func(t *testing.T) {
-		in := s.inside(t)
-		courses := in.begin()
-		were := in.inShared(in.other(), nil) // of connections before, when the VM was there
-		vmim, target := in.prepare()
-		in.handed(vmim)
-		zone := in.zoneOn(target.Node)
-		if len(in.entriesOf(zone)) == 0 {
-			t.Error("nothing was handed over")
-		}
-		var seen []tracked
-		var at time.Time
-		in.await("connections of the VM to itself on the target", func(context.Context) error {
-			if seen, at = in.inShared(target.Node, were), time.Now(); len(seen) == 0 { //nolint:contextcheck // it fails the test itself
-				return errors.New("the zones that ports share there have none")
-			}
-			return nil
-		})
-		if err := in.vm.Abort(t.Context(), vmim, target); err != nil {
-			t.Fatal(err)
-		}
-		in.asked(in.vm, in.vm.Live.Node.Name, "")
-		if err := target.Remove(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		source := in.zoneOn(in.vm.Live.Node)
-		in.await("end of the connections on the target", func(ctx context.Context) error { // what is cloned to it until the end has seen no reply
-			left, err := in.entriesIn(ctx, zone)
-			known, kerr := in.entriesIn(ctx, source)
-			if err := errors.Join(err, kerr); err != nil {
-				return err
-			}
-			if i := slices.IndexFunc(left, func(e conntrack.Entry) bool { return slices.Contains(known, e) }); i >= 0 {
-				return fmt.Errorf("zone %v has %v still", zone, left[i])
-			}
-			return nil
-		})
-		in.await("end of the VM's connections to itself on the target", func(context.Context) error {
-			if left := in.inShared(target.Node, were); len(left) > 0 { //nolint:contextcheck // as above
-				seen, at = left, time.Now()
-				return fmt.Errorf("zones that ports share have %+v still", left)
-			}
-			return nil
-		})
-		for _, e := range seen {
-			if time.Since(at) > time.Duration(e.Timeout)*time.Second {
-				t.Errorf("%+v has ended by itself, nobody has removed it", e)
-			}
-		}
-		in.allGoOn(courses)
-	})
-	t.Run("agents apart", func(t *testing.T) {
-		in := s.inside(t)
-		courses := in.begin()[2:3]
-		for _, n := range in.Nodes[:2] {
-			in.run(n.Name, "nft", "add table inet apart; add chain inet apart in { type filter hook input priority 0; }; add rule inet apart in tcp dport 9480 drop")
-			t.Cleanup(func() {
-				if _, err := in.In(context.WithoutCancel(t.Context()), n.Name, "nft", "delete table inet apart"); err != nil {
-					t.Errorf("bring the agents together: %v", err)
-				}
-			})
-		}
-		vmim, target := in.prepare()
-		start := time.Now()
-		in.arrive(vmim, target)
-		t.Logf("the VM has moved in %s", time.Since(start))
-		in.allGoOn(courses)
-	})
-}
-
-// zoneOn is the zone of the VM's port on a node.
-func (s *handingOver) zoneOn(n *cluster.Node) zoneAt {
-	s.t.Helper()
-	zone, err := n.Zone(s.t.Context(), s.vm.Port())
-	if err != nil || zone == 0 {
-		s.t.Fatalf("zone %d of %s on %s: %v", zone, s.vm.Port(), n.Name, err)
-	}
-	return zoneAt{n.Name, zone}
-}
-
-// moved waits until the target knows of every connection of the VM's.
-func (s *handingOver) moved(target *cluster.Pod) {
-	s.t.Helper()
-	from, to := s.zoneOn(s.vm.Live.Node), s.zoneOn(target.Node)
-	s.await("connections on the target", func(ctx context.Context) error {
-		there, terr := s.entriesIn(ctx, to)
-		here, err := s.entriesIn(ctx, from)
-		if err := errors.Join(err, terr); err != nil {
-			return err
-		}
-		for _, e := range here {
-			if e.Protocol == conntrack.TCP && e.Of(s.vm.Live.Addrs()...) && !slices.Contains(there, e) {
-				return fmt.Errorf("zone %v lacks %v", to, e)
-			}
-		}
-		return nil
-	})
-}
-
-// allGoOn checks that connections go on, and ends them.
-func (s *handingOver) allGoOn(courses []course) {
-	s.t.Helper()
-	for _, c := range courses {
-		s.progress(s.clients[c.to], c.run)
-		s.stop(s.clients[c.from], c.run)
-	}
 }

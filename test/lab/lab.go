@@ -112,6 +112,14 @@ func (l *Lab) central() []string {
 	return nodes[:centralMembers]
 }
 
+// Central are the machines that run OVN's databases: the hub, or nodes where those are pods.
+func (l *Lab) Central() []string {
+	if l.ovn() != OVNPods {
+		return []string{hubName}
+	}
+	return l.central()
+}
+
 // IPFamily is DualStack, IPv4 or IPv6.
 func (l *Lab) IPFamily() string {
 	l.mu.Lock()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/demo"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/kubevirt"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 )
@@ -89,7 +90,7 @@ func (c *course) apply(t *testing.T, objects []*unstructured.Unstructured) {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kubectl(t.Context(), c.l, "apply", "-f", file); err != nil {
+	if _, err := fixture.Kubectl(t.Context(), c.l, "apply", "-f", file); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -104,7 +105,7 @@ const (
 func (c *course) agentsChange(t *testing.T, how string) {
 	t.Helper()
 	patch := `{"spec":{"updateStrategy":{"type":"` + how + `"}}}`
-	if _, err := kubectl(t.Context(), c.l, "-n", lab.Namespace, "patch", "daemonset", "godwit-agent", "--patch", patch); err != nil {
+	if _, err := fixture.Kubectl(t.Context(), c.l, "-n", lab.Namespace, "patch", "daemonset", "godwit-agent", "--patch", patch); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -114,7 +115,7 @@ func (c *course) replaceControllers(t *testing.T, v version) {
 	t.Helper()
 	c.during("controllers become "+v.name, func() {
 		c.install(t, v)
-		if _, err := kubectl(t.Context(), c.l, "-n", lab.Namespace, "rollout", "status", "--timeout="+patience.String(), "deployment/godwit-controller"); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), c.l, "-n", lab.Namespace, "rollout", "status", "--timeout="+patience.String(), "deployment/godwit-controller"); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -126,7 +127,7 @@ func (c *course) replaceControllers(t *testing.T, v version) {
 func (c *course) replaceAgent(t *testing.T, node string, v version) {
 	t.Helper()
 	c.during("the agent of "+node+" becomes "+v.name, func() {
-		if _, err := kubectl(t.Context(), c.l, "-n", lab.Namespace, "delete", "pod", "--selector="+agent, "--field-selector=spec.nodeName="+node); err != nil {
+		if _, err := fixture.Kubectl(t.Context(), c.l, "-n", lab.Namespace, "delete", "pod", "--selector="+agent, "--field-selector=spec.nodeName="+node); err != nil {
 			t.Fatal(err)
 		}
 		c.runs[node] = v
@@ -254,7 +255,7 @@ func (c *course) settled(t *testing.T) {
 func (c *course) podsComeAndGo(t *testing.T) {
 	t.Helper()
 	began := time.Now()
-	if err := demo.Pods(t.Context(), demo.Config{Lab: c.l, Log: logger(t), Out: t.Output()}, crowd); err != nil {
+	if err := demo.Pods(t.Context(), demo.Config{Lab: c.l, Log: fixture.Logger(t), Out: t.Output()}, crowd); err != nil {
 		t.Fatalf("%v: %v", c, err)
 	}
 	// They are gone before the next part is replaced: a link that goes could be blamed for what is lost then.

@@ -1,7 +1,6 @@
 package upgrade
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
@@ -84,27 +84,8 @@ func git(t *testing.T, top string, args ...string) string {
 // newLab is a lab of the test's own, without Godwit, whose nodes have the images of both versions. What is in its directory is removed in the end.
 func newLab(t *testing.T, older version, programs string) *lab.Lab {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gwu") // short, for unix sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("GODWIT_LAB_DIR", dir)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience) // t.Context has ended by now
-		defer cancel()
-		if l, err := lab.Open(filepath.Join(dir, "upgrade")); err == nil {
-			if t.Failed() {
-				tell(ctx, t, l)
-			}
-			if err := l.Down(ctx); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	l, err := lab.Up(t.Context(), lab.Config{Name: "upgrade", Empty: true, Keep: true, Log: logger(t)})
+	fixture.Dir(t, "upgrade", patience)
+	l, err := lab.Up(t.Context(), lab.Config{Name: "upgrade", Empty: true, Keep: true, Log: fixture.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,26 +93,4 @@ func newLab(t *testing.T, older version, programs string) *lab.Lab {
 		t.Fatal(err)
 	}
 	return l
-}
-
-// tell shows what Godwit's pods said.
-func tell(ctx context.Context, t *testing.T, l *lab.Lab) {
-	for _, args := range [][]string{
-		{"get", "pods", "-o", "wide"}, {"logs", "-l", "app.kubernetes.io/name=godwit", "--prefix", "--tail=30", "--max-log-requests=50"},
-	} {
-		out, err := kubectl(ctx, l, append([]string{"-n", lab.Namespace}, args...)...)
-		t.Logf("kubectl %v (%v):\n%s", args, err, out)
-	}
-}
-
-func kubectl(ctx context.Context, l *lab.Lab, args ...string) (string, error) {
-	program, err := l.Kubectl()
-	if err != nil {
-		return "", err
-	}
-	out, err := exec.CommandContext(ctx, program, append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...).CombinedOutput()
-	if err != nil {
-		return string(out), errors.Join(err, errors.New(strings.TrimSpace(string(out))))
-	}
-	return string(out), nil
 }

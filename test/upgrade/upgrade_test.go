@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/passage"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
@@ -19,7 +20,7 @@ func TestInstallUpgrade(t *testing.T) {
 	older, newer, programs := versions(t)
 	l := newLab(t, older, programs)
 	c := install(t, l, older)
-	s, err := passage.New(t.Context(), passage.Config{Lab: l, Log: logger(t), Name: "upgrade"})
+	s, err := passage.New(t.Context(), passage.Config{Lab: l, Log: fixture.Logger(t), Name: "upgrade"})
 	if err != nil {
 		t.Fatal(err)
 	}

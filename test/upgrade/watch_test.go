@@ -1,7 +1,6 @@
 package upgrade
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
@@ -30,9 +30,6 @@ const (
 	// connections are held from one pod to the other.
 	connections = 4
 )
-
-// podPorts leave those of the pod's own server alone.
-var podPorts = traffic.Ports{Echo: 1007, Sink: 1009, Source: 1019, Probe: 1007, Control: 1008}
 
 // phase is the time in which a part was replaced.
 type phase struct {
@@ -60,10 +57,10 @@ func newPair(t *testing.T, l *lab.Lab, client kubernetes.Interface, namespace st
 		p.pods[node] = addressesOf(t, client, namespace, node)
 	}
 	from, to := p.pods[nodes[0]], p.pods[nodes[1]]
-	p.place = placeOf(t, l, nodes[0], from[0])
-	answer(t, placeOf(t, l, nodes[1], to[0]))
+	p.place = fixture.Place(t, l, nodes[0], from[0])
+	fixture.Answer(t, fixture.Place(t, l, nodes[1], to[0]))
 	run, err := traffic.Begin(t.Context(), p.place, traffic.Spec{
-		Peers: to, Ports: podPorts, Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}}, Echo: traffic.Echoing{Connections: connections},
+		Peers: to, Ports: fixture.Ports(), Probe: traffic.Probing{Interval: traffic.Duration{Duration: probeInterval}}, Echo: traffic.Echoing{Connections: connections},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -128,33 +125,6 @@ func addressesOf(t *testing.T, client kubernetes.Interface, namespace, node stri
 		return nil
 	})
 	return ips
-}
-
-func placeOf(t *testing.T, l *lab.Lab, node string, ip netip.Addr) traffic.Place {
-	t.Helper()
-	path, err := l.PodNamespace(node, ip)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return traffic.Place{Namespace: path}
-}
-
-// answer answers in a pod until the test ends.
-func answer(t *testing.T, at traffic.Place) {
-	t.Helper()
-	server, err := traffic.Listen(t.Context(), traffic.ServerConfig{Place: at, Ports: podPorts, Log: logger(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // keptAddresses fails the test unless the pods have the addresses that they began with.

@@ -118,7 +118,7 @@ func counted(ours []sample) []goal {
 
 // signalled is what the switch-over's signal is for.
 func signalled(ours []sample) goal {
-	g := goal{Name: "probes lost to the VM, p50", Want: "1 at most", Got: "no figure"}
+	g := goal{Name: "probes lost to the VM at QEMU's stop, p50", Want: "1 at most", Got: "no figure"}
 	by := sum(ours, func(s sample) int {
 		if s.ActivatedBy == string(v1alpha1.ActivatedBySignal) {
 			return 1
@@ -126,7 +126,7 @@ func signalled(ours []sample) goal {
 		return 0
 	})
 	if len(ours) > 0 {
-		got := quantile(values(ours, func(s sample) *float64 { return pointer(float64(s.LostTo)) }), p50)
+		got := quantile(values(ours, func(s sample) *float64 { return pointer(float64(s.AtStop)) }), p50)
 		g.Got, g.Met = fmt.Sprintf("%v; %d of %d opened by the signal", got, by, len(ours)), got <= 1 && by == len(ours)
 	}
 	return g

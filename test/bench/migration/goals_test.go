@@ -50,7 +50,7 @@ func TestGoals(t *testing.T) {
 		"one was not signalled":  {func(all []sample) []sample { all[3].ActivatedBy = "RARP"; return all }, []string{"probes lost"}},
 		"probes are lost": {func(all []sample) []sample {
 			for i := range all[:10] {
-				all[i].LostTo = 2
+				all[i].AtStop = 2
 			}
 			return all
 		}, []string{"probes lost"}},

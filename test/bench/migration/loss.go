@@ -69,12 +69,25 @@ func unreached(r *traffic.Probes, arrivals *traffic.Arrivals, stopped time.Time)
 // lateLoss is how long after QEMU has let the VM run again a loss may begin that still counts as the switch-over's, in milliseconds.
 const lateLoss = 500
 
-// interrupting is the longest of those losses that have to do with QEMU's stop, which took so long; zero if there is none.
+// switching: the loss has to do with QEMU's stop, which took so long.
+func (l loss) switching(stop float64) bool { return l.To > 0 && l.From < stop+lateLoss }
+
+// interrupting is the longest of those losses that have to do with QEMU's stop; zero if there is none.
 func interrupting(all []loss, stop float64) (worst loss) {
 	for _, l := range all {
-		if l.To > 0 && l.From < stop+lateLoss && l.length() > worst.length() {
+		if l.switching(stop) && l.length() > worst.length() {
 			worst = l
 		}
 	}
 	return worst
+}
+
+// kept is how many probes of losses that have to do with QEMU's stop the guest never got.
+func kept(all []loss, stop float64) (n int) {
+	for _, l := range all {
+		if l.switching(stop) {
+			n += l.Probes - l.Arrived
+		}
+	}
+	return n
 }

@@ -48,6 +48,9 @@ func TestLosses(t *testing.T) {
 	if diff := cmp.Diff(want, losses(&r, a, at(110))); diff != "" {
 		t.Errorf("losses (-want +got):\n%s", diff)
 	}
+	if got := kept(append(want, loss{From: 700, To: 710, Probes: 2}), 20); got != 2 {
+		t.Errorf("the guest did not get %d at its stop: want 2", got)
+	}
 	want = []loss{{From: -10, To: -5, Probes: 1}, {From: 5, To: 10, Probes: 1}}
 	if diff := cmp.Diff(want, unreached(&r, a, at(110))); diff != "" {
 		t.Errorf("those that did not reach the guest (-want +got):\n%s", diff)

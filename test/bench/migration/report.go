@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/test/bench/table"
 )
@@ -54,12 +53,7 @@ func figures() []figure {
 		{name: "silence of the VM beyond QEMU's stop", of: func(s sample) *float64 { return pointer(s.SilenceFrom - s.Stop) }},
 		{name: "longest silence while nothing was done", of: func(s sample) *float64 { return &s.Undisturbed }},
 		number("probes lost to the VM", func(s sample) int { return s.LostTo }),
-		number("  in migrations opened by the signal", func(s sample) int {
-			if s.ActivatedBy != string(v1alpha1.ActivatedBySignal) {
-				return 0
-			}
-			return s.LostTo
-		}),
+		number("  at QEMU's stop, which the guest never got", func(s sample) int { return s.AtStop }),
 		{name: "frames lost on the source's link, by its agent", of: func(s sample) *float64 { return s.FramesLost }, sums: true},
 		{name: "frames that waited on the target's link, by its agent", of: func(s sample) *float64 { return s.FramesQueued }, sums: true},
 		number("probes lost from the VM", func(s sample) int { return s.LostFrom }),
@@ -121,17 +115,17 @@ func (b *bench) report(w io.Writer, failed error) error {
 	return table.Save("migration", r)
 }
 
-// distribution says how many migrations lost how many probes to the VM.
+// distribution says how many migrations lost how many probes to the VM at its stop.
 func distribution(kind migration.Baseline, all []sample) string {
 	n := map[int]int{}
 	for _, s := range all {
-		n[s.LostTo]++
+		n[s.AtStop]++
 	}
 	var parts []string
 	for _, lost := range slices.Sorted(maps.Keys(n)) {
 		parts = append(parts, fmt.Sprintf("%d in %d", lost, n[lost]))
 	}
-	return fmt.Sprintf("probes lost to the VM, %s: %s", title(kind), strings.Join(parts, ", "))
+	return fmt.Sprintf("probes lost to the VM at QEMU's stop, %s: %s", title(kind), strings.Join(parts, ", "))
 }
 
 // summary makes the table and the verdicts.

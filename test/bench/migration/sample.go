@@ -30,9 +30,10 @@ type sample struct {
 	Undisturbed float64 `json:"undisturbed"`
 	// Recorded is the PortMigration's interruption.
 	Recorded *float64 `json:"recorded,omitempty"`
-	// LostTo are probes to the VM without an answer, LostFrom probes of the VM that did not arrive.
-	// Losses are where LostTo was.
+	// LostTo are probes to the VM without an answer, whenever they were lost, LostFrom probes of the VM that did not arrive.
+	// Losses are where LostTo was. AtStop are those of them that have to do with QEMU's stop, and that the guest never got.
 	LostTo   int    `json:"lostTo"`
+	AtStop   int    `json:"lostAtStop"`
 	Losses   []loss `json:"losses,omitempty"`
 	LostFrom int    `json:"lostFrom"`
 	// ToGuest are duplicates that were delivered to the guest, ToPeer those that its peer got.
@@ -125,6 +126,7 @@ func (s *sample) probes(p *passage.Passage) {
 		s.LostTo, s.ToPeer = s.LostTo+c.Lost, s.ToPeer+c.Duplicated
 		found := losses(&p.To.Result.Probes[i], p.To.Arrivals, p.Stop.Stopped)
 		s.Losses = append(s.Losses, found...)
+		s.AtStop += kept(found, s.Stop)
 		if worst := interrupting(found, s.Stop); worst.length() > s.Unanswered {
 			s.Unanswered, s.Steps[stepLost] = worst.length(), worst.From
 		}

@@ -55,7 +55,7 @@ func TestMeasured(t *testing.T) {
 	)
 	want := sample{
 		Source: "node1", Target: "node2", Stop: 20, Unanswered: 30, Unreached: 30, SilenceTo: 35, SilenceFrom: 30, Undisturbed: 5, Recorded: pointer(24.5),
-		LostTo: 6, Losses: []loss{{From: 0, To: 30, Probes: 6}}, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Breaks: got.Breaks, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
+		LostTo: 6, AtStop: 6, Losses: []loss{{From: 0, To: 30, Probes: 6}}, LostFrom: 5, ToGuest: 2, Connections: 4, Broken: 2, Breaks: got.Breaks, Writes: 2, ToOptions: pointer(10), FramesBefore: 3,
 		Steps: map[step]float64{
 			stepAttached: -100, stepLost: 0, stepLastFrame: -1, stepResumed: 20, stepAnnounced: 21, stepActivated: 22, stepFirst: 23, stepHeard: 26, stepOpen: 30, stepAnswered: 31,
 			stepReady: 100, stepCommitted: 110, stepSucceeded: 390,

@@ -82,7 +82,7 @@ func Up(ctx context.Context, c Config) (cl *Cluster, err error) {
 	if cl.ovn, err = packages.Ensure(ctx, c.Log); err != nil {
 		return cl, err
 	}
-	programs := append([]string{"./cmd/godwit-agent", "./cmd/godwit-cni"}, c.Programs...)
+	programs := append([]string{"./cmd/godwit-agent", "./cmd/godwit-cni", "./cmd/godwit-ovn"}, c.Programs...)
 	if cl.Machine, err = vm.Boot(ctx, vm.Config{Programs: programs, Log: c.Log}); err != nil {
 		return cl, err
 	}

@@ -39,7 +39,7 @@ func (c *Cluster) startGodwit(ctx context.Context, flags []string) error {
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.startController(ctx, flags...) })
+	g.Go(func() error { return c.StartController(ctx, flags...) })
 	for _, n := range c.Nodes {
 		g.Go(func() error { return n.startAgent(ctx) })
 	}
@@ -64,8 +64,8 @@ func (c *Cluster) credentials(account, node string) ([]byte, error) {
 	return c.api.kubeconfig(types.NamespacedName{Namespace: namespace, Name: account}, node)
 }
 
-// startController starts it with flags besides its usual ones.
-func (c *Cluster) startController(ctx context.Context, flags ...string) error {
+// StartController starts it with flags besides its usual ones, which are not those of Config, and returns when it is ready. The one before has ended: EndController.
+func (c *Cluster) StartController(ctx context.Context, flags ...string) error {
 	config, err := c.credentials("godwit-controller", "")
 	if err != nil {
 		return err
@@ -88,13 +88,15 @@ func (c *Cluster) startController(ctx context.Context, flags ...string) error {
 	return awaitProcesses(ctx, "start the controller", []*process{c.controller}, c.ready(netip.AddrPortFrom(vm.Outside, healthPort)))
 }
 
-// RestartController ends the controller and starts it with flags besides its usual ones, which are not those of Config. It returns when that one is ready. It must not be called
-// twice at the same time.
+// EndController ends the controller, which gives its Lease up, and returns when it has ended.
+func (c *Cluster) EndController(ctx context.Context) error { return c.controller.end(ctx) }
+
+// RestartController is EndController and StartController. It must not be called twice at the same time.
 func (c *Cluster) RestartController(ctx context.Context, flags ...string) error {
-	if err := c.controller.end(ctx); err != nil {
+	if err := c.EndController(ctx); err != nil {
 		return err
 	}
-	return c.startController(ctx, flags...)
+	return c.StartController(ctx, flags...)
 }
 
 // startAgent starts it with flags besides its usual ones. It hands no connections over unless it is told to: most tests look at what happens without.
@@ -110,11 +112,11 @@ func (n *Node) startAgent(ctx context.Context, flags ...string) error {
 	}
 	args := append([]string{
 		"godwit-agent", "--node-name=" + n.Name, "--kubeconfig=" + file, "--ovs-db=unix:" + n.socket(),
-		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay=" + underlayNet.String(), "--node-tls-dir=" + n.dir() + "/tls", "--pods-dir=" + n.dir() + "/pods",
+		fmt.Sprintf("--sb-remote=tcp:%s:%d", vm.Outside, sbPort), "--underlay=" + underlayNet.String(), "--node-tls-dir=" + n.dir() + "/tls", "--pods-dir=" + n.podsDir(),
 		"--cni-socket=" + n.dir() + "/cni.sock", "--cni-bin-dir=" + n.binDir(), "--cni-conf-dir=" + n.confDir(),
 		"--metrics-address=" + netip.AddrPortFrom(n.address, metricsPort).String(), "--handoff=false",
 	}, flags...)
-	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: filepath.Join(logDir, n.Name+"-godwit-agent.log"), Restart: true, Args: args})
+	id, err := c.Start(ctx, control.Command{Netns: n.Name, Log: n.AgentLog(), Restart: true, Args: args})
 	if err != nil {
 		return err
 	}
@@ -135,6 +137,11 @@ func (n *Node) RestartAgent(ctx context.Context, flags ...string) error {
 
 func (n *Node) binDir() string  { return filepath.Join(n.dir(), "bin") }
 func (n *Node) confDir() string { return filepath.Join(n.dir(), "net.d") }
+
+// AgentLog is the file of the machine that the node's agents log to.
+func (n *Node) AgentLog() string { return filepath.Join(logDir, n.Name+"-godwit-agent.log") }
+
+func (n *Node) podsDir() string { return filepath.Join(n.dir(), "pods") }
 
 // ready asks for /readyz. The programs say there what they lack.
 func (c *Cluster) ready(at netip.AddrPort) func(ctx context.Context) error {

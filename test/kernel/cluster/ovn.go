@@ -27,10 +27,11 @@ const (
 	// firstNode is the last byte of the first node's addresses.
 	firstNode = 11
 	// outside is that of who is no node.
-	outside   = 200
-	underlay  = "underlay"
-	logDir    = "/var/log"
-	schemaDir = "/usr/share"
+	outside  = 200
+	underlay = "underlay"
+	logDir   = "/var/log"
+	// switchSchemas has Open vSwitch's schema.
+	switchSchemas = "/usr/share/openvswitch"
 	// probeInterval of connections to the databases, in milliseconds.
 	probeInterval = "inactivity_probe=60000"
 )
@@ -138,16 +139,15 @@ func (c *Cluster) startCentral(ctx context.Context) error {
 	return err
 }
 
-// start makes the node's namespace and starts what a node's packages start.
+// start makes the node's namespace and starts Open vSwitch and ovn-controller as their containers do (yamls/ovn.yaml).
 func (n *Node) start(ctx context.Context) error {
 	c := n.cluster
 	script := "ip netns add NODE\nip -n NODE link set lo up\nmkdir -p DIR" + link(n.Name, "eth0", vm.Bridge, netip.PrefixFrom(n.address, vm.Network.Bits())) +
-		link(n.Name, "eth1", underlay, netip.PrefixFrom(n.Underlay, underlayNet.Bits())) + "ovsdb-tool create DIR/conf.db SCHEMAS/openvswitch/vswitch.ovsschema"
-	if err := c.shell(ctx, strings.NewReplacer("NODE", n.Name, "DIR", n.dir(), "SCHEMAS", schemaDir).Replace(script)); err != nil {
+		link(n.Name, "eth1", underlay, netip.PrefixFrom(n.Underlay, underlayNet.Bits()))
+	if err := c.shell(ctx, strings.NewReplacer("NODE", n.Name, "DIR", n.dir()).Replace(script)); err != nil {
 		return err
 	}
-	if err := c.ovsDaemon(ctx, n.Name, n.Name+"-ovsdb-server", n.environ(), "ovsdb-server", "--remote=punix:"+n.socket(),
-		"--unixctl="+n.dir()+"/ovsdb-server.ctl", n.dir()+"/conf.db"); err != nil {
+	if err := n.ovsDaemon(ctx, "ovsdb", "ovsdb-server", "--unixctl="+n.dir()+"/ovsdb-server.ctl"); err != nil {
 		return err
 	}
 	if err := c.awaitFile(ctx, n.socket()); err != nil {
@@ -156,32 +156,10 @@ func (n *Node) start(ctx context.Context) error {
 	if _, err := n.VSCtl(ctx, "--no-wait", "init", "--", "set", "open_vswitch", ".", "external_ids:ovn-remote-probe-interval=60000", "external_ids:ovn-openflow-probe-interval=60"); err != nil {
 		return err
 	}
-	if err := c.awaitProcessors(ctx); err != nil {
+	if err := n.ovsDaemon(ctx, "vswitchd", "ovs-vswitchd", "--unixctl="+n.vswitchd()); err != nil {
 		return err
 	}
-	if err := c.ovsDaemon(ctx, n.Name, n.Name+"-ovs-vswitchd", n.environ(), "ovs-vswitchd", "--unixctl="+n.vswitchd(), "unix:"+n.socket()); err != nil {
-		return err
-	}
-	return c.ovsDaemon(ctx, n.Name, n.Name+"-ovn-controller", n.environ(), "ovn-controller", "unix:"+n.socket())
-}
-
-// countsProcessors is for how long the machine must be up, in seconds. Before 3.2 ovs-vswitchd finds no processor earlier, and no packet reaches it for as long as it runs:
-// it says that it is overriding n-handler-threads to 0, and all lookups of dpctl/show are lost.
-const countsProcessors = 10.5
-
-func (c *Cluster) awaitProcessors(ctx context.Context) error {
-	return Await(ctx, "Open vSwitch counts the machine's processors", func(ctx context.Context) error {
-		b, err := c.ReadFile(ctx, "/proc/uptime")
-		if err != nil {
-			return err
-		}
-		var up float64
-		_, err = fmt.Sscan(string(b), &up)
-		if err == nil && up < countsProcessors {
-			err = fmt.Errorf("the machine has been up for %.1f s, want %.1f s", up, countsProcessors)
-		}
-		return err
-	})
+	return n.ovsDaemon(ctx, "controller", "ovn-controller")
 }
 
 func (n *Node) vswitchd() string { return filepath.Join(n.dir(), "ovs-vswitchd.ctl") }
@@ -222,9 +200,12 @@ func (n *Node) Zone(ctx context.Context, port ident.PortName) (zone int, err err
 	return zone, nil
 }
 
-// ovsDaemon is daemon for programs of Open vSwitch and OVN, which are told not to complain of a busy machine.
-func (c *Cluster) ovsDaemon(ctx context.Context, ns, name string, env []string, args ...string) error {
-	return c.daemon(ctx, ns, name, env, append(args, "-vconsole:info", "-vtimeval:off", "-vcoverage:off")...)
+// ovsDaemon is daemon for what a container of Open vSwitch or ovn-controller runs, which becomes the daemon. It is told not to complain of a busy machine, and has no preference: the machine has one processor.
+func (n *Node) ovsDaemon(ctx context.Context, container, daemon string, args ...string) error {
+	command := []string{
+		"godwit-ovn", container, "--nice=0", "--switch-dir=" + n.dir(), "--switch-run-dir=" + n.dir(), "--switch-schema-dir=" + switchSchemas, "--run-dir=" + n.dir(), "--", "-vtimeval:off", "-vcoverage:off",
+	}
+	return n.cluster.daemon(ctx, n.Name, n.Name+"-"+daemon, n.environ(), append(command, args...)...)
 }
 
 // daemon starts a program that logs to logDir/name.log, and starts it again when it has ended, as a service manager or a kubelet does.

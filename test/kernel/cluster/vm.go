@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -45,6 +46,13 @@ func (v *VM) In(ctx context.Context, args ...string) (string, error) {
 
 // patch is the namespace of the cables: a bridge for each launcher, into one of which the guest's cable is plugged.
 func (v *VM) patch() string { return v.Netns + "-patch" }
+
+// HypervisorVolume is the directory of a launcher's volume in which the agent looks for the hypervisor's sockets. It is made: the launchers have no hypervisor.
+func (v *VM) HypervisorVolume(ctx context.Context, p *Pod) (string, error) {
+	dir := filepath.Join(p.Node.podsDir(), string(p.UID), "volumes/kubernetes.io~empty-dir/libvirt-runtime")
+	_, err := v.cluster.In(ctx, "", "mkdir", "-p", dir)
+	return dir, err
+}
 
 // VM starts one on a node.
 func (n *Node) VM(ctx context.Context, name types.NamespacedName) (*VM, error) {

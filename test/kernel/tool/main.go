@@ -6,6 +6,7 @@
 //	tool serve NAME PORT…       answers TCP, UDP and SCTP, and says its name to who asks for it
 //	tool probe URL…             asks tcp://, udp:// and sctp:// targets once, each within three seconds, and prints a line for each; URL/name asks for the server's name
 //	tool insist URL…            the same one after the other, without end
+//	tool monitor DIRECTORY      a monitor of QEMU's in a launcher's volume, which says that a migration has stopped the VM when it gets SIGUSR1
 //	tool conntrack ZONE         the connection tracking entries of a zone, a netlink message as hexadecimal digits a line
 //	tool table                  all entries of the connection tracking table, a JSON object a line
 //	tool entries NETNS ZONE     the same of a network namespace, as package conntrack has them, as JSON
@@ -30,7 +31,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/frame"
 )
 
-var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | conntrack ZONE | table | entries NETNS ZONE | handoff FROM ZONE TO ZONE [N] | mislead FROM ZONE TO ZONE | fill NETNS ZONE N ADDR")
+var errUsage = errors.New("usage: tool rarp LINK | sctp serve ADDR:PORT | sctp ask ADDR:PORT N | serve NAME PORT… | probe URL… | insist URL… | monitor DIRECTORY | conntrack ZONE | table | entries NETNS ZONE | handoff FROM ZONE TO ZONE [N] | mislead FROM ZONE TO ZONE | fill NETNS ZONE N ADDR")
 
 func main() { os.Exit(run()) } //nolint:forbidigo // main
 
@@ -54,6 +55,8 @@ func do(ctx context.Context, args []string) error {
 		return frame.Send(link.Index, frame.RARP(link.HardwareAddr))
 	case len(args) == 2 && args[0] == "conntrack":
 		return printZone(args[1])
+	case len(args) == 2 && args[0] == "monitor":
+		return monitor(ctx, args[1])
 	case slices.Equal(args, []string{"table"}):
 		return printTable()
 	case len(args) == 3 && slices.Equal(args[:2], []string{"sctp", "serve"}):
