@@ -162,7 +162,7 @@ func (a *alarms) badNode(t *testing.T, s *passage.Scene) {
 	claim, remove := claimForbidden(t, s)
 	a.await(t, "GodwitPortWithoutChassis", critical(nil))
 	a.await(t, "GodwitTunnelMissing", critical(scrapedFrom(s.Target).Merge(model.LabelSet{"state": "made"})))
-	revive := hanging(t, "ovsdb-server", s.Target)
+	revive := hanging(t, "ovsdb-server", openvswitch, s.Target)
 	a.await(t, "GodwitOVNSlow", warning(agentOf(s.Target).Merge(model.LabelSet{"daemon": "ovn-controller"})))
 	a.await(t, "GodwitAgentNotReady", warning(scrapedFrom(s.Target)))
 	revive()

@@ -141,26 +141,29 @@ func undo(t *testing.T, end func(context.Context) error) func() {
 	return once
 }
 
-// anyOf is in every command line, databases in those of OVN's databases and not in that of Open vSwitch's beside them.
+// anyOf is in every command line, databases in those of OVN's databases, and openvswitch in that of Open vSwitch's beside them.
 const (
-	anyOf     = "."
-	databases = `/\(ovn\)*[ns]b[_db]*\.sock`
+	anyOf       = "."
+	databases   = `/\(ovn\)*[ns]b[_db]*\.sock`
+	openvswitch = `/openvswitch/db\.sock`
 )
 
 // hanging stops machines' processes of a name, with words in their command lines, without ending them. What it returns, and the end of the test, lets them go on.
 func hanging(t *testing.T, process, words string, machines ...string) (thaw func()) {
 	t.Helper()
-	signal := func(ctx context.Context, name string) error {
+	signal := func(ctx context.Context, name string) (told string, _ error) {
 		for _, m := range machines {
-			if _, err := cluster.Exec(ctx, m, "sh", "-c", `for p in $(pidof "$1"); do if grep -q "$2" /proc/$p/cmdline; then kill -"$0" "$p"; fi; done`, name, process, words); err != nil {
-				return err
+			pids, err := cluster.Exec(ctx, m, "sh", "-c", `for p in $(pidof "$1"); do if grep -q "$2" /proc/$p/cmdline; then kill -"$0" "$p" && echo "$p"; fi; done`, name, process, words)
+			if err != nil {
+				return "", err
 			}
+			told += pids
 		}
-		return nil
+		return told, nil
 	}
-	thaw = undo(t, func(ctx context.Context) error { return signal(ctx, "CONT") })
-	if err := signal(t.Context(), "STOP"); err != nil {
-		t.Fatal(err)
+	thaw = undo(t, func(ctx context.Context) error { _, err := signal(ctx, "CONT"); return err })
+	if told, err := signal(t.Context(), "STOP"); err != nil || told == "" {
+		t.Fatalf("no %s with %q in its command line hangs on %v: %v", process, words, machines, err)
 	}
 	return thaw
 }
