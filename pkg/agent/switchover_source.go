@@ -104,7 +104,7 @@ func (l *line) follow(ctx context.Context, events <-chan hypervisor.Event) {
 		switch {
 		case e == hypervisor.Stopped:
 			l.stopped = true
-			if l.courier != nil { // first: what comes to the target's port, once it is open, is to find its connection there
+			if l.courier != nil { // the last look goes on beside the message, and does not wait for its answer
 				l.courier.finish()
 			}
 			l.signal(ctx)
