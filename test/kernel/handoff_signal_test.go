@@ -45,7 +45,7 @@ func (s *handingOver) hypervisor() *hypervisor {
 func (h *hypervisor) halt(v *cluster.VM) {
 	h.t.Helper()
 	h.says(h.log, "listened to")
-	h.run(v.Netns, "nft", vmStopped)
+	h.stopped(v)
 	if err := h.Signal(h.t.Context(), h.pid, syscall.SIGUSR1); err != nil {
 		h.t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func (s *handingOver) arriveBySignal(h *hypervisor, vmim *kubevirtv1.VirtualMach
 	if err := s.vm.Arrive(s.t.Context(), target, "tool", "rarp", "eth0"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.run(s.vm.Netns, "nft", "delete table inet stopped")
+	s.goes(s.vm)
 	s.activated(s.vm, target.Node.Name)
 	back()
 	if err := s.vm.Ready(s.t.Context(), target); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/godwit-cni/godwit/pkg/conntrack"
+	"github.com/godwit-cni/godwit/test/kernel/cluster"
 	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
@@ -152,13 +153,13 @@ func TestHandoffEntriesMigration(t *testing.T) {
 			t.Errorf("zone %v lacks %v", to, e)
 		}
 	}
-	s.run(v.Netns, "nft", vmStopped) // as QEMU stops it: of what it says after the last pass the target knows nothing, and 0.7 s of it are too much
+	s.stopped(v) // as QEMU stops it: of what it says after the last pass the target knows nothing, and 0.7 s of it are too much
 	s.handOff(from, to, 1)
 	if err := v.Arrive(t.Context(), target, "tool", "rarp", "eth0"); err != nil {
 		t.Fatal(err)
 	}
 	s.activated(v, s.Nodes[1].Name)
-	s.run(v.Netns, "nft", "delete table inet stopped")
+	s.goes(v)
 	s.ended(v, vmim, source)
 	for _, c := range courses {
 		s.progress(clients[c.to], c.run)
@@ -168,11 +169,21 @@ func TestHandoffEntriesMigration(t *testing.T) {
 	}
 }
 
-// vmStopped lets a VM neither hear nor say anything but what it announces itself with.
-const vmStopped = `table inet stopped {
-	chain in { type filter hook input priority 0; policy drop; }
-	chain out { type filter hook output priority 0; policy drop; }
-}`
+// stopped stops a VM until it goes.
+func (s *scene) stopped(v *cluster.VM) {
+	s.t.Helper()
+	if err := v.Stop(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// goes has a VM that was stopped go on.
+func (s *scene) goes(v *cluster.VM) {
+	s.t.Helper()
+	if err := v.Go(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
 
 // awaitMisled waits until a zone has taken replies for the beginning of a connection.
 func (s *scene) awaitMisled(z zoneAt) {

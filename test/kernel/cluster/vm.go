@@ -150,6 +150,26 @@ func (v *VM) Arrive(ctx context.Context, p *Pod, announce ...string) error {
 	return v.cluster.shell(ctx, fmt.Sprintf("ip -n %s link set cable master br%d\nip netns exec %s %s", v.patch(), i+1, v.Netns, strings.Join(announce, " ")))
 }
 
+// Stop has the guest neither hear nor say anything but what it announces itself with, as a hypervisor that has stopped it. What it says is lost on its way: nothing that runs in it is told, as by a
+// filter of its own, for which a ping ends.
+func (v *VM) Stop(ctx context.Context) error {
+	return v.filter(ctx, `table netdev stopped {
+		chain out { type filter hook ingress device "cable" priority 0; meta protocol { ip, ip6 } drop; }
+		chain in { type filter hook egress device "cable" priority 0; meta protocol { ip, ip6 } drop; }
+	}`)
+}
+
+// Go is the end of Stop.
+func (v *VM) Go(ctx context.Context) error { return v.filter(ctx, "delete table netdev stopped") }
+
+// filter has nft do something to the guest's cable.
+func (v *VM) filter(ctx context.Context, what string) error {
+	if _, err := v.cluster.In(ctx, v.patch(), "nft", what); err != nil {
+		return fmt.Errorf("cable of VM %s: %w", v.Name, err)
+	}
+	return nil
+}
+
 // Migration creates one, and its target's pod on a node, which is attached when it returns.
 func (v *VM) Migration(ctx context.Context, to *Node) (*kubevirtv1.VirtualMachineInstanceMigration, *Pod, error) {
 	vmim := &kubevirtv1.VirtualMachineInstanceMigration{
