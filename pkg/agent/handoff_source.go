@@ -74,6 +74,8 @@ func (c *courier) run(ctx context.Context) {
 		c.w.readers.Go(func() { _ = conn.Keep(keeping) }) // what it fails with the next pass fails with too
 		return leave
 	}
+	looking, leave := c.untilLast(ctx)
+	defer leave()
 	said := ""
 	for ctx.Err() == nil {
 		select {
@@ -83,8 +85,8 @@ func (c *courier) run(ctx context.Context) {
 		default:
 		}
 		start := time.Now()
-		left, err := c.pass(ctx, passTimeout)
-		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != said {
+		left, err := c.pass(ctx, looking, passTimeout)
+		if text := fmt.Sprint(err); err != nil && looking.Err() == nil && text != said {
 			said = text
 			c.w.log.Info("the VM's connections are not handed over yet", "error", err)
 		}
@@ -104,13 +106,26 @@ func (c *courier) run(ctx context.Context) {
 	}
 }
 
+// untilLast is ctx until the look that follows is the last: what is read of the zones by then is of no use.
+func (c *courier) untilLast(ctx context.Context) (context.Context, context.CancelFunc) {
+	looking, leave := context.WithCancel(ctx)
+	c.w.readers.Go(func() {
+		select {
+		case <-c.last:
+			leave()
+		case <-looking.Done():
+		}
+	})
+	return looking, leave
+}
+
 // end looks for the last time, and says so whatever comes of it.
 func (c *courier) end(ctx context.Context) {
 	start := time.Now()
 	var left int
 	var err error
 	for range lastPassTries {
-		if left, err = c.pass(ctx, lastPassTimeout-time.Since(start)); err == nil || errors.Is(err, peer.ErrRefused) {
+		if left, err = c.pass(ctx, ctx, lastPassTimeout-time.Since(start)); err == nil || errors.Is(err, peer.ErrRefused) {
 			break
 		}
 	}
@@ -139,10 +154,12 @@ func (c *courier) note(f func(*v1alpha1.Connections)) {
 	c.w.poke()
 }
 
-// pass tells the target what it has not been told; left is how many connections it cannot be told.
-func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, err error) {
+// pass tells the target what it has not been told; left is how many connections it cannot be told. What is told is told to its end, unless ctx ends; what is read may be given up with reading.
+func (c *courier) pass(ctx, reading context.Context, timeout time.Duration) (left int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	reading, leave := context.WithTimeout(reading, timeout)
+	defer leave()
 	zones, err := c.h.zones(ctx)
 	if err != nil {
 		return 0, err
@@ -162,11 +179,13 @@ func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, er
 	for _, name := range names {
 		q.Zones = append(q.Zones, zones[name])
 	}
-	d, err := c.table.Dump(ctx, q)
+	start := time.Now()
+	d, err := c.table.Dump(reading, q)
 	if err != nil {
-		c.close()
+		c.shut()
 		return 0, err
 	}
+	read := time.Now()
 	for _, n := range d.Left {
 		left += n
 	}
@@ -175,6 +194,7 @@ func (c *courier) pass(ctx context.Context, timeout time.Duration) (left int, er
 			return 0, err
 		}
 	}
+	c.w.log.Debug("looked for the VM's connections", "read_in", read.Sub(start), "told_in", time.Since(read))
 	return left, nil
 }
 
@@ -231,6 +251,11 @@ func (c *courier) close() {
 		_ = c.conn.Close()
 		c.conn = nil
 	}
+	c.shut()
+}
+
+// shut gives up the table.
+func (c *courier) shut() {
 	if c.table != nil {
 		_ = c.table.Close()
 		c.table = nil

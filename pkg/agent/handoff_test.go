@@ -41,13 +41,22 @@ type fakeTable struct {
 	open   int
 	// asked are the zones of the last dump.
 	asked []conntrack.Zone
+	// hold has the next dump last until it is given up, and held says that it has begun.
+	hold, held bool
 }
 
 func newFakeTable() *fakeTable { return &fakeTable{zones: map[conntrack.Zone][]conntrack.Entry{}} }
 
-func (f *fakeTable) Dump(_ context.Context, q conntrack.Query) (conntrack.Dumped, error) {
+func (f *fakeTable) Dump(ctx context.Context, q conntrack.Query) (conntrack.Dumped, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.hold {
+		f.hold, f.held = false, true
+		f.mu.Unlock()
+		<-ctx.Done()
+		f.mu.Lock()
+		return conntrack.Dumped{}, ctx.Err()
+	}
 	f.asked = q.Zones
 	n, d := 0, conntrack.Dumped{Entries: map[conntrack.Zone][]conntrack.Entry{}, Left: map[conntrack.Reason]int{}}
 	for _, zone := range q.Zones {
@@ -231,6 +240,29 @@ func TestHandoffTellsTheTarget(t *testing.T) {
 	if o := w.records.status(w.pm).Source; o.LastFrame == nil {
 		t.Error("the last frame is not told in the end")
 	}
+}
+
+// TestHandoffLastLookWaitsForNoOther: one that goes on when the VM is stopped is given up, and what was told stays told.
+func TestHandoffLastLookWaitsForNoOther(t *testing.T) {
+	w, e, events, table := leaving(t)
+	vm, other := connectionsOf(t)
+	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0], vm[1]}, hairpins: {vm[2]}})
+	table.mu.Lock()
+	table.hold = true
+	table.mu.Unlock()
+	eventually(t, "a look", func() error {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		if !table.held {
+			return errors.New("none has begun")
+		}
+		return nil
+	})
+	table.set(portZone, vm[0], other, vm[1], vm[3])
+	events <- hypervisor.Stopped
+	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0], vm[1], vm[3]}, hairpins: {vm[2]}})
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
 }
 
 // TestHandoffEndsWithTheActivation where nobody tells of the VM's stop, and says how many connections are left.

@@ -318,6 +318,25 @@ func filtersZones(t *testing.T) bool {
 	return major > 6 || major == 6 && minor >= 8
 }
 
+// A dump that is given up leaves the rest of its answer in the socket: the table says so, and answers nothing with it.
+func TestKernelDumpGivenUp(t *testing.T) {
+	table := open(t)
+	a, b := balanced(), balanced()
+	b.Orig.SrcPort, b.Reply.DstPort = b.Orig.SrcPort+1, b.Reply.DstPort+1
+	if r := upsert(t, table, 7, a, b); r.Made != 2 {
+		t.Fatalf("%+v, want 2 made", r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := 0
+	q := Query{Zones: []Zone{7}, Limit: 2, Keep: func(Entry) bool { seen++; cancel(); return true }}
+	if _, err := table.Dump(ctx, q); !errors.Is(err, context.Canceled) || seen != 1 {
+		t.Errorf("%v after %d entries, want %v after one", err, seen, context.Canceled)
+	}
+	if d, err := table.Dump(t.Context(), Query{Zones: []Zone{7}, Limit: 2}); err == nil {
+		t.Errorf("a dump after that has %d entries, want an error", d.count())
+	}
+}
+
 func TestKernelClosed(t *testing.T) {
 	table := open(t)
 	for range 2 {

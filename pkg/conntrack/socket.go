@@ -27,7 +27,8 @@ const (
 type kernel interface {
 	// do returns the answers to the requests, in their order. An error is the socket's, not a request's.
 	do(ctx context.Context, requests []request) ([]answer, error)
-	// dump calls see with each message that answers a request for many; messages are the caller's until see returns. It ends with see's first error, when all is read.
+	// dump calls see with each message that answers a request for many; messages are the caller's until see returns. It ends with see's first error, when all is read, or with ctx, after which
+	// the socket is of no use: the rest of the answer is in it.
 	dump(ctx context.Context, r request, see func(message []byte) error) error
 }
 
@@ -120,6 +121,8 @@ func (s *socket) dump(ctx context.Context, r request, see func(message []byte) e
 	var seen error
 	err := s.exchange(ctx, r.append(nil, s.seq), func(h header, data []byte) (done bool, err error) {
 		switch {
+		case ctx.Err() != nil:
+			return false, ctx.Err()
 		case h.seq != s.seq:
 			return false, nil
 		case h.kind == unix.NLMSG_ERROR || h.kind == unix.NLMSG_DONE && len(data) > 0:

@@ -50,7 +50,8 @@ type Dumped struct {
 }
 
 // Dump returns the entries of zones. It is no snapshot: entries that come meanwhile may be there or not. Before Linux 6.8 the kernel tells of all zones whatever it is asked, and those of others
-// are passed over while they are read, which takes as long as the whole table does; so it is asked once for all zones there. A dump that has begun is read to its end.
+// are passed over while they are read, which takes as long as the whole table does; so it is asked once for all zones there. A table of which a dump was
+// ended by ctx is of no use any more.
 func (t *Table) Dump(ctx context.Context, q Query) (Dumped, error) {
 	if slices.Contains(q.Zones, 0) {
 		return Dumped{}, errZone

@@ -32,7 +32,7 @@ type Target struct {
 // Conn is a connection to a target's agent, about one migration. It is safe for concurrent use.
 type Conn struct {
 	mu   sync.Mutex
-	conn net.Conn
+	conn *tls.Conn
 }
 
 // Dial connects, and returns when the target's agent has agreed to speak of the migration. The error wraps ErrRefused if it has not.
@@ -44,7 +44,7 @@ func Dial(ctx context.Context, to Target, files *pki.Files, m Migration) (*Conn,
 	if err != nil {
 		return nil, fmt.Errorf("connect to the agent of node %s at %s: %w", to.Node, to.Address, err)
 	}
-	c := &Conn{conn: conn}
+	c := &Conn{conn: conn.(*tls.Conn)}
 	if _, err := c.ask(ctx, hello{Version: Version, Migration: m}); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("agent of node %s at %s: %w", to.Node, to.Address, err)
@@ -70,6 +70,7 @@ func (c *Conn) ask(ctx context.Context, v any) (Reply, error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err := write(c.conn, v); err != nil {
+		_ = c.conn.NetConn().Close() // what TLS would take its leave with were the rest of what was sent in part, to the other side
 		return Reply{}, err
 	}
 	var a answer

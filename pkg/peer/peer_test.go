@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -246,14 +247,57 @@ func TestOneNodeCannotTakeAllPlaces(t *testing.T) {
 }
 
 func TestALateAnswerEndsTheWait(t *testing.T) {
-	near, far := net.Pipe()
-	defer func() { _, _ = near.Close(), far.Close() }()
-	go func() { _, _ = far.Read(make([]byte, 1024)) }() // and says nothing
-	c := &Conn{conn: near}
+	w := newWorld(t)
+	c, err := Dial(t.Context(), Target{w.address, "n2"}, w.files(t, "n1", pki.Client), Migration{"ns", "m"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	w.service.mu.Lock() // so that it does not answer
+	defer w.service.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := c.Send(ctx, Message{Kind: Stopped}); err == nil {
 		t.Error("there was an answer")
+	}
+}
+
+// What could not be sent to its end is the last that is sent: the other side would take the rest, TLS's farewell too, for what was missing.
+func TestNothingFollowsHalfAMessage(t *testing.T) {
+	w := newWorld(t)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nothing is lost with it
+	server, accepted := w.files(t, "n2", pki.Client).PeerServerTLS(time.Now), make(chan net.Conn, 1)
+	go func() {
+		defer close(accepted)
+		if conn, err := l.Accept(); err == nil {
+			accepted <- conn
+			_ = tls.Server(conn, server).HandshakeContext(t.Context())
+		}
+	}()
+	near, err := (&tls.Dialer{Config: w.files(t, "n1", pki.Client).PeerTLS("n2", time.Now)}).DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := <-accepted
+	for range accepted { // until the handshake is over
+		t.Error("another connection")
+	}
+	defer far.Close() //nolint:errcheck // nothing is lost with it
+	c := &Conn{conn: near.(*tls.Conn)}
+	late, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	if _, err := c.Send(late, Message{Kind: Stopped}); err == nil {
+		t.Error("there was time to send it")
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(far); err != nil || len(b) > 0 {
+		t.Errorf("%d octets follow, %v, want none", len(b), err)
 	}
 }
 

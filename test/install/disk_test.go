@@ -39,12 +39,7 @@ func diskFull(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	start := time.Now()
 	probes := watched(t, l, client, func() {
 		room := fillDisk(t, l, node)
-		ns := newNamespace(t, client)
-		for _, n := range l.NodeNames() {
-			if n != node {
-				echoPod(t, client, ns, n)
-			}
-		}
+		podsBut(t, l, client, node)
 		ran := time.Since(start)
 		found(t, l, pod+" of ovn-central on "+node+" is not ready")
 		eventually(t, func() error { return fullIsTold(t, l, node) })

@@ -67,12 +67,7 @@ func memberAway(t *testing.T, l *lab.Lab, client kubernetes.Interface, node stri
 	t.Helper()
 	start := time.Now()
 	join := cutOff(t, l, node)
-	ns := newNamespace(t, client)
-	for _, n := range l.NodeNames() {
-		if n != node {
-			echoPod(t, client, ns, n)
-		}
-	}
+	podsBut(t, l, client, node)
 	took := time.Since(start)
 	heard()
 	parted := time.Now()
@@ -138,6 +133,17 @@ func cutOff(t *testing.T, l *lab.Lab, node string) (join func()) {
 	}
 	t.Cleanup(join)
 	return join
+}
+
+// podsBut starts a pod on each node but one, and returns when they run.
+func podsBut(t *testing.T, l *lab.Lab, client kubernetes.Interface, node string) {
+	t.Helper()
+	ns := newNamespace(t, client)
+	for _, n := range l.NodeNames() {
+		if n != node {
+			echoPod(t, client, ns, n)
+		}
+	}
 }
 
 // newNamespace makes one that goes with the test.
