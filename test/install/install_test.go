@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +59,9 @@ func TestInstall(t *testing.T) {
 	t.Run("Partitions", func(t *testing.T) { partitions(t, l, client) })
 	t.Run("DiskFull", func(t *testing.T) { diskFull(t, l, client) })
 	t.Run("Rolls", func(t *testing.T) { rolls(t, l, client) })
+	if os.Getenv("AUTHORITIES") == "rotate" { // five minutes, most of them for kubelets that bring Secrets to pods
+		t.Run("AuthoritiesRotate", func(t *testing.T) { authoritiesRotate(t, l, client) })
+	}
 	t.Run("DatabasesLost", func(t *testing.T) { databasesLost(t, l, client) })
 	t.Run("VMMovesUnderFaults", func(t *testing.T) { moves(t, l, client) })
 	t.Run("SwitchStartsAgain", func(t *testing.T) { switchStartsAgain(t, l, client) })

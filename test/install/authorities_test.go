@@ -1,0 +1,181 @@
+package install
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/godwit-cni/godwit/pkg/issuer"
+	"github.com/godwit-cni/godwit/pkg/pki"
+	"github.com/godwit-cni/godwit/test/lab"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
+)
+
+// signs are the authorities' Secrets, and what each signs: a Secret, where central's pods have it, and in which container.
+var signs = map[string]struct{ secret, container, dir string }{
+	issuer.NodesAuthority:  {issuer.Server, "sb", "/etc/godwit-ovn/server/"},
+	issuer.AdminsAuthority: {issuer.Admin, "nb", "/etc/godwit-ovn/admin/"},
+}
+
+// authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: central's members then show its certificates, nodes go on with those that they have until those are renewed, no
+// packet is lost and nothing but the agents is started again, which would have looked within an hour.
+func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
+	const days = 24 * time.Hour
+	successors := map[string]pki.Authority{}
+	start := time.Now()
+	probes := watched(t, l, client, func() {
+		for name := range signs {
+			next, err := pki.NewAuthority(rand.Reader, name, start.Add(-8*days)) // so that it is due to sign as soon as it is a successor
+			if err != nil {
+				t.Fatal(err)
+			}
+			successors[name] = next
+			changeSecret(t, client, name, func(data map[string][]byte) {
+				data[pki.CAFile] = append(data[pki.CAFile], pki.EncodeCertificates(next.Certificate)...)
+			})
+		}
+		eventually(t, func() error { return trusted(t, l, successors) })
+		rollout(t, l, "daemonset/godwit-agent")
+		eventually(t, func() error { return trustedByNodes(t, l, successors[issuer.NodesAuthority].Certificate) })
+		t.Logf("everybody trusted the successors after %s", time.Since(start).Round(time.Second))
+		for name, next := range successors {
+			key, err := pki.EncodeKey(next.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			changeSecret(t, client, name, func(data map[string][]byte) {
+				data["next.crt"], data["next.key"] = pki.EncodeCertificates(next.Certificate), key
+			})
+		}
+		eventually(t, func() error { return shown(t, l, successors) })
+		t.Logf("central's members had the successors' certificates after %s", time.Since(start).Round(time.Second))
+		rollout(t, l, "daemonset/ovn-controller", "deployment/godwit-controller")
+		everyMemberSeesAll(t, l)
+		well(t, l)
+		nodeCertificate(t, l, client)
+		if err := signedBy(t, l, "node1", successors[issuer.NodesAuthority].Certificate); err == nil {
+			t.Error("the certificate of node1 was renewed though it was not due: what comes next shows nothing")
+		}
+		if _, err := l.Exec(t.Context(), "node1", "sh", "-c", "rm /etc/godwit/tls/*"); err != nil {
+			t.Fatal(err)
+		}
+		rollout(t, l, "daemonset/godwit-agent")
+		eventually(t, func() error { return signedBy(t, l, "node1", successors[issuer.NodesAuthority].Certificate) })
+		rollout(t, l, "daemonset/ovn-controller")
+		nodeCertificate(t, l, client)
+		well(t, l)
+	})
+	for i := range probes {
+		p := &probes[i]
+		t.Logf("both authorities were replaced in %s: of %d packets to %s %d were lost, the longest time without one was %s", time.Since(start).Round(time.Second), p.Counts.Sent, p.Peer, p.Counts.Lost,
+			p.Gap.Length().Round(time.Millisecond))
+		if p.Gap.Open || p.Counts.Lost*1000 > p.Counts.Sent*besidePods {
+			t.Errorf("%d of %d packets to %s were lost", p.Counts.Lost, p.Counts.Sent, p.Peer)
+		}
+	}
+}
+
+func changeSecret(t *testing.T, client kubernetes.Interface, name string, change func(map[string][]byte)) {
+	t.Helper()
+	eventually(t, func() error { // the issuer writes it too
+		secret, err := client.CoreV1().Secrets(lab.Namespace).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		change(secret.Data)
+		_, err = client.CoreV1().Secrets(lab.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{})
+		return err
+	})
+}
+
+// certificates are those of a file that every member of central has.
+func certificates(t *testing.T, l *lab.Lab, authority, file string) (all [][]*x509.Certificate, err error) {
+	t.Helper()
+	of := signs[authority]
+	for i := range members {
+		text, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", i), "-c", of.container, "--", "cat", of.dir+file)
+		if err != nil {
+			return nil, err
+		}
+		certs, err := pki.ParseCertificates([]byte(text))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, certs)
+	}
+	return all, nil
+}
+
+// trusted is nil when every member of central trusts the successors.
+func trusted(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
+	t.Helper()
+	for name, next := range successors {
+		all, err := certificates(t, l, name, pki.CAFile)
+		if err != nil {
+			return err
+		}
+		for i, bundle := range all {
+			if !slices.ContainsFunc(bundle, next.Certificate.Equal) {
+				return fmt.Errorf("ovn-central-%d does not trust the successor of %s yet: it has %d authorities", i, name, len(bundle))
+			}
+		}
+	}
+	return nil
+}
+
+// shown is nil when every member of central has certificates of the successors.
+func shown(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
+	t.Helper()
+	for name, next := range successors {
+		all, err := certificates(t, l, name, corev1.TLSCertKey)
+		if err != nil {
+			return err
+		}
+		for i, certs := range all {
+			if err := certs[0].CheckSignatureFrom(next.Certificate); err != nil {
+				return fmt.Errorf("ovn-central-%d has another's certificate than that of the successor of %s: %w", i, name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func nodeFile(t *testing.T, l *lab.Lab, node, file string) ([]*x509.Certificate, error) {
+	t.Helper()
+	text, err := l.Exec(t.Context(), node, "cat", "/etc/godwit/tls/"+file)
+	if err != nil {
+		return nil, err
+	}
+	return pki.ParseCertificates([]byte(text))
+}
+
+func trustedByNodes(t *testing.T, l *lab.Lab, authority *x509.Certificate) error {
+	t.Helper()
+	for _, node := range l.NodeNames() {
+		bundle, err := nodeFile(t, l, node, pki.CAFile)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(bundle, authority.Equal) {
+			return fmt.Errorf("%s does not trust the successor yet: it has %d authorities", node, len(bundle))
+		}
+	}
+	return nil
+}
+
+// signedBy is nil if a node's certificate is an authority's.
+func signedBy(t *testing.T, l *lab.Lab, node string, authority *x509.Certificate) error {
+	t.Helper()
+	certs, err := nodeFile(t, l, node, pki.CertFile)
+	if err != nil {
+		return err
+	}
+	return certs[0].CheckSignatureFrom(authority)
+}
