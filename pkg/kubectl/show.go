@@ -2,6 +2,7 @@ package kubectl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -27,6 +28,9 @@ func (s *session) migrationCommand() *cobra.Command {
 The controller's times are by the clock of its node, an agent's by that of its own: stages of different nodes may be out of order by as much as the clocks differ.`,
 		Example: "  kubectl ovn migration show web1",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if format == wide {
+				return errors.New("-o wide is not of this command, which tells all that there is: leave it out, or write -o json or -o yaml")
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
@@ -42,7 +46,7 @@ The controller's times are by the clock of its node, an agent's by that of its o
 			return nil
 		},
 	}
-	show.Flags().VarP(&format, "output", "o", formats)
+	show.Flags().VarP(&format, "output", "o", "json or yaml")
 	cmd.AddCommand(show, s.checkCommand())
 	return cmd
 }

@@ -2,6 +2,7 @@ package kubectl
 
 import (
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,6 +115,24 @@ func TestFormat(t *testing.T) {
 	var f format
 	if err := f.Set("xml"); err == nil || !strings.Contains(err.Error(), formats) {
 		t.Errorf("-o xml: %v, want an error that names what there is", err)
+	}
+}
+
+// TestShowWide: there is no wider form of it, which the help does not promise either.
+func TestShowWide(t *testing.T) {
+	root := Command("test")
+	root.SetArgs([]string{"migration", "show", "web1", "-o", "wide"})
+	root.SetOut(io.Discard)
+	root.SetErr(io.Discard)
+	if err := root.Execute(); err == nil || !strings.Contains(err.Error(), "-o wide is not of this command") {
+		t.Errorf("-o wide: %v, want an error that says what there is", err)
+	}
+	show, _, err := root.Find([]string{"migration", "show"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if usage := show.Flags().Lookup("output").Usage; strings.Contains(usage, string(wide)) {
+		t.Errorf("the help offers %q", usage)
 	}
 }
 
