@@ -392,7 +392,7 @@ func (f *facts) others() (well string, wrong []verdict) {
 		}
 	}
 	if i := slices.IndexFunc(f.pods, func(p corev1.Pod) bool { return daemonOf(&p, "kube-proxy") && !ended(&p) }); i >= 0 && f.serves() {
-		wrong = append(wrong, verdict{rough, fmt.Sprintf("kube-proxy serves Services (pod %s/%s), and so do the agents", f.pods[i].Namespace, f.pods[i].Name), "remove kube-proxy, or start the agents with --services=false"})
+		wrong = append(wrong, verdict{rough, fmt.Sprintf("kube-proxy serves Services (pod %s/%s), and so do the agents", f.pods[i].Namespace, f.pods[i].Name), "remove kube-proxy, or start agents and controllers with --services=false"})
 	}
 	return "no other network is in the way", wrong
 }
