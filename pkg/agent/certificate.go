@@ -24,7 +24,13 @@ const (
 	certificateCheck = time.Hour
 	// certificateTimeout bounds one attempt, in which the controller signs. It is long, because every attempt leaves a request in the API.
 	certificateTimeout = time.Hour
+	// certificateRetry is the longest time between attempts, certificateFruitless that after requests that were decided on and gave nothing: each leaves one in the API for an hour, and the same may be true of every node.
+	certificateRetry     = time.Minute
+	certificateFruitless = 15 * time.Minute
 )
+
+// errFruitless is that of a request that was denied, or whose certificate is of no use.
+var errFruitless = errors.New("no certificate came of the request")
 
 // Certificates is who gives the node its certificate: the cluster's API, in which the controller signs.
 type Certificates struct {
@@ -59,21 +65,35 @@ func newCertifier(cfg Config, log *slog.Logger, from Certificates, reg prometheu
 }
 
 func (c *certifier) run(ctx context.Context) {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval, retry.MaxElapsedTime = time.Second, time.Minute, 0
+	retry := certificateRetries()
 	for {
-		next := certificateCheck
-		if err := c.pass(ctx); err != nil {
-			next = retry.NextBackOff()
-			c.log.Warn("the node's certificate is not as wanted", "error", err, "retry_in", next.Round(time.Millisecond))
-		} else {
-			retry.Reset()
-		}
+		next := retry(c.pass(ctx), c.log)
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(next):
 		}
+	}
+}
+
+// certificateRetries says after each attempt when the next one is due.
+func certificateRetries() func(err error, log *slog.Logger) time.Duration {
+	failed, fruitless := backoff.NewExponentialBackOff(), backoff.NewExponentialBackOff()
+	failed.InitialInterval, failed.MaxInterval, failed.MaxElapsedTime = time.Second, certificateRetry, 0
+	fruitless.InitialInterval, fruitless.MaxInterval, fruitless.MaxElapsedTime = time.Second, certificateFruitless, 0
+	return func(err error, log *slog.Logger) time.Duration {
+		if err == nil {
+			failed.Reset()
+			fruitless.Reset()
+			return certificateCheck
+		}
+		next := failed
+		if errors.Is(err, errFruitless) {
+			next = fruitless
+		}
+		wait := next.NextBackOff()
+		log.Warn("the node's certificate is not as wanted", "error", err, "retry_in", wait.Round(time.Millisecond))
+		return wait
 	}
 }
 
@@ -211,7 +231,7 @@ func (c *certifier) write(set map[string][]byte, why string) (err error) {
 		}
 	}
 	if _, err := pki.Dir(os.ReadFile, at(next)).Check(c.now()); err != nil {
-		return fmt.Errorf("what the controller has signed is of no use: %w", err)
+		return fmt.Errorf("%w: what the controller has signed is of no use: %w", errFruitless, err)
 	}
 	if err := replaceLink(next, at(current)); err != nil {
 		return err

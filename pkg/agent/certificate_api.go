@@ -75,7 +75,7 @@ func sign(ctx context.Context, clients kubernetes.Interface, request []byte) ([]
 func decided(csr *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 	for _, c := range csr.Status.Conditions {
 		if (c.Type == certificatesv1.CertificateDenied || c.Type == certificatesv1.CertificateFailed) && c.Status == corev1.ConditionTrue {
-			return nil, fmt.Errorf("CertificateSigningRequest %s: %s: %s", csr.Name, c.Reason, c.Message)
+			return nil, fmt.Errorf("CertificateSigningRequest %s: %w: %s: %s", csr.Name, errFruitless, c.Reason, c.Message)
 		}
 	}
 	return csr.Status.Certificate, nil

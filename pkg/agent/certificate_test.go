@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -230,6 +231,29 @@ func TestRemotesAndCertificatesBelongTogether(t *testing.T) {
 		err := cfg.Validate()
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s in %q: %v, want %q", c.remote, c.dir, err, c.want)
+		}
+	}
+}
+
+// Requests that are denied come ever less often: each stays in the API for an hour, and what is wrong with one node's may be wrong with every node's.
+func TestDeniedRequestsAreFew(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, c := range []struct {
+		err         error
+		least, most int
+	}{{errors.New("the API server is away"), 500, 5000}, {fmt.Errorf("request: %w", errFruitless), 60, 150}} {
+		retry, attempts := certificateRetries(), 0
+		for day := time.Duration(0); day < 24*time.Hour; attempts++ {
+			day += retry(c.err, log)
+		}
+		if attempts < c.least || attempts > c.most {
+			t.Errorf("%v: %d attempts a day, want %d to %d", c.err, attempts, c.least, c.most)
+		}
+		if next := retry(nil, log); next != certificateCheck {
+			t.Errorf("after one that succeeded the next is in %s", next)
+		}
+		if next := retry(c.err, log); next > 2*time.Second {
+			t.Errorf("the first failure after one that succeeded is followed in %s", next)
 		}
 	}
 }

@@ -98,9 +98,13 @@ func (h *heart) run(ctx context.Context) {
 // beat renews the Lease, then the addresses. It says whether the addresses have changed, which nobody was told.
 func (h *heart) beat(ctx context.Context) (again bool) {
 	node := h.inputs.node()
-	if node == nil || h.ready.err() != nil || !h.inputs.selected(node.Labels) {
+	if node == nil || h.ready.lacks(compGateway) || !h.inputs.selected(node.Labels) {
 		h.note(time.Time{}, nil)
 		h.running, h.held = 0, h.loans.keep(nil, 0)
+		return false
+	}
+	if h.ready.err() != nil { // what forwards does so still: the addresses end by themselves if this lasts, as the controller's patience does
+		h.running = 0
 		return false
 	}
 	if !h.began {

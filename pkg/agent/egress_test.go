@@ -200,6 +200,31 @@ func TestHeartIsBehind(t *testing.T) {
 	}
 }
 
+// While Open vSwitch's database starts again the node forwards as before: it keeps what it has for as long as others leave it to it, and says nothing.
+func TestHeartMissesABeat(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	for range steady + 1 {
+		p.beat(t.Context())
+	}
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+	said := len(p.beats)
+	p.ready.set(compOVS, "the database does not answer")
+	p.beat(t.Context())
+	if len(p.beats) != said {
+		t.Errorf("it said %+v while Open vSwitch's database was away", p.beats[said:])
+	}
+	p.ready.set(compOVS, "")
+	p.beat(t.Context())
+	p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+	p.ready.set(compOVS, "the database does not answer")
+	p.heard = p.heard.Add(-time.Minute)
+	p.node.borrowed = nil // the kernel has taken it away
+	p.ready.set(compOVS, "")
+	p.beat(t.Context())
+	p.want(t, nil, nil)
+}
+
 // An address that the node cannot have does not stop the others, and the controller is told of these alone.
 func TestHeartBadAddress(t *testing.T) {
 	p := newPulse(t)

@@ -80,6 +80,13 @@ func (r *readiness) err() error {
 	return fmt.Errorf("%w: %s", errNotReady, strings.Join(reasons, "; "))
 }
 
+// lacks says whether a component is missing.
+func (r *readiness) lacks(component string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.missing[component] != ""
+}
+
 // wait returns when nothing is missing, or when ctx ends, with what still is.
 func (r *readiness) wait(ctx context.Context) error {
 	start := time.Now()

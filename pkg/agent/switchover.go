@@ -98,6 +98,9 @@ func (a *Agent) addSwitchover(src Sources) {
 	a.observer.switchover = a.switchover
 }
 
+// errMoved is why it is listened anew at once: the node has other addresses.
+var errMoved = errors.New("the node has other addresses")
+
 // run listens for the agents of other nodes until ctx ends, on the addresses that the node has.
 func (s *switchover) run(ctx context.Context) {
 	s.observer.metrics.signalling.Set(1)
@@ -105,7 +108,12 @@ func (s *switchover) run(ctx context.Context) {
 		again := nodePoll
 		if own := s.own(); len(own) > 0 {
 			again = listenAgain
-			if err := s.serve(ctx, own); err != nil && ctx.Err() == nil {
+			switch err := s.serve(ctx, own); {
+			case err == nil || ctx.Err() != nil:
+			case errors.Is(err, errMoved):
+				again = 0
+				s.log.Info("agents of other nodes are listened to on other addresses", "reason", err)
+			default:
 				s.log.Warn("agents of other nodes are not listened to: VMs that come here are open when they announce themselves", "error", err, "retry_in", listenAgain)
 			}
 		}
@@ -113,24 +121,32 @@ func (s *switchover) run(ctx context.Context) {
 	}
 }
 
-// serve listens on these addresses until the node has others.
+// serve listens on these addresses until the node has others. A Node that is not known for a while, or says the same in another order, ends no connection.
 func (s *switchover) serve(ctx context.Context, own []netip.Addr) error {
 	g, ctx := errgroup.WithContext(ctx)
 	server := &peer.Server{Files: s.files, Service: s, Log: s.log}
-	var errs []error
-	for _, ip := range own {
-		l, err := s.listen(ctx, net.JoinHostPort(ip.String(), strconv.Itoa(s.port)))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listen on --switchover-port: %w: another process has the port, or the address is not the node's", err))
-			continue
+	missing := own
+	listen := func() error {
+		var errs []error
+		var left []netip.Addr
+		for _, ip := range missing {
+			l, err := s.listen(ctx, net.JoinHostPort(ip.String(), strconv.Itoa(s.port)))
+			if err != nil {
+				left = append(left, ip)
+				errs = append(errs, fmt.Errorf("listen on --switchover-port: %w: another process has the port, or the address is not the node's", err))
+				continue
+			}
+			g.Go(func() error { return server.Serve(ctx, l) })
 		}
-		g.Go(func() error { return server.Serve(ctx, l) })
-	}
-	if len(errs) == len(own) {
+		missing = left
 		return errors.Join(errs...)
 	}
-	if err := errors.Join(errs...); err != nil {
-		s.log.Warn("agents of other nodes are not listened to on every address", "error", err)
+	err := listen()
+	switch {
+	case len(missing) == len(own):
+		return err
+	case err != nil:
+		s.log.Warn("agents of other nodes are not listened to on every address", "error", err, "retry_in", listenAgain)
 	}
 	g.Go(func() error {
 		tick := time.NewTicker(listenAgain)
@@ -141,12 +157,23 @@ func (s *switchover) serve(ctx context.Context, own []netip.Addr) error {
 				return nil
 			case <-tick.C:
 			}
-			if now := s.own(); !slices.Equal(now, own) {
-				return fmt.Errorf("the node's addresses were %v and are %v", own, now)
+			if now := s.own(); len(now) > 0 && !sameAddresses(now, own) {
+				return fmt.Errorf("%w: %v, they were %v", errMoved, now, own)
+			}
+			if len(missing) > 0 && listen() == nil {
+				s.log.Info("agents of other nodes are listened to on every address", "addresses", own)
 			}
 		}
 	})
 	return g.Wait()
+}
+
+// sameAddresses says whether two lists have the same addresses, in whatever order.
+func sameAddresses(a, b []netip.Addr) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.SortFunc(a, netip.Addr.Compare)
+	slices.SortFunc(b, netip.Addr.Compare)
+	return slices.Equal(slices.Compact(a), slices.Compact(b))
 }
 
 // Admit implements peer.Service: a node has a say in the migrations that go from there to here, for as long as they are not over.

@@ -55,13 +55,15 @@ func Forward(ctx context.Context, c ForwardConfig) error {
 	}
 	files := &pki.Files{Read: os.ReadFile, CA: c.CA, Cert: c.Cert, Key: c.Key}
 	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}, Config: files.ClientTLS([]string{host}, time.Now)}
-	return door{log: c.Logger, connect: func(ctx context.Context, conn net.Conn) (near, far half, err error) {
-		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-		defer cancel()
-		remote, err := dialer.DialContext(ctx, "tcp", c.Remote)
-		if err != nil {
-			return nil, nil, fmt.Errorf("connect with the gate %s: %w", c.Remote, err)
-		}
-		return conn.(*net.UnixConn), remote.(*tls.Conn), nil
-	}}.serve(ctx, l)
+	return door{
+		log:  c.Logger,
+		know: func(_ context.Context, conn net.Conn) (half, error) { return conn.(*net.UnixConn), nil },
+		connect: func(ctx context.Context) (half, error) {
+			remote, err := dialer.DialContext(ctx, "tcp", c.Remote)
+			if err != nil {
+				return nil, fmt.Errorf("connect with the gate %s: %w", c.Remote, err)
+			}
+			return remote.(*tls.Conn), nil
+		},
+	}.serve(ctx, l)
 }

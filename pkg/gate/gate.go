@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/lobby"
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
@@ -26,6 +27,8 @@ const (
 	keepAlive             = 15 * time.Second
 	acceptPause           = 100 * time.Millisecond
 	defaultMaxConnections = 256
+	// maxStrangers are the connections besides of which it is not known whose they are; for one more the one that has been there longest is closed.
+	maxStrangers = 256
 )
 
 // Config says where a gate is. Files are read again for every connection.
@@ -78,23 +81,20 @@ func Run(ctx context.Context, c Config) error {
 	}
 	c.Logger.Info("gate is open", "address", l.Addr(), "socket", c.Unix)
 	server := files.ServerTLS(time.Now)
-	return door{log: c.Logger, max: c.MaxConnections, connect: func(ctx context.Context, conn net.Conn) (near, far half, err error) {
-		return admit(ctx, tls.Server(conn, server), c.Unix)
-	}}.serve(ctx, l)
-}
-
-// admit makes the handshake, and connects with the database for whom it lets in: nobody else causes a connection there.
-func admit(ctx context.Context, conn *tls.Conn, unix string) (near, far half, err error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, nil, err
-	}
-	db, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", unix)
-	if err != nil {
-		return nil, nil, fmt.Errorf("connect with ovsdb-server: %w: is it running?", err)
-	}
-	return conn, db.(*net.UnixConn), nil
+	return door{
+		log: c.Logger, max: c.MaxConnections,
+		know: func(ctx context.Context, conn net.Conn) (half, error) {
+			near := tls.Server(conn, server)
+			return near, near.HandshakeContext(ctx)
+		},
+		connect: func(ctx context.Context) (half, error) {
+			db, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", c.Unix)
+			if err != nil {
+				return nil, fmt.Errorf("connect with ovsdb-server: %w: is it running?", err)
+			}
+			return db.(*net.UnixConn), nil
+		},
+	}.serve(ctx, l)
 }
 
 // half is a connection that can be ended in one direction: both *tls.Conn and *net.UnixConn are.
@@ -107,8 +107,9 @@ type half interface {
 type door struct {
 	log *slog.Logger
 	max int
-	// connect makes, of what was accepted, the two ends to be joined. The caller closes what was accepted.
-	connect func(ctx context.Context, conn net.Conn) (near, far half, err error)
+	// know makes sure of who it is that was accepted, and connect reaches whom it is joined with: nobody who is not known causes a connection there.
+	know    func(ctx context.Context, conn net.Conn) (near half, err error)
+	connect func(ctx context.Context) (far half, err error)
 }
 
 // serve closes l, and all connections, when ctx ends.
@@ -120,7 +121,7 @@ func (d door) serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
-	places := make(chan struct{}, d.max)
+	places, strangers := make(chan struct{}, d.max), &lobby.Lobby{Room: maxStrangers}
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -137,19 +138,31 @@ func (d door) serve(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		select {
-		case places <- struct{}{}:
-			open.Go(func() { defer func() { <-places }(); d.handle(ctx, conn) })
-		default:
-			d.log.Warn("a connection is refused: there are as many as there may be", "peer", conn.RemoteAddr(), "max", d.max)
-			_ = conn.Close()
+		if shown := strangers.Enter(conn); shown != nil {
+			d.log.Debug("a connection has not said whose it is, and others wait", "peer", shown.RemoteAddr())
 		}
+		open.Go(func() { d.handle(ctx, conn, strangers, places) })
 	}
 }
 
-func (d door) handle(ctx context.Context, conn net.Conn) {
+func (d door) handle(ctx context.Context, conn net.Conn, strangers *lobby.Lobby, places chan struct{}) {
 	defer func() { _ = conn.Close() }()
-	near, far, err := d.connect(ctx, conn)
+	entering, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	near, err := d.know(entering, conn)
+	if waited := strangers.Leave(conn); !waited {
+		return
+	}
+	var far half
+	if err == nil {
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+			far, err = d.connect(entering)
+		default:
+			err = fmt.Errorf("there are %d, as many as there may be", d.max)
+		}
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			d.log.Warn("a connection is refused", "peer", conn.RemoteAddr(), "error", err)

@@ -217,6 +217,25 @@ func TestGateRefusesOtherAuthorities(t *testing.T) {
 	}
 }
 
+// Whoever opens connections and says nothing keeps nobody out, however many they are.
+func TestGateIsOpenBesideStrangers(t *testing.T) {
+	w := newWorld(t, 2)
+	for range maxStrangers + 10 {
+		silent, err := net.Dial("tcp", w.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close() //nolint:errcheck // nothing is lost with it
+	}
+	conn, err := w.dial(t, store(t, w.admin, w.admin, "controller"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ask(conn, "let in"); err != nil || got != "LET IN" {
+		t.Errorf("it says %q, %v", got, err)
+	}
+}
+
 func TestGateHasRoomForSoMany(t *testing.T) {
 	w := newWorld(t, 2)
 	dir := store(t, w.admin, w.admin, "controller")
@@ -234,8 +253,12 @@ func TestGateHasRoomForSoMany(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := w.dial(t, dir); err == nil {
-		t.Error("there was room for a third")
+	said := ""
+	if third, err := w.dial(t, dir); err == nil { // its own half of the handshake is over before it is known that there is no room
+		said, _ = ask(third, "third")
+	}
+	if n := w.reached.Load(); said != "" || n != 2 {
+		t.Errorf("there was room for a third: it was told %q, and %d connections have reached the database", said, n)
 	}
 	if got, err := ask(held[0], "still here"); err != nil || got != "STILL HERE" {
 		t.Errorf("a connection that had its place says %q, %v", got, err)

@@ -246,6 +246,28 @@ func TestOneNodeCannotTakeAllPlaces(t *testing.T) {
 	}
 }
 
+// Whoever opens connections and says nothing keeps no agent out, however many they are.
+func TestStrangersTakeNoPlaces(t *testing.T) {
+	w := newWorld(t)
+	for range maxStrangers + 10 {
+		silent, err := net.Dial("tcp", w.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close() //nolint:errcheck // nothing is lost with it
+	}
+	c, err := Dial(t.Context(), Target{w.address, "n2"}, w.files(t, "n1", pki.Client), Migration{"ns", "m"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Send(t.Context(), Message{Kind: Stopped}); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestALateAnswerEndsTheWait(t *testing.T) {
 	w := newWorld(t)
 	c, err := Dial(t.Context(), Target{w.address, "n2"}, w.files(t, "n1", pki.Client), Migration{"ns", "m"})

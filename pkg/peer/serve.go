@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/godwit-cni/godwit/pkg/lobby"
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
@@ -22,9 +23,10 @@ const (
 	silenceTimeout = 3 * aliveEvery
 	// acceptPause is the time to the next connection after one could not be accepted.
 	acceptPause = 100 * time.Millisecond
-	// maxConnections at a time, and maxOfNode of one node's agent; more are closed at once.
+	// maxConnections at a time, and maxOfNode of one node's agent; more are closed at once. maxStrangers are those besides of which it is not known whose they are; for one more the one that has been there longest is closed.
 	maxConnections = 256
 	maxOfNode      = 32
+	maxStrangers   = 256
 )
 
 // Service judges and does what the sources of migrations say. It is called from several goroutines.
@@ -42,8 +44,9 @@ type Server struct {
 	Log     *slog.Logger
 
 	mu sync.Mutex
-	// open is how many connections a node has; one that has none is not in it.
+	// open is how many connections a node has; one that has none is not in it. all is how many there are.
 	open map[string]int
+	all  int
 }
 
 // Serve serves connections of l until ctx ends, and closes it.
@@ -52,7 +55,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
-	places := make(chan struct{}, maxConnections)
+	strangers := &lobby.Lobby{Room: maxStrangers}
 	cfg := s.Files.PeerServerTLS(time.Now)
 	for {
 		conn, err := l.Accept()
@@ -70,18 +73,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		select {
-		case places <- struct{}{}:
-		default:
-			s.Log.Debug("connection is one too many", "from", conn.RemoteAddr())
-			_ = conn.Close()
-			continue
+		if shown := strangers.Enter(conn); shown != nil {
+			s.Log.Debug("connection has not said whose it is, and others wait", "from", shown.RemoteAddr())
 		}
 		open.Go(func() {
-			defer func() { <-places }()
-			err := s.serve(ctx, tls.Server(conn, cfg))
+			err := s.serve(ctx, tls.Server(conn, cfg), func() bool { return strangers.Leave(conn) })
 			switch {
-			case ctx.Err() != nil:
+			case ctx.Err() != nil, errors.Is(err, errShownOut):
 			case errors.Is(err, io.EOF): // as it should: the migration is over
 				s.Log.Debug("connection of another agent has ended", "from", conn.RemoteAddr())
 			default:
@@ -91,27 +89,31 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// serve is one connection.
-func (s *Server) serve(ctx context.Context, conn *tls.Conn) error {
+// errShownOut is that of a connection of which it was not known whose it is when there was no more room for such ones.
+var errShownOut = errors.New("others wait")
+
+// serve is one connection. leave ends its wait among strangers, and says whether it was there still.
+func (s *Server) serve(ctx context.Context, conn *tls.Conn, leave func() bool) error {
 	defer conn.Close() //nolint:errcheck // nothing is lost with it
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
-		return fmt.Errorf("set deadline: %w", err)
-	}
-	if err := conn.HandshakeContext(ctx); err != nil {
+	err := errors.Join(conn.SetDeadline(time.Now().Add(handshakeTimeout)), conn.HandshakeContext(ctx))
+	switch waited := leave(); {
+	case !waited:
+		return errShownOut
+	case err != nil:
 		return fmt.Errorf("handshake: %w", err)
 	}
 	node := conn.ConnectionState().PeerCertificates[0].Subject.CommonName
 	if !s.take(node) {
-		return fmt.Errorf("node %s has %d connections already", node, maxOfNode)
+		return fmt.Errorf("node %s has %d connections already, or all have %d", node, maxOfNode, maxConnections)
 	}
 	defer s.give(node)
 	var h hello
 	if err := read(conn, &h); err != nil {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
-	err := s.greet(node, h)
+	err = s.greet(node, h)
 	if werr := write(conn, answerOf(Reply{}, err)); werr != nil || err != nil {
 		return fmt.Errorf("node %s: %w", node, cmp.Or(err, werr))
 	}
@@ -154,9 +156,10 @@ func (s *Server) take(node string) bool {
 	if s.open == nil {
 		s.open = map[string]int{}
 	}
-	if s.open[node] >= maxOfNode {
+	if s.all >= maxConnections || s.open[node] >= maxOfNode {
 		return false
 	}
+	s.all++
 	s.open[node]++
 	return true
 }
@@ -164,6 +167,7 @@ func (s *Server) take(node string) bool {
 func (s *Server) give(node string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.all--
 	if s.open[node]--; s.open[node] == 0 {
 		delete(s.open, node)
 	}
