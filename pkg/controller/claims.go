@@ -1,7 +1,7 @@
 package controller
 
 // Guard of claims.
-// In:   SB Port_Binding (chassis, additional_chassis), NB LogicalSwitchPort options:requested-chassis, Nodes (whether they are ready).
+// In:   SB Port_Binding (chassis, additional_chassis, requested_chassis, requested_additional_chassis), names of all Chassis, NB LogicalSwitchPort options:requested-chassis, Nodes (whether they are ready).
 // Out:  SB Port_Binding chassis and additional_chassis, emptied of a chassis that the port's row does not ask for; an event of its Node, and of the Port or Pod.
 //
 // OVN's RBAC lets every node claim every port. An ovn-controller takes only those that it is asked for; whoever has a node's certificate can do otherwise, and would be sent the port's traffic.
@@ -87,10 +87,30 @@ func forbidden(asked string, chassis ident.ChassisName) bool {
 	return asked != "" && !slices.Contains(strings.Split(asked, ","), string(chassis))
 }
 
+// northdBehind says whether northd has not taken over yet what a port's row asks for, so that the chassis that has claimed it is still asked for in the southbound database: there an
+// ovn-controller that gave the port up would be wrong. Where a chassis of the row is not known nothing can be said: northd then looks for one whose host name that is, and any node may
+// have registered under it.
+func northdBehind(asked string, c ovn.Claim, known map[ident.ChassisName]bool) bool {
+	for name := range strings.SplitSeq(asked, ",") {
+		if !known[ident.ChassisName(name)] {
+			return false
+		}
+	}
+	return c.Requested
+}
+
 func (g *claimGuard) look(ctx context.Context) error {
 	claims, err := g.sb.Claims(ctx)
 	if err != nil {
 		return err
+	}
+	names, err := g.sb.Chassis(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[ident.ChassisName]bool{}
+	for _, name := range names {
+		known[name] = true
 	}
 	had, seen := make(map[heldClaim]bool, len(claims)), map[heldClaim]contradiction{}
 	for _, c := range claims {
@@ -100,7 +120,10 @@ func (g *claimGuard) look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if row == nil || row.ExternalIDs[ident.OwnerKey] == "" || !forbidden(row.Options[ident.OptionRequestedChassis], c.Chassis) {
+		if row == nil || row.ExternalIDs[ident.OwnerKey] == "" {
+			continue
+		}
+		if asked := row.Options[ident.OptionRequestedChassis]; !forbidden(asked, c.Chassis) || northdBehind(asked, c, known) {
 			continue
 		}
 		now, again := g.seen[key]

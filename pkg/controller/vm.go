@@ -82,8 +82,8 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 	decision := migration.Decide(snapshot, o.env)
 	changes := o.changes(decision)
 	if len(changes) > 0 {
-		if again, err := r.holds(ctx, vm, decision, start); again > 0 || err != nil {
-			return reconcile.Result{RequeueAfter: again}, err // its PortMigration's change wakes it before
+		if again, err := r.waits(ctx, vm, o, decision, start); again > 0 || err != nil {
+			return reconcile.Result{RequeueAfter: again}, err // what it waits for wakes it before
 		}
 	}
 	anchors := r.tellAnchors(vm, o, decision)

@@ -39,7 +39,7 @@ const askTimeout = 20 * time.Second
 
 type operationReconciler struct {
 	api client.Client
-	// live reads past the cache, which may not show yet what was made.
+	// live reads past the cache, which may not show yet what was made or asked for.
 	live client.Reader
 	virt *kubevirt
 	// ask sends a request to a subresource of a VirtualMachine.
@@ -154,6 +154,9 @@ func (r *operationReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 func (r *operationReconciler) act(ctx context.Context, op *v1alpha1.VirtualMachineOperation, o operation) error {
 	v, next := o.decide(), op.Status
 	if v.ask {
+		if asks, err := r.unasked(ctx, op); !asks || err != nil {
+			return err // what the cache does not have yet asks for the operation when it comes
+		}
 		switch err := r.request(ctx, op, &next); {
 		case err == nil:
 			next.Requested = true
@@ -172,6 +175,20 @@ func (r *operationReconciler) act(ctx context.Context, op *v1alpha1.VirtualMachi
 	}
 	next.Phase, next.Reason, next.Message, next.Progress = v.phase, v.reason, v.message, v.progress
 	return r.write(ctx, op, next)
+}
+
+// unasked says whether KubeVirt has not been asked yet for what an operation is about, by the API server itself: what KubeVirt does at once may wake the operation before the cache has
+// that it was asked, and it refuses what it has agreed to already.
+func (r *operationReconciler) unasked(ctx context.Context, op *v1alpha1.VirtualMachineOperation) (bool, error) {
+	now := &v1alpha1.VirtualMachineOperation{}
+	err := r.live.Get(ctx, client.ObjectKeyFromObject(op), now)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("operation %s/%s: read whether KubeVirt was asked: %w", op.Namespace, op.Name, err)
+	}
+	return now.UID == op.UID && now.DeletionTimestamp == nil && !now.Status.Requested && !now.Status.Phase.Final(), nil
 }
 
 // request asks KubeVirt for what an operation is about. Asking twice for one migration makes one.

@@ -2,16 +2,26 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
@@ -111,5 +121,77 @@ func TestAskKubeVirt(t *testing.T) {
 	}
 	if err := ask(context.Background(), vm, "stop"); !apierrors.IsConflict(err) {
 		t.Errorf("a request that KubeVirt refuses: %v, want a conflict", err)
+	}
+}
+
+// operationsAPI has VM ns/vm and an operation on it.
+func operationsAPI(t *testing.T, op *v1alpha1.VirtualMachineOperation, faults interceptor.Funcs) client.WithWatch {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	if err := errors.Join(v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
+		t.Fatal(err)
+	}
+	vm := &kubevirtv1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "vm"}}
+	b := fake.NewClientBuilder().WithScheme(scheme).WithObjects(vm).WithStatusSubresource(&v1alpha1.VirtualMachineOperation{}).WithInterceptorFuncs(faults).
+		WithIndex(&kubevirtv1.VirtualMachineInstanceMigration{}, indexVMI, func(o client.Object) []string { return []string{vmOf(o).Name} }).
+		WithIndex(&v1alpha1.VirtualMachineOperation{}, indexOperation, func(client.Object) []string { return []string{"vm"} })
+	if op != nil {
+		b = b.WithObjects(op)
+	}
+	return b.Build()
+}
+
+// A VM that has changed because KubeVirt was asked wakes its operation before the cache has that it was: it is not asked again, which it would refuse.
+func TestKubeVirtIsAskedOnce(t *testing.T) {
+	cached := &v1alpha1.VirtualMachineOperation{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "op", UID: "op", Finalizers: []string{v1alpha1.OperationFinalizer}},
+		Spec:       v1alpha1.VirtualMachineOperationSpec{VirtualMachine: "vm", Type: v1alpha1.OperationStart},
+		Status:     v1alpha1.VirtualMachineOperationStatus{Phase: v1alpha1.OperationPending},
+	}
+	with := func(change func(*v1alpha1.VirtualMachineOperation)) *v1alpha1.VirtualMachineOperation {
+		op := cached.DeepCopy()
+		change(op)
+		return op
+	}
+	for name, c := range map[string]struct {
+		live  *v1alpha1.VirtualMachineOperation
+		fault error
+		asked int
+	}{
+		"it was not asked":          {cached, nil, 1},
+		"it was asked":              {with(func(op *v1alpha1.VirtualMachineOperation) { op.Status.Requested = true }), nil, 0},
+		"the operation is over":     {with(func(op *v1alpha1.VirtualMachineOperation) { op.Status.Phase = v1alpha1.OperationSuperseded }), nil, 0},
+		"it is another of the name": {with(func(op *v1alpha1.VirtualMachineOperation) { op.UID = "other" }), nil, 0},
+		"it is being deleted":       {with(func(op *v1alpha1.VirtualMachineOperation) { op.DeletionTimestamp = &metav1.Time{Time: time.Now()} }), nil, 0},
+		"it is gone":                {nil, nil, 0},
+		"the API does not answer":   {cached, errors.New("the API server is away"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			api := operationsAPI(t, cached.DeepCopy(), interceptor.Funcs{})
+			r := &operationReconciler{
+				api: api, virt: &kubevirt{}, now: time.Now, log: slog.New(slog.DiscardHandler),
+				live: operationsAPI(t, c.live, interceptor.Funcs{Get: func(ctx context.Context, w client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+					return errors.Join(c.fault, w.Get(ctx, key, o, opts...))
+				}}),
+				ask: func(context.Context, types.NamespacedName, string) error {
+					if asked++; c.asked == 0 {
+						return apierrors.NewConflict(schema.GroupResource{Resource: "virtualmachines"}, "vm", errors.New("VM is already running"))
+					}
+					return nil
+				},
+			}
+			key := client.ObjectKeyFromObject(cached)
+			if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil != (c.fault != nil) {
+				t.Errorf("reconciled: %v, want an error: %v", err, c.fault != nil)
+			}
+			got := &v1alpha1.VirtualMachineOperation{}
+			if err := api.Get(t.Context(), key, got); err != nil {
+				t.Fatal(err)
+			}
+			if asked != c.asked || got.Status.Requested != (c.asked > 0) || got.Status.Phase.Final() {
+				t.Errorf("KubeVirt was asked %d times, want %d; the operation is %+v", asked, c.asked, got.Status)
+			}
+		})
 	}
 }

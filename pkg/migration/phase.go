@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"slices"
 	"time"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -154,4 +155,14 @@ type Decision struct {
 	Attach []Attach
 	// RequeueAfter is when to decide again though nothing happened; zero is never.
 	RequeueAfter time.Duration
+}
+
+// ByAbsence says whether a decision takes ports from the target of a migration because something is not there: the target's pod, its node, the migration. Of a copy of the API that is behind
+// that says nothing: what is missing may have been made since.
+func (d Decision) ByAbsence() bool {
+	switch d.Reason {
+	case ReasonTargetGone, ReasonMigrationGone, ReasonPostCopyLost:
+		return slices.ContainsFunc(d.Ports, PortDecision.Changed)
+	}
+	return false
 }

@@ -3,6 +3,7 @@ package ovn
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 
@@ -16,6 +17,8 @@ type Claim struct {
 	Chassis ident.ChassisName
 	// Additional: the chassis has it beside the main one.
 	Additional bool
+	// Requested: the southbound database asks for the chassis, as one or the other, in columns that OVN's RBAC lets no node write. Its options, which nodes write, have no say.
+	Requested bool
 
 	port, chassis string // UUIDs of the rows
 }
@@ -29,7 +32,7 @@ func (sb *SB) Claims(ctx context.Context) ([]Claim, error) {
 		return nil, err
 	}
 	results, err := sb.ovsdb.Transact(ctx, ovsdb.Operation{
-		Op: ovsdb.OperationSelect, Table: sbdb.PortBindingTable, Columns: []string{"_uuid", "logical_port", "chassis", "additional_chassis"},
+		Op: ovsdb.OperationSelect, Table: sbdb.PortBindingTable, Columns: []string{"_uuid", "logical_port", "chassis", "additional_chassis", "requested_chassis", "requested_additional_chassis"},
 		Where: []ovsdb.Condition{{Column: "type", Function: ovsdb.ConditionEqual, Value: ""}},
 	})
 	if err == nil && (len(results) != 1 || results[0].Error != "") {
@@ -45,11 +48,12 @@ func (sb *SB) Claims(ctx context.Context) ([]Claim, error) {
 		if !ok || len(own) != 1 {
 			return nil, fmt.Errorf("read the claims of ports: a Port_Binding without name or UUID: %v", row)
 		}
+		asked := append(uuids(row["requested_chassis"]), uuids(row["requested_additional_chassis"])...)
 		for column, additional := range map[string]bool{"chassis": false, "additional_chassis": true} {
 			for _, c := range uuids(row[column]) {
 				// A chassis that is not in the live copy has come this moment.
 				if chassis, known := names[c]; known {
-					out = append(out, Claim{Port: ident.PortName(name), Chassis: chassis, Additional: additional, port: own[0], chassis: c})
+					out = append(out, Claim{Port: ident.PortName(name), Chassis: chassis, Additional: additional, Requested: slices.Contains(asked, c), port: own[0], chassis: c})
 				}
 			}
 		}

@@ -13,54 +13,13 @@ import (
 // A claim that the API does not ask for is undone within seconds, and told; one that it asks for stays.
 func TestForbiddenClaimIsUndone(t *testing.T) {
 	t.Parallel()
-	e := newEnv(t)
-	e.start(t)
-	for _, n := range []string{"n1", "n2", "n3"} {
-		e.node(t, n)
-		e.central.Chassis(t, n)
-	}
-	e.nodeReady(t, "n2")
-	e.defaultSubnet(t)
-	e.namespace(t, "pods", nil)
-	for _, p := range []string{"a", "b"} {
-		e.pod(t, key("pods", p), "n1")
-		e.served(t, key("pods", p))
-	}
-	row := func(pod string) string { return "pod/pods/" + pod + "/default" }
-	uuid := func(chassis string) string {
-		return strings.TrimSpace(e.central.Southbound(t, "--bare", "--columns=_uuid", "find", "chassis", "name="+chassis))
-	}
-	claimed := func(pod, column string) string {
-		return strings.TrimSpace(e.central.Southbound(t, "--bare", "--columns="+column, "find", "port_binding", "logical_port="+row(pod)))
-	}
-	for _, pod := range []string{"a", "b"} {
-		eventually(t, func() error {
-			if got := claimed(pod, "requested_chassis"); got != uuid("n1") {
-				return fmt.Errorf("the southbound database asks for chassis %q", got)
-			}
-			return nil
-		})
-	}
+	e := claimsEnv(t)
+	row, uuid, claimed := claimRow, e.chassisRow(t), e.claims(t)
 	e.central.Southbound(t, "set", "port_binding", row("a"), "chassis="+uuid("n2"))
 	e.central.Southbound(t, "set", "port_binding", row("b"), "chassis="+uuid("n1"), "additional_chassis="+uuid("n2"))
 	undone := func(columns ...[2]string) {
 		t.Helper()
-		deadline := time.Now().Add(2 * time.Minute)
-		for {
-			var left []string
-			for _, c := range columns {
-				if got := claimed(c[0], c[1]); got != "" {
-					left = append(left, c[0]+" "+c[1])
-				}
-			}
-			if len(left) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("these are still claimed by whom the API does not ask: %v", left)
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
+		awaitUndone(t, claimed, columns...)
 	}
 	undone([2]string{"a", "chassis"}, [2]string{"b", "additional_chassis"})
 	if got := claimed("b", "chassis"); got != uuid("n1") {
@@ -85,6 +44,89 @@ func TestForbiddenClaimIsUndone(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// While northd is away, a chassis keeps what the southbound database still asks for; one that has only written there that it is asked for does not.
+func TestClaimsWhileNorthdIsAway(t *testing.T) {
+	t.Parallel()
+	e := claimsEnv(t)
+	uuid, claimed := e.chassisRow(t), e.claims(t)
+	e.central.Northd(t, "pause")
+	e.central.Southbound(t, "set", "port_binding", claimRow("b"), "chassis="+uuid("n2"), "requested_chassis="+uuid("n2"))
+	for range 2 { // whoever had looked at the one three times had looked at the other as often before the second time
+		e.central.Southbound(t, "set", "port_binding", claimRow("a"), "chassis="+uuid("n2"), "options:requested-chassis=n2")
+		awaitUndone(t, claimed, [2]string{"a", "chassis"})
+	}
+	if got := claimed("b", "chassis"); got != uuid("n2") {
+		t.Errorf("the claim for which northd has not asked elsewhere yet is %q, want n2's", got)
+	}
+	e.central.Northd(t, "resume")
+	awaitUndone(t, claimed, [2]string{"b", "chassis"})
+}
+
+// claimsEnv has three nodes, and pods a and b on n1, which the southbound database knows.
+func claimsEnv(t *testing.T) *env {
+	t.Helper()
+	e := newEnv(t)
+	e.start(t)
+	for _, n := range []string{"n1", "n2", "n3"} {
+		e.node(t, n)
+		e.central.Chassis(t, n)
+	}
+	e.nodeReady(t, "n2")
+	e.defaultSubnet(t)
+	e.namespace(t, "pods", nil)
+	uuid, claimed := e.chassisRow(t), e.claims(t)
+	for _, p := range []string{"a", "b"} {
+		e.pod(t, key("pods", p), "n1")
+		e.served(t, key("pods", p))
+	}
+	for _, pod := range []string{"a", "b"} {
+		eventually(t, func() error {
+			if got := claimed(pod, "requested_chassis"); got != uuid("n1") {
+				return fmt.Errorf("the southbound database asks for chassis %q", got)
+			}
+			return nil
+		})
+	}
+	return e
+}
+
+func claimRow(pod string) string { return "pod/pods/" + pod + "/default" }
+
+// chassisRow tells the UUID of a chassis.
+func (e *env) chassisRow(t *testing.T) func(chassis string) string {
+	return func(chassis string) string {
+		return strings.TrimSpace(e.central.Southbound(t, "--bare", "--columns=_uuid", "find", "chassis", "name="+chassis))
+	}
+}
+
+// claims tells a column of a pod's Port_Binding.
+func (e *env) claims(t *testing.T) func(pod, column string) string {
+	return func(pod, column string) string {
+		return strings.TrimSpace(e.central.Southbound(t, "--bare", "--columns="+column, "find", "port_binding", "logical_port="+claimRow(pod)))
+	}
+}
+
+// awaitUndone waits until columns of pods' Port_Bindings are empty.
+func awaitUndone(t *testing.T, claimed func(pod, column string) string, columns ...[2]string) {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		var left []string
+		for _, c := range columns {
+			if got := claimed(c[0], c[1]); got != "" {
+				left = append(left, c[0]+" "+c[1])
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("these are still claimed by whom the API does not ask: %v", left)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // nodeReady lets a node be ready, as its kubelet says.

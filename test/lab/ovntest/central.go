@@ -80,6 +80,12 @@ func (c *OVNCentral) EmptyNB(t testing.TB) {
 	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", ctl, "ovsdb-server/add-db", file))
 }
 
+// Northd tells northd to "pause", after which it writes nothing, or to "resume".
+func (c *OVNCentral) Northd(t testing.TB, command string) {
+	t.Helper()
+	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", filepath.Join(c.dir, "northd.ctl"), command))
+}
+
 type server struct {
 	root              *packages.Root
 	ns                *netns.Namespace
