@@ -325,6 +325,23 @@ func TestDump(t *testing.T) {
 	}
 }
 
+// TestDumpOfOddEntries: one that cannot be moved, whatever it is like, is counted, and holds no other up. Protocol 0 is what anybody may send.
+func TestDumpOfOddEntries(t *testing.T) {
+	f, table := newFake()
+	want := balanced()
+	f.add(want)
+	zero, torn := want, want
+	zero.Protocol, torn.TCP.State = 0, 200
+	f.dumped = [][]byte{asKernel(found{Entry: zero}), asKernel(found{Entry: torn}), asKernel(found{Entry: backwards(torn, 2)})}
+	got, err := table.Dump(t.Context(), Query{Zones: []Zone{1}, Limit: 10})
+	if err != nil || !slices.Equal(got.Entries[1], []Entry{want}) || got.Left[ReasonProtocol] != 1 || got.Left[ReasonMalformed] != 1 {
+		t.Errorf("%+v, %v, want the one entry, and one left of protocol 0 and one that is malformed", got, err)
+	}
+	if got, err := table.Dump(t.Context(), Query{Zones: []Zone{1}, Limit: 10, Keep: func(Entry) bool { return false }}); err != nil || len(got.Left) > 0 {
+		t.Errorf("%+v, %v, want nothing of what nobody asked for", got, err)
+	}
+}
+
 // TestDumpLearns: that a kernel tells of all zones does not show while there is but one. It is learnt, and asked no more for what it would tell again.
 func TestDumpLearns(t *testing.T) {
 	f, table := newFake()
