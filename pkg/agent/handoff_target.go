@@ -20,6 +20,9 @@ var (
 	errSettled   = errors.New("the ports are no longer asked for on two nodes: the zone's own word counts now")
 )
 
+// reasonForeign: the connection is of none of the addresses that the VM has here.
+const reasonForeign conntrack.Reason = "Foreign"
+
 // reception is what a target was told of the VM's connections. It takes one message at a time.
 type reception struct {
 	mu    sync.Mutex
@@ -80,11 +83,9 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	if err != nil {
 		return peer.Reply{}, err
 	}
-	for _, e := range told {
-		if !e.Of(mine...) {
-			return peer.Reply{}, fmt.Errorf("connection %s is none of the VM's, which has %v", e, mine)
-		}
-	}
+	before := len(told)
+	told = slices.DeleteFunc(told, func(e conntrack.Entry) bool { return !e.Of(mine...) })
+	foreign := before - len(told)
 	r := &w.reception
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,6 +104,10 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	result, err := table.Upsert(ctx, zone, told)
 	if shared(msg.Zone) {
 		r.bring(msg.Zone, result.New, told, h.limit)
+	}
+	if foreign > 0 { // as those of a NIC that only the source has
+		w.log.Warn("connections that are none of the VM's here are not taken over", "zone", msg.Zone, "connections", foreign, "addresses", mine)
+		result.Refused[reasonForeign] = foreign
 	}
 	reply := h.count(w, result)
 	if err != nil {

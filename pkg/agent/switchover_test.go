@@ -277,8 +277,9 @@ type ears struct {
 	mu    sync.Mutex
 	heard []peer.Message
 	fail  error
-	// deaf is what connections are answered by.
-	deaf error
+	// deaf is what connections are answered by, those of the zone lacks by errNoZone.
+	deaf  error
+	lacks string
 }
 
 func (e *ears) Admit(string, peer.Migration) error {
@@ -292,6 +293,9 @@ func (e *ears) Handle(_ context.Context, _ peer.Migration, m peer.Message) (peer
 	defer e.mu.Unlock()
 	if m.Kind == peer.Connections && e.deaf != nil {
 		return peer.Reply{}, e.deaf
+	}
+	if m.Kind == peer.Connections && m.Zone == e.lacks {
+		return peer.Reply{}, errNoZone
 	}
 	e.heard = append(e.heard, m)
 	return peer.Reply{}, nil

@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/conntrack"
+	"github.com/godwit-cni/godwit/pkg/frame"
+	"github.com/godwit-cni/godwit/pkg/hypervisor"
+	"github.com/godwit-cni/godwit/pkg/ident"
+)
+
+// TestHandoffOfANICThatGoes: a NIC that only the source has, and whose zone comes before the others, holds them not up. What it has is left.
+func TestHandoffOfANICThatGoes(t *testing.T) {
+	w := newWatched(t)
+	gone := string(ident.VMPort("ns", "vm", "a"))
+	w.pm.Spec.Ports = append(w.pm.Spec.Ports, v1alpha1.MigratedPort{Network: "a", Name: gone, MAC: mac7().String()})
+	w.source(t)
+	w.pods.Add(targetPod())
+	e, events := w.speaking(t)
+	e.lacks = gone
+	table := newFakeTable()
+	w.handing(t, table)
+	w.node.mu.Lock()
+	w.node.zones[gone] = 7
+	w.node.mu.Unlock()
+	vm, _ := connectionsOf(t)
+	table.set(7, vm[3], vm[1])
+	table.set(portZone, vm[0])
+	table.set(hairpinZone, vm[2])
+	w.records.add(w.pm)
+	w.reach(v1alpha1.StagePrepared)
+	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0]}, hairpins: {vm[2]}})
+	eventually(t, "what the controller is told", func() error {
+		if o := w.records.status(w.pm).Source; o == nil || o.Connections == nil || o.Connections.Began == nil {
+			return errors.New("not that it has begun")
+		}
+		return nil
+	})
+	events <- hypervisor.Stopped
+	eventually(t, "what the controller is told", func() error {
+		if o := w.records.status(w.pm).Source; o.Connections.Ended == nil || o.Connections.Left != 2 {
+			return fmt.Errorf("%+v, want its end and two left", o.Connections)
+		}
+		return nil
+	})
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+}
+
+// Connections that are not the VM's are left out one by one: those of a NIC that goes with the move are among the others in the zones that ports share.
+func TestHandoffLeavesOutAnothers(t *testing.T) {
+	w, s, table := receiving(t)
+	vm, other := connectionsOf(t)
+	c := w.links.capture(t, w.target(t))
+	for zone, told := range map[string][]conntrack.Entry{portName: {other}, hairpins: {vm[0], other, vm[1]}} {
+		if r, err := s.Handle(t.Context(), moving, message(t, zone, told...)); err != nil || r.Again {
+			t.Errorf("%s: %+v, %v, want that the VM's own are taken", zone, r, err)
+		}
+	}
+	if got, want := table.has(hairpinZone), []conntrack.Entry{vm[0], vm[1]}; !slices.Equal(got, want) || len(table.has(portZone)) > 0 {
+		t.Errorf("zones have %v and %v, want %v and nothing", got, table.has(portZone), want)
+	}
+	c.frames <- frame.Seen{At: time.Now(), RARP: true}
+	c.frames <- frame.Seen{At: time.Now()}
+	if got := w.records.reported(t, w.pm, sideTarget).Connections; got == nil || got.Moved != 2 || got.Refused != 2 {
+		t.Errorf("reported %+v, want 2 moved and 2 refused", got)
+	}
+}
