@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/conntrack"
 	"github.com/godwit-cni/godwit/pkg/frame"
@@ -70,4 +72,82 @@ func TestHandoffLeavesOutAnothers(t *testing.T) {
 	if got := w.records.reported(t, w.pm, sideTarget).Connections; got == nil || got.Moved != 2 || got.Refused != 2 {
 		t.Errorf("reported %+v, want 2 moved and 2 refused", got)
 	}
+}
+
+// TestHandoffRefusedIsWhatIsNotTaken: a connection that is refused again and again is one, and none once it is taken; so is one that the kernel takes at last. What is left becomes less too.
+func TestHandoffRefusedIsWhatIsNotTaken(t *testing.T) {
+	w, s, table := receiving(t)
+	vm, other := connectionsOf(t)
+	w.target(t)
+	refuse := func(why conntrack.Reason, entries ...conntrack.Entry) {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		table.refuse = map[uint16]conntrack.Reason{}
+		for _, e := range entries {
+			table.refuse[e.Orig.SrcPort] = why
+		}
+	}
+	target := w.observer.find(watchKey{sideTarget, moving.Namespace, types.UID(moving.UID)})
+	for i, c := range []struct {
+		refuses []conntrack.Entry
+		zone    string
+		told    []conntrack.Entry
+		refused int64
+	}{
+		{vm[:2], portName, vm[:3], 2},
+		{vm[:2], portName, vm[:3], 2},
+		{vm[:1], hairpins, vm[:1], 3},
+		{vm[:1], portName, vm[:3], 2},
+		{nil, portName, vm[:3], 1},
+		{nil, hairpins, []conntrack.Entry{vm[0], other}, 1},
+		{nil, hairpins, []conntrack.Entry{vm[0], other}, 1},
+	} {
+		refuse(conntrack.ReasonConflict, c.refuses...)
+		if err := told(s.Handle(t.Context(), moving, message(t, c.zone, c.told...))); err != nil {
+			t.Fatal(err)
+		}
+		if got := target.connections(); got == nil || got.Refused != c.refused {
+			t.Errorf("message %d: %+v, want %d refused", i, got, c.refused)
+		}
+	}
+	if got := w.handedOff(t, handoffRefused); got != 4 {
+		t.Errorf("%v are counted as refused, want each once: 4", got)
+	}
+}
+
+// TestHandoffLeftBecomesLess: what is left in the end counts, and the API is told that it is nothing.
+func TestHandoffLeftBecomesLess(t *testing.T) {
+	w, e, events, table := leaving(t)
+	vm, _ := connectionsOf(t)
+	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0], vm[1]}, hairpins: {vm[2]}})
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) {
+		st.Source = &v1alpha1.Observation{Connections: &v1alpha1.Connections{Left: 3}}
+	})
+	table.set(hairpinZone)
+	events <- hypervisor.Stopped
+	eventually(t, "what the controller is told", func() error {
+		if o := w.records.status(w.pm).Source; o.Connections.Ended == nil || o.Connections.Left != 0 {
+			return fmt.Errorf("%+v, want its end and nothing left", o.Connections)
+		}
+		return nil
+	})
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+}
+
+// handedOff is the counter of what became of entries.
+func (w *watched) handedOff(t *testing.T, result string) float64 {
+	t.Helper()
+	families, err := w.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "godwit_agent_handoff_entries_total" && m.GetLabel()[0].GetValue() == result {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
 }
