@@ -36,6 +36,9 @@ type reception struct {
 	refused map[flow]bool
 	// over: the VM does not come.
 	over bool
+	// kept are those that were taken out when it seemed not to come, by zone; if it comes they may be put back until a time.
+	kept  map[string][]conntrack.Entry
+	until time.Time
 }
 
 // connections is nil before anything was taken.
@@ -197,7 +200,7 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 		r.over = true
 		return nil
 	}
-	r.over = true
+	r.over, r.kept = true, map[string][]conntrack.Entry{}
 	now, err := h.zones(ctx)
 	if err != nil {
 		return err
@@ -228,6 +231,9 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 	for zone, entries := range d.Entries {
 		if name := names[zone]; shared(name) {
 			entries = slices.DeleteFunc(entries, func(e conntrack.Entry) bool { return !r.brought.idle(name, e, start) })
+		}
+		if len(entries) > 0 {
+			r.kept[names[zone]] = entries
 		}
 		n, rerr := table.Remove(ctx, zone, entries)
 		removed, err = removed+n, errors.Join(err, rerr)

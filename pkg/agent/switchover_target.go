@@ -135,6 +135,9 @@ func (w *watch) restore(ctx context.Context, t *tap) error {
 		return err
 	}
 	t.update(func(s *sighting) { s.withdrawn, s.reopen = false, reopenings })
+	if s := w.o.switchover; s != nil {
+		s.handoff.resume(w)
+	}
 	w.o.metrics.switchovers.WithLabelValues(switchoverRestored).Inc()
 	w.log.Info("port given back to OVN here: the VM comes after all", "port", t.port.ID)
 	w.poke()
@@ -175,6 +178,9 @@ func (w *watch) mend(ctx context.Context, pm *v1alpha1.PortMigration) (again tim
 				again = sooner(again, openTimeout)
 			}
 		}
+	}
+	if s := w.o.switchover; s != nil {
+		again = sooner(again, s.handoff.bringBack(ctx, w))
 	}
 	return again
 }
