@@ -134,7 +134,8 @@ func of(addresses []netip.Addr) func(conntrack.Entry) bool {
 	return func(e conntrack.Entry) bool { return e.Of(addresses...) }
 }
 
-// mergeConnections adds what is known now to what was reported before, by an agent that was restarted since.
+// mergeConnections adds what is known now to what was reported before, by an agent that was restarted since. What is left, and refused, may become less; an agent that begins anew knows of nothing that is left before it
+// has looked, and what it sees after the end is no news.
 func mergeConnections(before, now *v1alpha1.Connections) *v1alpha1.Connections {
 	if before == nil || now == nil {
 		return cmp.Or(now, before)
@@ -146,7 +147,10 @@ func mergeConnections(before, now *v1alpha1.Connections) *v1alpha1.Connections {
 	if out.Ended == nil {
 		out.Ended = before.Ended
 	}
-	out.Left, out.Moved, out.Replaced, out.Refused = max(now.Left, before.Left), max(now.Moved, before.Moved), max(now.Replaced, before.Replaced), max(now.Refused, before.Refused)
+	if now.Began == nil || before.Ended != nil && now.Ended == nil {
+		out.Left = before.Left
+	}
+	out.Moved, out.Replaced = max(now.Moved, before.Moved), max(now.Replaced, before.Replaced)
 	return &out
 }
 

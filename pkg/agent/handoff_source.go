@@ -37,10 +37,11 @@ type courier struct {
 	last chan struct{}
 	once sync.Once
 
-	// table, conn and passes, which belong to what conn has told, are run's. keep has a connection outlive times in which there is nothing to tell, until the function that it returns is called: leave.
+	// table, conn, and passes and taken, which belong to what conn has told, are run's: taken are the zones of which the target has taken something. keep has a connection outlive times in which there is nothing to tell, until the function that it returns is called: leave.
 	table  entries
 	conn   *peer.Conn
 	passes map[string]*conntrack.Passes
+	taken  map[string]bool
 	keep   func(*peer.Conn) context.CancelFunc
 	leave  context.CancelFunc
 
@@ -189,12 +190,36 @@ func (c *courier) pass(ctx, reading context.Context, timeout time.Duration) (lef
 	for _, n := range d.Left {
 		left += n
 	}
+	n, err := c.tellAll(ctx, names, func(name string) []conntrack.Entry { return d.Entries[zones[name]] })
+	if err != nil {
+		return 0, err
+	}
+	left += n
+	c.w.log.Debug("looked for the VM's connections", "read_in", read.Sub(start), "told_in", time.Since(read))
+	return left, nil
+}
+
+// tellAll tells what zones have. One that the target refuses from the beginning is of a NIC that only the source has, and which goes with the move: left is what it has, and the others are told. It is an error only
+// if the target has taken nothing of any.
+func (c *courier) tellAll(ctx context.Context, names []string, have func(name string) []conntrack.Entry) (left int, err error) {
+	var refused error
 	for _, name := range names {
-		if err := c.tell(ctx, name, d.Entries[zones[name]]); err != nil {
+		switch err := c.tell(ctx, name, have(name)); {
+		case errors.Is(err, peer.ErrRefused) && shared(name): // it need not be on the target yet
+		case errors.Is(err, peer.ErrRefused) && !c.taken[name]:
+			left += len(have(name))
+			refused = errors.Join(refused, err)
+		case err != nil:
 			return 0, err
 		}
 	}
-	c.w.log.Debug("looked for the VM's connections", "read_in", read.Sub(start), "told_in", time.Since(read))
+	if refused == nil {
+		return left, nil
+	}
+	if len(c.taken) == 0 {
+		return 0, refused
+	}
+	c.w.log.Debug("the target does not take the connections of some ports", "left", left, "error", refused)
 	return left, nil
 }
 
@@ -211,12 +236,12 @@ func (c *courier) connect(ctx context.Context) (err error) {
 			c.conn = nil
 			return err
 		}
-		c.passes, c.leave = map[string]*conntrack.Passes{}, c.keep(c.conn)
+		c.passes, c.taken, c.leave = map[string]*conntrack.Passes{}, map[string]bool{}, c.keep(c.conn)
 	}
 	return nil
 }
 
-// tell sends those of a zone's entries that the target was not told. A zone that ports share need not be on the target yet.
+// tell sends those of a zone's entries that the target was not told. What is refused is told anew the next time.
 func (c *courier) tell(ctx context.Context, zone string, have []conntrack.Entry) error {
 	if c.passes[zone] == nil {
 		c.passes[zone] = &conntrack.Passes{}
@@ -232,14 +257,13 @@ func (c *courier) tell(ctx context.Context, zone string, have []conntrack.Entry)
 			delete(c.passes, zone)
 		}
 		switch {
-		case errors.Is(err, peer.ErrRefused) && shared(zone):
-			return nil
 		case errors.Is(err, peer.ErrRefused):
 			return err
 		case err != nil:
 			c.close()
 			return err
 		}
+		c.taken[zone] = true
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ var (
 	errSettled   = errors.New("the ports are no longer asked for on two nodes: the zone's own word counts now")
 )
 
+// reasonForeign: the connection is of none of the addresses that the VM has here.
+const reasonForeign conntrack.Reason = "Foreign"
+
 // reception is what a target was told of the VM's connections. It takes one message at a time.
 type reception struct {
 	mu    sync.Mutex
@@ -29,15 +32,20 @@ type reception struct {
 	zones map[string]conntrack.Zone
 	// brought are those that the migration brought into zones that ports share.
 	brought brought
+	// refused are those connections that the target did not take when it was told of them last. One that has ended on the source since stays among them.
+	refused map[flow]bool
 	// over: the VM does not come.
 	over bool
+	// kept are those that were taken out when it seemed not to come, by zone; if it comes they may be put back until a time.
+	kept  map[string][]conntrack.Entry
+	until time.Time
 }
 
 // connections is nil before anything was taken.
 func (r *reception) connections() *v1alpha1.Connections {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.told == (v1alpha1.Connections{}) {
+	if len(r.zones) == 0 {
 		return nil
 	}
 	told := r.told
@@ -80,11 +88,15 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	if err != nil {
 		return peer.Reply{}, err
 	}
-	for _, e := range told {
-		if !e.Of(mine...) {
-			return peer.Reply{}, fmt.Errorf("connection %s is none of the VM's, which has %v", e, mine)
+	all := told
+	var foreign []conntrack.Entry // as those of a NIC that only the source has
+	told = slices.DeleteFunc(slices.Clone(all), func(e conntrack.Entry) bool {
+		if e.Of(mine...) {
+			return false
 		}
-	}
+		foreign = append(foreign, e)
+		return true
+	})
 	r := &w.reception
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -104,12 +116,19 @@ func (h *handoff) take(ctx context.Context, w *watch, msg peer.Message) (peer.Re
 	if shared(msg.Zone) {
 		r.bring(msg.Zone, result.New, told, h.limit)
 	}
-	reply := h.count(w, result)
+	if len(foreign) > 0 {
+		result.Refused[reasonForeign] = len(foreign)
+	}
+	refused := 0
+	if err == nil {
+		refused = r.refuse(msg.Zone, all, append(foreign, result.NotMoved...), h.limit)
+	}
+	h.count(w, result, refused)
 	if err != nil {
 		r.drop()
 		return peer.Reply{}, err
 	}
-	return reply, nil
+	return peer.Reply{Again: result.Refused[conntrack.ReasonConflict]+result.Refused[conntrack.ReasonTableFull] > 0}, nil
 }
 
 // zone is the number that a zone of the migration has here.
@@ -128,16 +147,36 @@ func (h *handoff) zone(ctx context.Context, w *watch, name string) (conntrack.Zo
 	return zones[name], err
 }
 
-// count notes what became of entries; the caller has the lock.
-func (h *handoff) count(w *watch, result conntrack.Result) peer.Reply {
-	refused := 0
-	for _, n := range result.Refused {
-		refused += n
+// refuse notes which of those that were told of a zone were not taken, and returns how many of these were not refused before. Those beyond a limit are not noted.
+func (r *reception) refuse(zone string, told, refused []conntrack.Entry, limit int) (news int) {
+	before := map[flow]bool{}
+	for _, e := range told {
+		if f := flowOf(zone, e); r.refused[f] {
+			before[f] = true
+			delete(r.refused, f)
+		}
 	}
+	if r.refused == nil {
+		r.refused = map[flow]bool{}
+	}
+	for _, e := range refused {
+		f := flowOf(zone, e)
+		if !before[f] {
+			news++
+		}
+		if len(r.refused) < limit {
+			r.refused[f] = true
+		}
+	}
+	r.told.Refused = int64(len(r.refused))
+	return news
+}
+
+// count notes what became of entries, of which so many were refused that were not before; the caller has the lock.
+func (h *handoff) count(w *watch, result conntrack.Result, refused int) {
 	t := &w.reception.told
 	t.Moved += int64(result.Made + result.Replaced)
 	t.Replaced += int64(result.Replaced)
-	t.Refused += int64(refused)
 	for what, n := range map[string]int{
 		handoffMoved: result.Made + result.Replaced, handoffReplaced: result.Replaced, handoffRenewed: result.Renewed, handoffRefused: refused,
 	} {
@@ -146,7 +185,6 @@ func (h *handoff) count(w *watch, result conntrack.Result) peer.Reply {
 	if refused+result.Unlabelled > 0 {
 		w.log.Warn("not all of the VM's connections were taken over as they were", "refused", result.Refused, "without_labels", result.Unlabelled, "error", result.Why)
 	}
-	return peer.Reply{Again: result.Refused[conntrack.ReasonConflict]+result.Refused[conntrack.ReasonTableFull] > 0}
 }
 
 // clean takes the VM's connections out of the zones of its ports here, where it does not come, and out of those that ports share what the migration brought there. OVN may have taken a zone back by then: as long as nobody else has it nobody else has entries in it, and
@@ -162,7 +200,7 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 		r.over = true
 		return nil
 	}
-	r.over = true
+	r.over, r.kept = true, map[string][]conntrack.Entry{}
 	now, err := h.zones(ctx)
 	if err != nil {
 		return err
@@ -193,6 +231,9 @@ func (h *handoff) clean(ctx context.Context, w *watch) error {
 	for zone, entries := range d.Entries {
 		if name := names[zone]; shared(name) {
 			entries = slices.DeleteFunc(entries, func(e conntrack.Entry) bool { return !r.brought.idle(name, e, start) })
+		}
+		if len(entries) > 0 {
+			r.kept[names[zone]] = entries
 		}
 		n, rerr := table.Remove(ctx, zone, entries)
 		removed, err = removed+n, errors.Join(err, rerr)

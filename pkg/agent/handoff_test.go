@@ -34,9 +34,10 @@ var portName = string(ident.VMPort("ns", "vm", "default"))
 
 // fakeTable is connection tracking in memory.
 type fakeTable struct {
-	mu     sync.Mutex
-	zones  map[conntrack.Zone][]conntrack.Entry
-	refuse map[conntrack.Reason]int
+	mu    sync.Mutex
+	zones map[conntrack.Zone][]conntrack.Entry
+	// refuse has why those of a source port are not taken.
+	refuse map[uint16]conntrack.Reason
 	fail   error
 	open   int
 	// asked are the zones of the last dump.
@@ -77,8 +78,13 @@ func (f *fakeTable) Dump(ctx context.Context, q conntrack.Query) (conntrack.Dump
 func (f *fakeTable) Upsert(_ context.Context, zone conntrack.Zone, entries []conntrack.Entry) (conntrack.Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := conntrack.Result{Refused: f.refuse}
+	r := conntrack.Result{Refused: map[conntrack.Reason]int{}}
 	for _, e := range entries {
+		if why := f.refuse[e.Orig.SrcPort]; why != "" {
+			r.Refused[why]++
+			r.NotMoved = append(r.NotMoved, e)
+			continue
+		}
 		if slices.ContainsFunc(f.zones[zone], func(h conntrack.Entry) bool { return h.Orig == e.Orig }) {
 			r.Renewed++
 			continue
@@ -346,19 +352,19 @@ func TestHandoffTakes(t *testing.T) {
 		}
 	}
 	table.mu.Lock()
-	table.refuse = map[conntrack.Reason]int{conntrack.ReasonTableFull: 1}
+	table.refuse = map[uint16]conntrack.Reason{vm[3].Orig.SrcPort: conntrack.ReasonTableFull}
 	table.mu.Unlock()
 	if r, err := s.Handle(t.Context(), moving, message(t, portName, vm[3])); err != nil || !r.Again {
 		t.Errorf("a full table: %+v, %v, want that it be told again", r, err)
 	}
-	want := map[conntrack.Zone][]conntrack.Entry{portZone: {vm[0], vm[1], vm[3]}, hairpinZone: {vm[2]}}
+	want := map[conntrack.Zone][]conntrack.Entry{portZone: {vm[0], vm[1]}, hairpinZone: {vm[2]}}
 	if d := cmp.Diff(want, maps.Clone(table.zones), cmpopts.EquateComparable(netip.Addr{})); d != "" {
 		t.Errorf("zones (-want +got):\n%s", d)
 	}
 	c.frames <- frame.Seen{At: time.Now(), RARP: true}
 	c.frames <- frame.Seen{At: time.Now()}
-	if got := w.records.reported(t, w.pm, sideTarget).Connections; got == nil || got.Moved != 4 || got.Refused != 1 {
-		t.Errorf("reported %+v, want 4 moved and 1 refused", got)
+	if got := w.records.reported(t, w.pm, sideTarget).Connections; got == nil || got.Moved != 3 || got.Refused != 1 {
+		t.Errorf("reported %+v, want 3 moved and 1 refused", got)
 	}
 	w.reach(v1alpha1.StageCommitted)
 	eventually(t, "the end", func() error {
@@ -372,7 +378,7 @@ func TestHandoffTakes(t *testing.T) {
 // Nobody may say anything of connections that are not the VM's, or of zones that are not.
 func TestHandoffRefuses(t *testing.T) {
 	w, s, table := receiving(t)
-	vm, other := connectionsOf(t)
+	vm, _ := connectionsOf(t)
 	w.target(t)
 	garbled := message(t, portName, vm[0])
 	garbled.Entries = garbled.Entries[1:]
@@ -380,13 +386,11 @@ func TestHandoffRefuses(t *testing.T) {
 		msg  peer.Message
 		says string
 	}{
-		"another's connection": {message(t, portName, vm[0], other), "none of the VM's"},
-		"another's, hairpin":   {message(t, hairpins, other), "none of the VM's"},
-		"another's zone":       {message(t, "other", vm[0]), "none of the migration's ports"},
-		"no zone":              {message(t, "", vm[0]), "none of the migration's ports"},
-		"a zone not here":      {message(t, "nowhere_snat", vm[0]), "no connection tracking zone"},
-		"not a message":        {garbled, "connections in version"},
-		"nothing":              {peer.Message{Kind: peer.Connections, Zone: portName}, "connections in 0 bytes"},
+		"another's zone":  {message(t, "other", vm[0]), "none of the migration's ports"},
+		"no zone":         {message(t, "", vm[0]), "none of the migration's ports"},
+		"a zone not here": {message(t, "nowhere_snat", vm[0]), "no connection tracking zone"},
+		"not a message":   {garbled, "connections in version"},
+		"nothing":         {peer.Message{Kind: peer.Connections, Zone: portName}, "connections in 0 bytes"},
 	} {
 		if _, err := s.Handle(t.Context(), moving, c.msg); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want that it says %q", name, err, c.says)
@@ -470,12 +474,15 @@ func TestHandoffLeavesWhatIsAnothers(t *testing.T) {
 func TestConnectionsAreMerged(t *testing.T) {
 	early, late := &metav1.MicroTime{Time: time.Unix(1, 0)}, &metav1.MicroTime{Time: time.Unix(2, 0)}
 	for name, c := range map[string]struct{ before, now, want *v1alpha1.Connections }{
-		"nothing":         {},
-		"nothing before":  {nil, &v1alpha1.Connections{Began: late}, &v1alpha1.Connections{Began: late}},
-		"nothing now":     {&v1alpha1.Connections{Moved: 3}, nil, &v1alpha1.Connections{Moved: 3}},
-		"another agent's": {&v1alpha1.Connections{Began: early, Ended: early, Left: 1}, &v1alpha1.Connections{Began: late}, &v1alpha1.Connections{Began: early, Ended: early, Left: 1}},
-		"its end":         {&v1alpha1.Connections{Began: early}, &v1alpha1.Connections{Began: late, Ended: late}, &v1alpha1.Connections{Began: early, Ended: late}},
-		"numbers":         {&v1alpha1.Connections{Moved: 3, Replaced: 1}, &v1alpha1.Connections{Moved: 2, Replaced: 2, Refused: 1}, &v1alpha1.Connections{Moved: 3, Replaced: 2, Refused: 1}},
+		"nothing":               {},
+		"nothing before":        {nil, &v1alpha1.Connections{Began: late}, &v1alpha1.Connections{Began: late}},
+		"nothing now":           {&v1alpha1.Connections{Moved: 3}, nil, &v1alpha1.Connections{Moved: 3}},
+		"another agent's":       {&v1alpha1.Connections{Began: early, Ended: early, Left: 1}, &v1alpha1.Connections{Began: late}, &v1alpha1.Connections{Began: early, Ended: early, Left: 1}},
+		"another's, not looked": {&v1alpha1.Connections{Began: early, Left: 1}, &v1alpha1.Connections{Ended: late}, &v1alpha1.Connections{Began: early, Ended: late, Left: 1}},
+		"fewer are left":        {&v1alpha1.Connections{Began: early, Left: 3}, &v1alpha1.Connections{Began: early}, &v1alpha1.Connections{Began: early}},
+		"none is refused":       {&v1alpha1.Connections{Moved: 3, Refused: 2}, &v1alpha1.Connections{Moved: 4}, &v1alpha1.Connections{Moved: 4}},
+		"its end":               {&v1alpha1.Connections{Began: early}, &v1alpha1.Connections{Began: late, Ended: late}, &v1alpha1.Connections{Began: early, Ended: late}},
+		"numbers":               {&v1alpha1.Connections{Moved: 3, Replaced: 1}, &v1alpha1.Connections{Moved: 2, Replaced: 2, Refused: 1}, &v1alpha1.Connections{Moved: 3, Replaced: 2, Refused: 1}},
 	} {
 		if d := cmp.Diff(c.want, mergeConnections(c.before, c.now)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)

@@ -25,7 +25,7 @@ const (
 // aliasOf is the alias of the host's side of a veth.
 func aliasOf(uid string) string { return ident.PodAlias + uid }
 
-// leftovers clears the node of attachments that nobody will DEL any more: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
+// leftovers clears the node of attachments that nobody will DEL any more, and of what a migration that is over has left undone: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
 // nobody, after a crash. It looks at everything again each time.
 type leftovers struct {
 	*attacher
@@ -67,6 +67,9 @@ func (l *leftovers) pass(ctx context.Context) error {
 	if err := l.removeStale(ctx); err != nil {
 		return err
 	}
+	if err := l.giveBack(ctx); err != nil {
+		return err
+	}
 	seen := map[suspect]bool{}
 	err := l.sweep(ctx, "no pod of this node has it", func(p ovs.PortStatus) (bool, error) {
 		s := suspect{link: p.Name, container: p.Owner.Container}
@@ -88,6 +91,38 @@ func (l *leftovers) pass(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// giveBack gives those ports to OVN again that a migration has taken from it and that is over, without having failed: its agent was away, or the database, when the VM came after all.
+func (l *leftovers) giveBack(ctx context.Context) error {
+	if l.observer == nil {
+		return nil
+	}
+	db, err := l.node.database(ctx)
+	if err != nil {
+		return err
+	}
+	ports, err := db.PodPorts(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range ports {
+		if !p.Withdrawn || l.observer.migrations.comes(p) {
+			continue
+		}
+		err := db.Restore(ctx, p.Name)
+		if errors.Is(err, ovs.ErrNoPort) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("give port %s of pod %s back to OVN, whose VM runs here and is not reached: %w", p.ID, p.Owner.Pod, err))
+			continue
+		}
+		l.metrics.switchovers.WithLabelValues(switchoverRestored).Inc()
+		l.log.Info("port given back to OVN: no migration that comes here holds it back any more", "port", p.ID, "pod", p.Owner.Pod)
+	}
+	return errors.Join(errs...)
 }
 
 // over says whether something has been left behind for longer than the grace.

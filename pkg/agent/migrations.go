@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
 // indexMigration finds a PortMigration by its namespace and its migration's UID.
@@ -77,6 +78,13 @@ func (m migrations) all(s side) []*v1alpha1.PortMigration {
 // running lists those that are not over.
 func (m migrations) running(s side) []*v1alpha1.PortMigration {
 	return slices.DeleteFunc(m.all(s), func(pm *v1alpha1.PortMigration) bool { return pm.Status.Over() })
+}
+
+// comes says whether a migration may still end with this port, or has failed, so that a port that was taken from OVN is not to be given back. Before all are listed it may be so of every port.
+func (m migrations) comes(p ovs.PortStatus) bool {
+	return !m[sideTarget].HasSynced() || slices.ContainsFunc(m.all(sideTarget), func(pm *v1alpha1.PortMigration) bool {
+		return pm.Status.Result != v1alpha1.MigrationSucceeded && hasPort(pm, string(p.ID)) && launcherOf(pm, sideTarget).key.String() == p.Owner.Pod
+	})
 }
 
 // reached reports whether the controller noted a stage.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/frame"
+	"github.com/godwit-cni/godwit/pkg/ovs"
 )
 
 const (
@@ -134,23 +135,30 @@ func (w *watch) restore(ctx context.Context, t *tap) error {
 		return err
 	}
 	t.update(func(s *sighting) { s.withdrawn, s.reopen = false, reopenings })
+	if s := w.o.switchover; s != nil {
+		s.handoff.resume(w)
+	}
 	w.o.metrics.switchovers.WithLabelValues(switchoverRestored).Inc()
 	w.log.Info("port given back to OVN here: the VM comes after all", "port", t.port.ID)
 	w.poke()
 	return nil
 }
 
-// mend puts right what signals have left: a port that was taken away, and whose VM runs here all the same; one that is open, and of whose VM nobody hears.
+// mend puts right what signals have left: a port that was taken away, and whose VM runs here all the same, also when the migration is over; one that is open, and of whose VM nobody hears.
 func (w *watch) mend(ctx context.Context, pm *v1alpha1.PortMigration) (again time.Duration) {
-	if w.key.side != sideTarget || pm == nil || pm.Status.Over() {
+	if w.key.side != sideTarget || pm == nil || pm.Status.Result == v1alpha1.MigrationFailed {
 		return 0
 	}
-	runs := w.runsHere()
+	over := pm.Status.Over()
+	runs := over || w.runsHere()
 	for _, t := range w.list() {
 		s := t.sighting()
 		switch {
 		case s.withdrawn && runs:
-			if err := w.restore(ctx, t); err != nil {
+			switch err := w.restore(ctx, t); {
+			case over && errors.Is(err, ovs.ErrNoPort): // its pod has gone too
+				t.update(func(s *sighting) { s.withdrawn = false })
+			case err != nil:
 				w.log.Warn("port could not be given back to OVN: its VM runs here and is not reached", "port", t.port.ID, "error", err, "retry_in", reopenAgain)
 			}
 			again = sooner(again, reopenAgain)
@@ -170,6 +178,9 @@ func (w *watch) mend(ctx context.Context, pm *v1alpha1.PortMigration) (again tim
 				again = sooner(again, openTimeout)
 			}
 		}
+	}
+	if s := w.o.switchover; s != nil {
+		again = sooner(again, s.handoff.bringBack(ctx, w))
 	}
 	return again
 }

@@ -198,6 +198,80 @@ func TestSwitchoverIsTakenBackOverARestart(t *testing.T) {
 	})
 }
 
+// restores is how often it was tried to give a port back.
+func (w *watched) restores() (n int) {
+	w.node.mu.Lock()
+	defer w.node.mu.Unlock()
+	for _, call := range w.node.calls {
+		if call == "Restore" {
+			n++
+		}
+	}
+	return n
+}
+
+// A migration that succeeds while the port cannot be given back is not the end of it: it is tried until it is done.
+func TestSwitchoverIsTakenBackWhenItIsOver(t *testing.T) {
+	w, s, _ := opened(t)
+	if _, err := s.Handle(t.Context(), moving, resumed); err != nil {
+		t.Fatal(err)
+	}
+	w.node.mu.Lock()
+	w.node.fail["Restore"] = errors.New("the database is away")
+	w.node.mu.Unlock()
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	eventually(t, "attempts", func() error {
+		if n := w.restores(); n < 2 {
+			return fmt.Errorf("%d to give the port back", n)
+		}
+		return nil
+	})
+	w.node.mu.Lock()
+	delete(w.node.fail, "Restore")
+	w.node.mu.Unlock()
+	eventually(t, "the port", func() error {
+		if w.isWithdrawn(t) {
+			return errors.New("OVN is not told of it again")
+		}
+		return nil
+	})
+	w.idle(t)
+}
+
+// What no watch gives back, as when the agent was away at the migration's end, is given back when the agent looks for leftovers: not while the migration runs, and not if it has failed.
+func TestSwitchoverIsTakenBackWithoutAWatch(t *testing.T) {
+	for result, withdrawn := range map[v1alpha1.MigrationResult]bool{v1alpha1.MigrationSucceeded: false, v1alpha1.MigrationFailed: true, "": true, "gone": false} {
+		t.Run(string(result), func(t *testing.T) {
+			w, s, _ := opened(t)
+			if _, err := s.Handle(t.Context(), moving, resumed); err != nil {
+				t.Fatal(err)
+			}
+			w.stop()
+			if result == "gone" {
+				w.records.remove(w.pm)
+			} else {
+				w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = result })
+			}
+			w.links.mu.Lock()
+			clear(w.links.open)
+			w.links.mu.Unlock()
+			w.observe(t)
+			eventually(t, "records", func() error {
+				if !w.observer.migrations[sideTarget].HasSynced() {
+					return errors.New("they are not listed")
+				}
+				return nil
+			})
+			if err := newLeftovers(w.attacher).pass(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.isWithdrawn(t); got != withdrawn {
+				t.Errorf("the port is withdrawn: %v, want %v", got, withdrawn)
+			}
+		})
+	}
+}
+
 func TestSwitchoverCannotTakeAVMThatRuns(t *testing.T) {
 	for name, runs := range map[string]func(w *watched, c *fakeCapture){
 		"it was heard":      func(_ *watched, c *fakeCapture) { c.frames <- frame.Seen{At: time.Now().Add(time.Millisecond)} },
@@ -277,8 +351,9 @@ type ears struct {
 	mu    sync.Mutex
 	heard []peer.Message
 	fail  error
-	// deaf is what connections are answered by.
-	deaf error
+	// deaf is what connections are answered by, those of the zone lacks by errNoZone.
+	deaf  error
+	lacks string
 }
 
 func (e *ears) Admit(string, peer.Migration) error {
@@ -292,6 +367,9 @@ func (e *ears) Handle(_ context.Context, _ peer.Migration, m peer.Message) (peer
 	defer e.mu.Unlock()
 	if m.Kind == peer.Connections && e.deaf != nil {
 		return peer.Reply{}, e.deaf
+	}
+	if m.Kind == peer.Connections && m.Zone == e.lacks {
+		return peer.Reply{}, errNoZone
 	}
 	e.heard = append(e.heard, m)
 	return peer.Reply{}, nil

@@ -146,7 +146,7 @@ func (w *watch) step(ctx context.Context) (again time.Duration, done bool) {
 			again = min(again, d)
 		}
 	}
-	return again, done
+	return again, done && (mend == 0 || w.ended.IsZero()) // who ends gives no port back
 }
 
 // find begins to see frames at those of the migration's ports that have a link here and are not looked at yet.

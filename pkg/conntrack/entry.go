@@ -177,23 +177,23 @@ func (e Entry) check() error {
 	v6 := e.Orig.Src.Is6()
 	for _, a := range []netip.Addr{e.Orig.Src, e.Orig.Dst, e.Reply.Src, e.Reply.Dst} {
 		if !a.IsValid() || a.Is6() != v6 || a.Zone() != "" {
-			return fmt.Errorf("%w: address %s of an entry (%s): want four of one family", errMessage, a, e)
+			return fmt.Errorf("%w: address %s of an entry (%s): want four of one family", errEntry, a, e)
 		}
 	}
 	if e.Protocol.icmp() && v6 != (e.Protocol == ICMPv6) {
-		return fmt.Errorf("%w: ICMP of the other family: %s", errMessage, e)
+		return fmt.Errorf("%w: ICMP of the other family: %s", errEntry, e)
 	}
 	for _, t := range []Tuple{e.Orig, e.Reply} {
 		if _, ok := t.inverse(e.Protocol); !ok {
-			return fmt.Errorf("%w: ICMP type %d has no replies: %s", errMessage, t.Type, e)
+			return fmt.Errorf("%w: ICMP type %d has no replies: %s", errEntry, t.Type, e)
 		}
 		ports, icmp := t.SrcPort != 0 || t.DstPort != 0, t.ID != 0 || t.Type != 0 || t.Code != 0
 		if e.Protocol.icmp() && ports || !e.Protocol.icmp() && icmp {
-			return fmt.Errorf("%w: ports of ICMP, or an ID of another protocol: %s", errMessage, e)
+			return fmt.Errorf("%w: ports of ICMP, or an ID of another protocol: %s", errEntry, e)
 		}
 	}
 	if e.TCP.State >= tcpStates || e.SCTP.State > sctpHeartbeatAcked {
-		return fmt.Errorf("%w: unknown state of TCP or SCTP: %s", errMessage, e)
+		return fmt.Errorf("%w: unknown state of TCP or SCTP: %s", errEntry, e)
 	}
 	return nil
 }

@@ -1,11 +1,16 @@
 package conntrack
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	// errMessage is that of a message of the wire form, or of the kernel's, that is not as it should be.
 	errMessage = errors.New("malformed message")
-	errZone    = errors.New("connection tracking zone 0 is the host's own: want the number of a port's or a router's zone")
+	// errEntry is that of an entry whose form is as it should be, and whose parts contradict each other.
+	errEntry = fmt.Errorf("%w: parts of an entry contradict each other", errMessage)
+	errZone  = errors.New("connection tracking zone 0 is the host's own: want the number of a port's or a router's zone")
 	// errProtocol is that of an entry whose protocol is not moved.
 	errProtocol = errors.New("protocol is none of TCP, UDP, SCTP, ICMP, ICMPv6")
 )

@@ -273,6 +273,27 @@ func telling(t *testing.T, entries []Entry) {
 	t.Logf("%d messages made in %s, read in %s; looked again in %s; %d MiB allocated in all", len(messages), encoded.Sub(start), read.Sub(encoded), time.Since(read), (after.TotalAlloc-before.TotalAlloc)>>20)
 }
 
+// TestKernelOddProtocols: the kernel tracks whatever protocol a packet says that it has, 0 too. Such entries are counted, and the rest is told.
+func TestKernelOddProtocols(t *testing.T) {
+	table := open(t)
+	good := balanced()
+	if r := upsert(t, table, 7, good); r.Made != 1 {
+		t.Fatalf("%+v, want 1 made", r)
+	}
+	for _, p := range []Protocol{0, 50, 253} {
+		odd := Entry{Zone: 7, Protocol: p, Status: confirmed, Timeout: time.Hour, Orig: Tuple{Src: good.Orig.Src, Dst: good.Orig.Dst}}
+		odd.Reply, _ = odd.Orig.inverse(p)
+		answers, err := table.kernel.do(t.Context(), []request{create(odd)})
+		if err != nil || answers[0].err != nil {
+			t.Fatalf("protocol %d: %v, %v", p, err, answers)
+		}
+	}
+	d, err := table.Dump(t.Context(), Query{Zones: []Zone{7}, Limit: 10})
+	if err != nil || len(d.Entries[7]) != 1 || d.Left[ReasonProtocol] != 3 {
+		t.Errorf("%+v, %v, want the one entry, and three of other protocols counted", d, err)
+	}
+}
+
 // TestKernelDumpsOnce: a kernel that tells of all zones whatever it is asked for is asked once for some of them. What they have is the same either way.
 func TestKernelDumpsOnce(t *testing.T) {
 	table := open(t)

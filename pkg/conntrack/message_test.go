@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
 	"pgregory.net/rapid"
 )
 
@@ -147,6 +148,13 @@ func TestParseRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	unknown.TCP.State = 200
+	headless := func(p Protocol) []byte { // tuples without addresses
+		w := writer{0, 0, 0, 0}
+		for _, kind := range []uint16{nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_REPLY} {
+			w.nest(kind, func() { w.nest(nl.CTA_TUPLE_PROTO, func() { w.u8(nl.CTA_PROTO_NUM, uint8(p)) }) })
+		}
+		return w
+	}
 	for name, m := range map[string][]byte{
 		"nothing":                              nil,
 		"half a header":                        good[:2],
@@ -159,6 +167,8 @@ func TestParseRefuses(t *testing.T) {
 		"a protocol in two bytes":              change(32, 6),
 		"tuples of two protocols":              change(36, 17),
 		"an unknown state of TCP":              asKernel(unknown),
+		"no addresses":                         headless(TCP),
+		"neither addresses nor a protocol":     headless(0),
 	} {
 		if _, err := parse(m); !errors.Is(err, errMessage) {
 			t.Errorf("%s: error %v, want one that wraps %q", name, err, errMessage)

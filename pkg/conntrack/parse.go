@@ -34,7 +34,8 @@ func entryAttributes(message []byte, see func(kind uint16, value []byte) error) 
 }
 
 // parse reads a message about an entry: struct nfgenmsg and attributes. Attributes that are not known are passed over, as newer kernels may have some; the error wraps errProtocol
-// where the entry is of a kind that is not moved, and errMessage where it is nothing that the kernel would say.
+// where the entry is of a kind that is not moved, errEntry where it is one that cannot be, and else errMessage: it is nothing that the kernel would say. Of the first two the entry is returned too, as far as it
+// is known.
 func parse(message []byte) (found, error) {
 	var f found
 	var zone uint16
@@ -70,8 +71,8 @@ func parse(message []byte) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
-	if orig != reply || orig == 0 {
-		return found{}, fmt.Errorf("%w: its tuples are of the protocols %d and %d, want two of one", errMessage, orig, reply)
+	if orig != reply || !f.Orig.Src.IsValid() { // 0 is a protocol as any other: the kernel tracks whatever somebody sends
+		return found{}, fmt.Errorf("%w: its tuples are of the protocols %d and %d, want two of one, with addresses", errMessage, orig, reply)
 	}
 	f.Protocol, f.Zone = orig, Zone(zone)
 	if f.Protocol != TCP {

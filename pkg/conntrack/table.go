@@ -45,7 +45,7 @@ type Query struct {
 // Dumped is what zones had.
 type Dumped struct {
 	Entries map[Zone][]Entry
-	// Left says how many there are besides, and why they are not among Entries: ReasonProtocol, ReasonLimit.
+	// Left says how many there are besides, and why they are not among Entries: ReasonProtocol, ReasonMalformed, ReasonLimit.
 	Left map[Reason]int
 }
 
@@ -105,13 +105,19 @@ type dumping struct {
 
 func (d *dumping) take(message []byte) error {
 	f, err := parse(message)
-	foreign := errors.Is(err, errProtocol)
+	var why Reason
 	switch {
-	case err != nil && !foreign:
+	case errors.Is(err, errProtocol):
+		why = ReasonProtocol
+	case errors.Is(err, errEntry):
+		why = ReasonMalformed
+	case err != nil:
 		return err
+	}
+	switch {
 	case d.Keep != nil && f.Orig.Src.IsValid() && !d.Keep(f.Entry):
-	case foreign:
-		d.Left[ReasonProtocol]++
+	case why != "": // whatever one entry is like, the others are told
+		d.Left[why]++
 	case d.room > 0 || d.yield(f.Zone):
 		d.room--
 		d.Entries[f.Zone] = append(d.Entries[f.Zone], f.Entry)
@@ -194,7 +200,7 @@ func (t *Table) lookUp(ctx context.Context, entries []Entry) ([][]found, error) 
 		}
 		f, err := parse(a.message)
 		switch {
-		case errors.Is(err, errProtocol):
+		case errors.Is(err, errProtocol), errors.Is(err, errEntry):
 			continue // not ours to delete
 		case err != nil:
 			return nil, err

@@ -26,17 +26,19 @@ type Result struct {
 	Replaced int
 	// New are those of Made and Replaced, as the zone has them.
 	New []Entry
-	// Refused were not moved.
-	Refused map[Reason]int
+	// Refused were not moved, NotMoved are those: the caller tells what is refused now from what was before.
+	Refused  map[Reason]int
+	NotMoved []Entry
 	// Unlabelled are those of Made and Replaced that the kernel made without their labels.
 	Unlabelled int
 	// Why is the first error of the kernel's about an entry, for a log; nil if there was none.
 	Why error
 }
 
-func (r *Result) refuse(why Reason, n int) {
-	if n > 0 {
+func (r *Result) refuse(why Reason, entries ...Entry) {
+	if n := len(entries); n > 0 {
 		r.Refused[why] += n
+		r.NotMoved = append(r.NotMoved, entries...)
 	}
 }
 
@@ -53,18 +55,14 @@ func (t *Table) Upsert(ctx context.Context, zone Zone, entries []Entry) (Result,
 	want := make([]Entry, 0, len(entries))
 	for _, e := range entries {
 		if out, reason := e.moved(zone); reason != "" {
-			r.refuse(reason, 1)
+			r.refuse(reason, out)
 		} else {
 			want = append(want, out)
 		}
 	}
-	room, err := t.room(ctx)
+	want, err := t.fit(ctx, want, &r)
 	if err != nil {
 		return r, err
-	}
-	if room >= 0 && room < len(want) { // of those that are there already some might have gone, which come again with the next pass
-		r.refuse(ReasonTableFull, len(want)-room)
-		want = want[:room]
 	}
 	for some := range slices.Chunk(want, batch) {
 		if err := t.upsert(ctx, some, &r); err != nil {
@@ -72,6 +70,33 @@ func (t *Table) Upsert(ctx context.Context, zone Zone, entries []Entry) (Result,
 		}
 	}
 	return r, nil
+}
+
+// fit leaves those out for which the table has no room. What is there already needs none, and neither does what comes in another's place.
+func (t *Table) fit(ctx context.Context, want []Entry, r *Result) ([]Entry, error) {
+	room, err := t.room(ctx)
+	if err != nil || room < 0 || room >= len(want) {
+		return want, err
+	}
+	fits := make([]Entry, 0, len(want))
+	for some := range slices.Chunk(want, batch) {
+		have, err := t.lookUp(ctx, some)
+		if err != nil {
+			return nil, fmt.Errorf("look for entries in a connection tracking table that is full: %w", err)
+		}
+		for i, e := range some {
+			switch {
+			case len(have[i]) > 0:
+			case room > 0:
+				room--
+			default:
+				r.refuse(ReasonTableFull, e)
+				continue
+			}
+			fits = append(fits, e)
+		}
+	}
+	return fits, nil
 }
 
 // room is how many entries may be added; -1 if there is no limit.
@@ -115,14 +140,14 @@ func (t *Table) upsert(ctx context.Context, want []Entry, r *Result) error {
 		}
 		made = append(made, came...)
 	}
-	r.refuse(ReasonConflict, len(taken))
+	r.refuse(ReasonConflict, taken...)
 	r.New = append(r.New, made...)
 	return t.labelled(ctx, made, r)
 }
 
 // kernel counts an entry that the kernel has refused.
 func (r *Result) kernel(e Entry, err error) {
-	r.refuse(ReasonKernel, 1)
+	r.refuse(ReasonKernel, e)
 	if r.Why == nil {
 		r.Why = fmt.Errorf("kernel refuses entry (%s): %w", e, err)
 	}
@@ -162,7 +187,7 @@ func (t *Table) meet(ctx context.Context, want []Entry, r *Result) (made, taken 
 		case m.same():
 			requests = append(requests, update(m.have[0].Entry, e))
 		case m.foreign():
-			r.refuse(ReasonConflict, 1)
+			r.refuse(ReasonConflict, e)
 			continue
 		default:
 			for _, f := range m.have {

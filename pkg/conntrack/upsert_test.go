@@ -54,7 +54,14 @@ func upsert(t interface{ Fatal(...any) }, table *Table, zone Zone, entries ...En
 	if len(r.New) != r.Made+r.Replaced {
 		t.Fatal("of ", len(r.New), " entries it is said that they are new: ", r)
 	}
-	r.New = nil
+	refused := 0
+	for _, n := range r.Refused {
+		refused += n
+	}
+	if len(r.NotMoved) != refused {
+		t.Fatal("of ", len(r.NotMoved), " entries it is said that they were not moved: ", r)
+	}
+	r.New, r.NotMoved = nil, nil
 	return r
 }
 
@@ -99,16 +106,18 @@ func TestUpsert(t *testing.T) {
 			have: []Entry{foreign}, told: right, want: []Entry{foreign}, result: Result{Refused: map[Reason]int{ReasonConflict: 1}},
 		},
 		"in the place of the same, balanced elsewhere": {have: []Entry{rebalanced}, told: right, want: []Entry{want}, result: Result{Replaced: 1}},
-		"others stay":             {have: []Entry{elsewhere}, told: right, want: []Entry{want}, result: Result{Made: 1}},
-		"with labels":             {told: labelled, want: []Entry{withLabel}, result: Result{Made: 1}},
-		"with other labels":       {have: []Entry{want}, told: labelled, want: []Entry{withLabel}, result: Result{Renewed: 1}},
-		"labels that are gone":    {have: []Entry{withLabel}, told: right, want: []Entry{want}, result: Result{Renewed: 1}},
-		"without use of labels":   {told: labelled, unlabelled: true, want: []Entry{want}, result: Result{Made: 1, Unlabelled: 1}},
-		"shifted by a helper":     {told: shifted, result: Result{Refused: map[Reason]int{ReasonSequences: 1}}},
-		"GRE":                     {told: strange, result: Result{Refused: map[Reason]int{ReasonProtocol: 1}}},
-		"of two families":         {told: torn, result: Result{Refused: map[Reason]int{ReasonMalformed: 1}}},
-		"into a table with room":  {told: right, limit: 2, want: []Entry{want}, result: Result{Made: 1}},
-		"into a table that fills": {have: []Entry{elsewhere}, told: right, limit: 2, result: Result{Refused: map[Reason]int{ReasonTableFull: 1}}},
+		"others stay":            {have: []Entry{elsewhere}, told: right, want: []Entry{want}, result: Result{Made: 1}},
+		"with labels":            {told: labelled, want: []Entry{withLabel}, result: Result{Made: 1}},
+		"with other labels":      {have: []Entry{want}, told: labelled, want: []Entry{withLabel}, result: Result{Renewed: 1}},
+		"labels that are gone":   {have: []Entry{withLabel}, told: right, want: []Entry{want}, result: Result{Renewed: 1}},
+		"without use of labels":  {told: labelled, unlabelled: true, want: []Entry{want}, result: Result{Made: 1, Unlabelled: 1}},
+		"shifted by a helper":    {told: shifted, result: Result{Refused: map[Reason]int{ReasonSequences: 1}}},
+		"GRE":                    {told: strange, result: Result{Refused: map[Reason]int{ReasonProtocol: 1}}},
+		"of two families":        {told: torn, result: Result{Refused: map[Reason]int{ReasonMalformed: 1}}},
+		"into a table with room": {told: right, limit: 2, want: []Entry{want}, result: Result{Made: 1}},
+		"into a table that is full, in the place of its replies": {have: []Entry{backwards(right, 2)}, told: right, limit: 1, want: []Entry{want}, result: Result{Replaced: 1}},
+		"into a table that is full, where it is":                 {have: []Entry{renewed}, told: right, limit: 1, want: []Entry{want}, result: Result{Renewed: 1}},
+		"into a table that fills":                                {have: []Entry{elsewhere}, told: right, limit: 2, result: Result{Refused: map[Reason]int{ReasonTableFull: 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, table := newFake()
@@ -322,6 +331,23 @@ func TestDump(t *testing.T) {
 				t.Errorf("%s, of a kernel that filters: %v: it was asked %d times", name, filters, f.dumps)
 			}
 		}
+	}
+}
+
+// TestDumpOfOddEntries: one that cannot be moved, whatever it is like, is counted, and holds no other up. Protocol 0 is what anybody may send.
+func TestDumpOfOddEntries(t *testing.T) {
+	f, table := newFake()
+	want := balanced()
+	f.add(want)
+	zero, torn := want, want
+	zero.Protocol, torn.TCP.State = 0, 200
+	f.dumped = [][]byte{asKernel(found{Entry: zero}), asKernel(found{Entry: torn}), asKernel(found{Entry: backwards(torn, 2)})}
+	got, err := table.Dump(t.Context(), Query{Zones: []Zone{1}, Limit: 10})
+	if err != nil || !slices.Equal(got.Entries[1], []Entry{want}) || got.Left[ReasonProtocol] != 1 || got.Left[ReasonMalformed] != 1 {
+		t.Errorf("%+v, %v, want the one entry, and one left of protocol 0 and one that is malformed", got, err)
+	}
+	if got, err := table.Dump(t.Context(), Query{Zones: []Zone{1}, Limit: 10, Keep: func(Entry) bool { return false }}); err != nil || len(got.Left) > 0 {
+		t.Errorf("%+v, %v, want nothing of what nobody asked for", got, err)
 	}
 }
 

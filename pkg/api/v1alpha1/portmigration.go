@@ -153,7 +153,7 @@ type Connections struct {
 	Ended *metav1.MicroTime `json:"ended,omitempty"`
 	// Left is how many the target was not told of in the end: there are too many of them, or they are of a kind that cannot be moved. Source only.
 	// +optional
-	Left int64 `json:"left,omitempty"`
+	Left int64 `json:"left"` // 0 too: it may become less, and what a merge patch does not have stays
 	// Moved is how many the target did not know, Replaced how many of these it had learnt wrongly, from one direction alone. Target only.
 	// +optional
 	Moved int64 `json:"moved,omitempty"`
@@ -161,7 +161,7 @@ type Connections struct {
 	Replaced int64 `json:"replaced,omitempty"`
 	// Refused is how many the target has not taken. Target only.
 	// +optional
-	Refused int64 `json:"refused,omitempty"`
+	Refused int64 `json:"refused"` // 0 too
 }
 
 // Interruption is how long the network heard nothing of the VM.
