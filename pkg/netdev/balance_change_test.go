@@ -43,13 +43,14 @@ func (w *world) count() *counting {
 func TestBalanceKeepsConnections(t *testing.T) {
 	w := newWorld(t, 4)
 	four, _ := w.servePods(4, 8080)
-	w.table.Set(tcp(clusterIP, 80), all(four[:2]...))
-	w.table.Set(tcp("0.0.0.0", 30080), all(four[:2]...))
-	w.write()
 	for name, c := range map[string]struct {
 		from Host
 		to   string
 	}{"host": {w.node, clusterIP + ":80"}, "outside": {w.outside, nodeIP + ":30080"}} {
+		for _, f := range []Frontend{tcp(clusterIP, 80), tcp("0.0.0.0", 30080)} {
+			w.table.Set(f, all(four[:2]...))
+		}
+		w.write()
 		conn, err := w.dial(c.from, "", "tcp", c.to)
 		if err != nil {
 			t.Fatal(err)
@@ -85,8 +86,6 @@ func TestBalanceKeepsConnections(t *testing.T) {
 		w.write()
 		echo("when the frontend is gone")
 		_ = conn.Close()
-		w.table.Set(tcp("0.0.0.0", 30080), all(four[:2]...))
-		w.write()
 	}
 }
 
