@@ -54,6 +54,36 @@ func TestHandoffOfANICThatGoes(t *testing.T) {
 	w.idle(t)
 }
 
+// TestHandoffBeginsWithThePort: as long as OVN has not given the port's zone out on the target nothing has begun, though zones that ports share are there.
+func TestHandoffBeginsWithThePort(t *testing.T) {
+	w, e, events, _ := leaving(t, func(e *ears) { e.lacks = portName })
+	vm, _ := connectionsOf(t)
+	eventually(t, "refusals", func() error {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.lacked < 3 {
+			return fmt.Errorf("%d", e.lacked)
+		}
+		return nil
+	})
+	if o := w.records.status(w.pm).Source; o != nil && o.Connections != nil {
+		t.Errorf("%+v is told of, and the target has none of the port's connections", o.Connections)
+	}
+	e.mu.Lock()
+	e.lacks = ""
+	e.mu.Unlock()
+	e.awaitConnections(t, map[string][]conntrack.Entry{portName: {vm[0], vm[1]}, hairpins: {vm[2]}})
+	eventually(t, "what the controller is told", func() error {
+		if o := w.records.status(w.pm).Source; o == nil || o.Connections == nil || o.Connections.Began == nil {
+			return errors.New("not that it has begun")
+		}
+		return nil
+	})
+	events <- hypervisor.Stopped
+	w.records.change(w.pm, func(st *v1alpha1.PortMigrationStatus) { st.Result = v1alpha1.MigrationSucceeded })
+	w.idle(t)
+}
+
 // Connections that are not the VM's are left out one by one: those of a NIC that goes with the move are among the others in the zones that ports share.
 func TestHandoffLeavesOutAnothers(t *testing.T) {
 	w, s, table := receiving(t)

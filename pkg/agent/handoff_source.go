@@ -23,6 +23,8 @@ const (
 	passTimeout     = 30 * time.Second
 	lastPassTimeout = 3 * time.Second
 	lastPassTries   = 2
+	// refusedFor is for how long a target may refuse one port's connections and take another's before these are counted as left: OVN gives out zones one after another.
+	refusedFor = 3 * time.Second
 )
 
 // errNoZone is that of a port whose zone OVN has not given out yet, or not any more.
@@ -44,6 +46,8 @@ type courier struct {
 	taken  map[string]bool
 	keep   func(*peer.Conn) context.CancelFunc
 	leave  context.CancelFunc
+	// refusing is since when the target has refused a port's connections, zero if it does not.
+	refusing time.Time
 
 	mu   sync.Mutex
 	told v1alpha1.Connections
@@ -79,11 +83,9 @@ func (c *courier) run(ctx context.Context) {
 	defer leave()
 	said := ""
 	for ctx.Err() == nil {
-		select {
-		case <-c.last:
+		if c.ending() {
 			c.end(ctx)
 			return
-		default:
 		}
 		start := time.Now()
 		left, err := c.pass(ctx, looking, passTimeout)
@@ -199,10 +201,11 @@ func (c *courier) pass(ctx, reading context.Context, timeout time.Duration) (lef
 	return left, nil
 }
 
-// tellAll tells what zones have. One that the target refuses from the beginning is of a NIC that only the source has, and which goes with the move: left is what it has, and the others are told. It is an error only
-// if the target has taken nothing of any.
+// tellAll tells what zones have. One of a port that the target refuses may be one that OVN has not given out there yet, without which nothing has begun; or it is of a NIC that only the source has, and which goes with the
+// move: left is what it has, if the target has taken another port's, and refuses this one for a while or to the end. The others are told either way.
 func (c *courier) tellAll(ctx context.Context, names []string, have func(name string) []conntrack.Entry) (left int, err error) {
 	var refused error
+	ports := 0
 	for _, name := range names {
 		switch err := c.tell(ctx, name, have(name)); {
 		case errors.Is(err, peer.ErrRefused) && shared(name): // it need not be on the target yet
@@ -212,15 +215,32 @@ func (c *courier) tellAll(ctx context.Context, names []string, have func(name st
 		case err != nil:
 			return 0, err
 		}
+		if c.taken[name] && !shared(name) {
+			ports++
+		}
 	}
-	if refused == nil {
+	switch {
+	case refused == nil:
+		c.refusing = time.Time{}
 		return left, nil
+	case c.refusing.IsZero():
+		c.refusing = time.Now()
 	}
-	if len(c.taken) == 0 {
+	if ports == 0 || time.Since(c.refusing) < refusedFor && !c.ending() {
 		return 0, refused
 	}
 	c.w.log.Debug("the target does not take the connections of some ports", "left", left, "error", refused)
 	return left, nil
+}
+
+// ending says whether nothing changes on the source any more.
+func (c *courier) ending() bool {
+	select {
+	case <-c.last:
+		return true
+	default:
+		return false
+	}
 }
 
 // connect opens the table and a connection of its own: what is said of the VM's stop must not wait behind connections.
@@ -236,7 +256,7 @@ func (c *courier) connect(ctx context.Context) (err error) {
 			c.conn = nil
 			return err
 		}
-		c.passes, c.taken, c.leave = map[string]*conntrack.Passes{}, map[string]bool{}, c.keep(c.conn)
+		c.passes, c.taken, c.refusing, c.leave = map[string]*conntrack.Passes{}, map[string]bool{}, time.Time{}, c.keep(c.conn)
 	}
 	return nil
 }

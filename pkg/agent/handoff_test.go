@@ -194,13 +194,16 @@ func (e *ears) awaitConnections(t *testing.T, want map[string][]conntrack.Entry)
 	})
 }
 
-// leaving is a source whose VM has two connections, and one to itself.
-func leaving(t *testing.T) (w *watched, e *ears, events chan hypervisor.Event, table *fakeTable) {
+// leaving is a source whose VM has two connections, and one to itself. The target's agent may be made to hear otherwise before it is told of any.
+func leaving(t *testing.T, hearing ...func(*ears)) (w *watched, e *ears, events chan hypervisor.Event, table *fakeTable) {
 	t.Helper()
 	w = newWatched(t)
 	link := w.source(t)
 	w.pods.Add(targetPod())
 	e, events = w.speaking(t)
+	for _, f := range hearing {
+		f(e)
+	}
 	table = newFakeTable()
 	w.handing(t, table)
 	vm, other := connectionsOf(t)

@@ -354,6 +354,8 @@ type ears struct {
 	// deaf is what connections are answered by, those of the zone lacks by errNoZone.
 	deaf  error
 	lacks string
+	// lacked counts the latter.
+	lacked int
 }
 
 func (e *ears) Admit(string, peer.Migration) error {
@@ -369,6 +371,7 @@ func (e *ears) Handle(_ context.Context, _ peer.Migration, m peer.Message) (peer
 		return peer.Reply{}, e.deaf
 	}
 	if m.Kind == peer.Connections && m.Zone == e.lacks {
+		e.lacked++
 		return peer.Reply{}, errNoZone
 	}
 	e.heard = append(e.heard, m)
