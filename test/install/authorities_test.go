@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -18,14 +17,13 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
-// signs are the authorities' Secrets, and what each signs: a Secret, where central's pods have it, and in which container.
-var signs = map[string]struct{ secret, container, dir string }{
-	issuer.NodesAuthority:  {issuer.Server, "sb", "/etc/godwit-ovn/server/"},
-	issuer.AdminsAuthority: {issuer.Admin, "nb", "/etc/godwit-ovn/admin/"},
+// signs are the authorities' Secrets, and where central's pods have what each signs: in which container.
+var signs = map[string]struct{ container, dir string }{
+	issuer.NodesAuthority: {"sb", "/etc/godwit-ovn/server/"}, issuer.AdminsAuthority: {"nb", "/etc/godwit-ovn/admin/"},
 }
 
-// authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: central's members then show its certificates, nodes go on with those that they have until those are renewed, no
-// packet is lost and nothing but the agents is started again, which would have looked within an hour.
+// authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: central's members then show its certificates, nodes go on with those that they have until those are renewed,
+// and pods are heard all along. Agents are started again because they look once an hour, ovn-controllers and the controller so that they connect anew.
 func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	const days = 24 * time.Hour
 	successors := map[string]pki.Authority{}
@@ -116,31 +114,31 @@ func certificates(t *testing.T, l *lab.Lab, authority, file string) (all [][]*x5
 // trusted is nil when every member of central trusts the successors.
 func trusted(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
 	t.Helper()
-	for name, next := range successors {
-		all, err := certificates(t, l, name, pki.CAFile)
-		if err != nil {
-			return err
+	return everyMemberHas(t, l, successors, pki.CAFile, func(bundle []*x509.Certificate, next *x509.Certificate) error {
+		if !slices.ContainsFunc(bundle, next.Equal) {
+			return fmt.Errorf("it has %d authorities, and not this one", len(bundle))
 		}
-		for i, bundle := range all {
-			if !slices.ContainsFunc(bundle, next.Certificate.Equal) {
-				return fmt.Errorf("ovn-central-%d does not trust the successor of %s yet: it has %d authorities", i, name, len(bundle))
-			}
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // shown is nil when every member of central has certificates of the successors.
 func shown(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
 	t.Helper()
+	return everyMemberHas(t, l, successors, pki.CertFile, func(certs []*x509.Certificate, next *x509.Certificate) error { return certs[0].CheckSignatureFrom(next) })
+}
+
+// everyMemberHas is nil when what every member of central has in a file is right for each successor.
+func everyMemberHas(t *testing.T, l *lab.Lab, successors map[string]pki.Authority, file string, right func(have []*x509.Certificate, next *x509.Certificate) error) error {
+	t.Helper()
 	for name, next := range successors {
-		all, err := certificates(t, l, name, corev1.TLSCertKey)
+		all, err := certificates(t, l, name, file)
 		if err != nil {
 			return err
 		}
-		for i, certs := range all {
-			if err := certs[0].CheckSignatureFrom(next.Certificate); err != nil {
-				return fmt.Errorf("ovn-central-%d has another's certificate than that of the successor of %s: %w", i, name, err)
+		for i, have := range all {
+			if err := right(have, next.Certificate); err != nil {
+				return fmt.Errorf("%s of ovn-central-%d, and the successor of %s: %w", file, i, name, err)
 			}
 		}
 	}
