@@ -125,7 +125,9 @@ func trusted(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) erro
 // shown is nil when every member of central has certificates of the successors.
 func shown(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
 	t.Helper()
-	return everyMemberHas(t, l, successors, pki.CertFile, func(certs []*x509.Certificate, next *x509.Certificate) error { return certs[0].CheckSignatureFrom(next) })
+	return everyMemberHas(t, l, successors, pki.CertFile, func(certs []*x509.Certificate, next *x509.Certificate) error {
+		return certs[0].CheckSignatureFrom(next)
+	})
 }
 
 // everyMemberHas is nil when what every member of central has in a file is right for each successor.
