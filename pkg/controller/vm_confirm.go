@@ -34,7 +34,7 @@ func (r *vmReconciler) waits(ctx context.Context, vm types.NamespacedName, o obs
 }
 
 // decideLive decides about a VM again, by what the API has now of that which a decision found missing. A leader that has just begun may have rows that are newer than its
-// cache: it would take the ports from a target for which its predecessor has asked.
+// cache: it would take the ports from a launcher or a target for which its predecessor has asked.
 func (r *vmReconciler) decideLive(ctx context.Context, vm types.NamespacedName, o observed, d migration.Decision) (migration.Decision, error) {
 	vmi := &kubevirtv1.VirtualMachineInstance{}
 	err := r.live.Get(ctx, vm, vmi)
@@ -44,16 +44,12 @@ func (r *vmReconciler) decideLive(ctx context.Context, vm types.NamespacedName, 
 	if err != nil {
 		return migration.Decision{}, fmt.Errorf("read the VMI: %w", err)
 	}
-	var targets corev1.PodList
-	if err := r.live.List(ctx, &targets, client.InNamespace(vm.Namespace), client.MatchingLabels{kubevirtv1.MigrationJobLabel: d.Migration}); err != nil {
-		return migration.Decision{}, fmt.Errorf("list the pods of migration %s: %w", d.Migration, err)
-	}
-	pods := slices.DeleteFunc(slices.Clone(o.pods), func(pod *corev1.Pod) bool { return pod.Labels[kubevirtv1.MigrationJobLabel] == d.Migration })
-	for i := range targets.Items {
-		pods = append(pods, &targets.Items[i])
+	pods, err := r.launchersLive(ctx, vm, vmi, o.pods, d)
+	if err != nil {
+		return migration.Decision{}, err
 	}
 	vmims := o.vmims
-	if !slices.ContainsFunc(vmims, func(m *kubevirtv1.VirtualMachineInstanceMigration) bool { return string(m.UID) == d.Migration }) {
+	if d.Migration != "" && !slices.ContainsFunc(vmims, func(m *kubevirtv1.VirtualMachineInstanceMigration) bool { return string(m.UID) == d.Migration }) {
 		var list kubevirtv1.VirtualMachineInstanceMigrationList // its name is not known
 		if err := r.live.List(ctx, &list, client.InNamespace(vm.Namespace)); err != nil {
 			return migration.Decision{}, fmt.Errorf("list migrations: %w", err)
@@ -64,4 +60,27 @@ func (r *vmReconciler) decideLive(ctx context.Context, vm types.NamespacedName, 
 		}
 	}
 	return migration.Decide(migration.Observe(pods, vmi, vmims, o.rows, o.bindings).Fenced(o.gone), o.env), nil
+}
+
+// launchersLive are a VM's pods with those among them as the API has them now that a decision has missed: the targets of its migration, or, where it says that the VM does not run, the VMI's launchers. Both have
+// KubeVirt's label for it (virt-controller, pkg/virt-controller/services/template.go).
+func (r *vmReconciler) launchersLive(
+	ctx context.Context, vm types.NamespacedName, vmi *kubevirtv1.VirtualMachineInstance, cached []*corev1.Pod, d migration.Decision,
+) ([]*corev1.Pod, error) {
+	label, value := kubevirtv1.MigrationJobLabel, d.Migration
+	if d.Phase == migration.Stopped {
+		if vmi == nil {
+			return cached, nil
+		}
+		label, value = kubevirtv1.CreatedByLabel, string(vmi.UID)
+	}
+	var live corev1.PodList
+	if err := r.live.List(ctx, &live, client.InNamespace(vm.Namespace), client.MatchingLabels{label: value}); err != nil {
+		return nil, fmt.Errorf("list the pods with label %s=%s: %w", label, value, err)
+	}
+	pods := slices.DeleteFunc(slices.Clone(cached), func(pod *corev1.Pod) bool { return pod.Labels[label] == value })
+	for i := range live.Items {
+		pods = append(pods, &live.Items[i])
+	}
+	return pods, nil
 }

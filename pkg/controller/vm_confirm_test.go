@@ -38,7 +38,7 @@ func newApart() apart {
 	pod := func(name, node string, after time.Duration) *corev1.Pod {
 		return &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: "ns", Name: name, UID: types.UID(name), Labels: map[string]string{kubevirtv1.AppLabel: "virt-launcher"}, CreationTimestamp: metav1.NewTime(born.Add(after)),
+				Namespace: "ns", Name: name, UID: types.UID(name), Labels: map[string]string{kubevirtv1.AppLabel: "virt-launcher", kubevirtv1.CreatedByLabel: "vmi"}, CreationTimestamp: metav1.NewTime(born.Add(after)),
 				OwnerReferences: []metav1.OwnerReference{{APIVersion: kubevirtv1.GroupVersion.String(), Kind: v1alpha1.KindVirtualMachineInstance, Name: "vm", UID: "vmi", Controller: &yes}},
 			},
 			Spec: corev1.PodSpec{NodeName: node},
@@ -76,18 +76,27 @@ func (a apart) live(t *testing.T, asked *int, fault error) client.Reader {
 	if err := errors.Join(corev1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		t.Fatal(err)
 	}
-	b := fake.NewClientBuilder().WithScheme(scheme).WithObjects(a.source).WithInterceptorFuncs(interceptor.Funcs{
+	b := fake.NewClientBuilder().WithScheme(scheme).WithInterceptorFuncs(interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			*asked++
-			return errors.Join(fault, c.Get(ctx, key, o, opts...))
+			if fault != nil {
+				return fault
+			}
+			return c.Get(ctx, key, o, opts...)
 		},
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			*asked++
-			return errors.Join(fault, c.List(ctx, list, opts...))
+			if fault != nil {
+				return fault
+			}
+			return c.List(ctx, list, opts...)
 		},
 	})
 	if a.vmi != nil {
 		b = b.WithObjects(a.vmi)
+	}
+	if a.source != nil {
+		b = b.WithObjects(a.source)
 	}
 	if a.target != nil {
 		b = b.WithObjects(a.target)
@@ -115,6 +124,16 @@ func TestTargetIsMissedInTheAPIToo(t *testing.T) {
 	ended.target = all.target.DeepCopy()
 	ended.target.Status.Phase = corev1.PodFailed
 	fenced.gone = map[ident.ChassisName]bool{"n2": true}
+	settled, stopped, empty, waiting, former, begun := all, all, all, all, all, all
+	settled.target, settled.vmim = nil, nil
+	empty.source, empty.target, empty.vmim = nil, nil, nil
+	stopped.vmi, stopped.source, stopped.target, stopped.vmim = nil, nil, nil, nil
+	waiting.source, waiting.target, waiting.vmim = all.source.DeepCopy(), nil, nil
+	waiting.source.Spec.NodeName = ""
+	former.vmi, former.source, former.target, former.vmim = all.vmi.DeepCopy(), nil, nil, nil
+	former.vmi.UID, former.vmi.Status.Phase = "former", kubevirtv1.Succeeded
+	begun.vmi, begun.target, begun.vmim = all.vmi.DeepCopy(), nil, nil
+	begun.vmi.Status.Phase = kubevirtv1.Succeeded
 	for name, c := range map[string]struct {
 		cache, live apart
 		reason      migration.Reason
@@ -134,6 +153,14 @@ func TestTargetIsMissedInTheAPIToo(t *testing.T) {
 		"both are gone":                                {neither, neither, migration.ReasonMigrationGone, false, true},
 		"the migration has failed while it was missed": {noTarget, failed, migration.ReasonTargetGone, true, true},
 		"the migration has failed":                     {failed, all, migration.ReasonMigrationFailed, false, false},
+		"the VMI is not in the cache yet":              {stopped, settled, migration.ReasonNoVMI, true, true},
+		"its launcher is not in the cache yet":         {empty, settled, migration.ReasonNoLauncher, true, true},
+		"nor has that its node there":                  {waiting, settled, migration.ReasonLauncherUnscheduled, true, true},
+		"the cache has the VMI that was before":        {former, settled, migration.ReasonVMIFinished, true, true},
+		"the VMI is gone":                              {stopped, stopped, migration.ReasonNoVMI, false, true},
+		"its launcher is gone":                         {empty, empty, migration.ReasonNoLauncher, false, true},
+		"its launcher has no node":                     {waiting, waiting, migration.ReasonLauncherUnscheduled, false, true},
+		"the VMI has finished":                         {begun, begun, migration.ReasonVMIFinished, false, true},
 		"nothing is missing":                           {fine, all, migration.ReasonTargetScheduled, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {

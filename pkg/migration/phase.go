@@ -157,12 +157,15 @@ type Decision struct {
 	RequeueAfter time.Duration
 }
 
-// ByAbsence says whether a decision takes ports from the target of a migration because something is not there: the target's pod, its node, the migration. Of a copy of the API that is behind
-// that says nothing: what is missing may have been made since.
+// ByAbsence says whether a decision takes ports from a node because something is not there: the VMI, or a launcher with a node; of a migration that goes on the target's pod, its node, or the migration itself.
+// Of a copy of the API that is behind that says nothing: what is missing may have been made since.
 func (d Decision) ByAbsence() bool {
 	switch d.Reason {
 	case ReasonTargetGone, ReasonMigrationGone, ReasonPostCopyLost:
-		return slices.ContainsFunc(d.Ports, PortDecision.Changed)
+	default:
+		if d.Phase != Stopped {
+			return false
+		}
 	}
-	return false
+	return slices.ContainsFunc(d.Ports, PortDecision.Changed)
 }
