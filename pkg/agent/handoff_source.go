@@ -127,13 +127,15 @@ func (c *courier) end(ctx context.Context) {
 	start := time.Now()
 	var left int
 	var err error
+	ctx, cancel := context.WithTimeout(ctx, lastPassTimeout)
+	defer cancel()
 	for range lastPassTries {
-		if left, err = c.pass(ctx, ctx, lastPassTimeout-time.Since(start)); err == nil || errors.Is(err, peer.ErrRefused) {
+		if left, err = c.pass(ctx, ctx, lastPassTimeout); err == nil || errors.Is(err, peer.ErrRefused) || ctx.Err() != nil {
 			break
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		c.w.log.Warn("the VM's connections could not be handed over to the end: those that the target does not know live as far as Services and policies let them", "error", err)
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		c.w.log.Warn("the VM's connections could not be handed over to the end: those that the target does not know live as far as Services and policies let them", "error", err, "after", time.Since(start))
 	}
 	c.note(func(t *v1alpha1.Connections) {
 		if t.Ended = microNow(); err == nil {

@@ -236,7 +236,7 @@ func (s *scene) agents(flags ...string) {
 func (s *scene) handOver() {
 	s.t.Helper()
 	s.t.Cleanup(func() { s.agents() })
-	s.agents("--handoff")
+	s.agents("--handoff", "--log-level=debug")
 }
 
 // TestHandoffMigration moves a VM whose connections no rule admits in their middle, with the agents' hand-over and without: with it all go on, and those that were opened meanwhile; without it
@@ -349,8 +349,8 @@ func (s *handingOver) allLive(t *testing.T, m move) {
 			t.Errorf("connection %d of %d that were opened while the VM moved: %v", i+1, len(opened), err)
 		}
 	}
+	t.Logf("the source's agent, of its last looks: %s", in.run("", "sh", "-c", "grep -E 'handed over|looked for the VM' "+source.AgentLog()+" | tail -n 5"))
 	in.reported(vmim, openedAtLeast+m.besides)
-	t.Logf("the source's agent: %s", in.run("", "sh", "-c", "grep 'handed over' "+source.AgentLog()+" | tail -n 1"))
 	t.Logf("probes were not answered for %s at most; %d connections were opened while the VM moved; peaks of the agents' memory: %s", silent.Round(time.Millisecond), len(opened), in.peaks())
 }
 
