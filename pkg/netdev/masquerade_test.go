@@ -3,6 +3,7 @@ package netdev
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -61,7 +62,9 @@ add set inet godwit direct6 { type ipv6_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods4 { type ipv4_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods6 { type ipv6_addr ; flags interval ; auto-merge ; }
 add rule inet godwit forward iifname "ovn0" udp dport 6081 drop
+add rule inet godwit forward oifname != "ovn0" ct status and dnat != 0 udp dport 6081 drop
 add rule inet godwit input iifname "ovn0" udp dport 6081 drop
+add rule inet godwit input ct status and dnat != 0 udp dport 6081 drop
 add rule inet godwit postrouting oifname != "ovn0" ip saddr @pods4 ip daddr != @direct4 masquerade
 add rule inet godwit postrouting oifname != "ovn0" ip6 saddr @pods6 ip6 daddr != @direct6 masquerade
 add element inet godwit direct4 { 10.244.0.0/16 }
@@ -262,6 +265,33 @@ func TestTunnelsAreNotForPods(t *testing.T) {
 		from, ok := datagram(t, Host{Netns: pod.Path()}, c.server, c.addr)
 		if from != c.want || ok != (c.want != "") {
 			t.Errorf("a pod's datagram to %s came from %q, want %q", c.addr, from, c.want)
+		}
+	}
+}
+
+// A Service whose endpoints are ends of tunnels: a node port would make anybody's datagram one of the node's. A pod's own port of that number is served.
+func TestTunnelsAreNotForServices(t *testing.T) {
+	w := newWorld(t, 1)
+	if err := w.node.Masquerade(t.Context(), Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct {
+		host   Host
+		at     string
+		served bool
+	}{
+		{w.node, nodeIP + ":6081", false}, {w.outside, otherIP + ":6081", false}, {w.node, nodeIP + ":6080", true}, {w.outside, otherIP + ":6080", true}, {w.pods, podIP(0) + ":6081", true},
+	} {
+		asked := w.serve(c.host, "udp", c.at)
+		port := uint16(30081 + i)
+		w.table.Set(Frontend{Addr: netip.IPv4Unspecified(), Protocol: UDP, Port: port}, all(netip.MustParseAddrPort(c.at)))
+		w.write()
+		for name, client := range map[string]Host{"a pod": w.pods, "a client outside": w.outside} {
+			asked.Store(0)
+			want := c.served && (client != w.pods || c.host != w.pods) // what a pod sends to a tunnel's port is dropped, whoever has it
+			if a, err := w.ask(client, "udp", fmt.Sprintf("%s:%d", nodeIP, port)); (err == nil) != want || (asked.Load() > 0) != want {
+				t.Errorf("%s by a node port to %s: %v, %v, and %d datagrams arrived; want it served: %t", name, c.at, a, err, asked.Load(), want)
+			}
 		}
 	}
 }
