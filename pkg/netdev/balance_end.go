@@ -25,14 +25,8 @@ func (b *Balancer) endDatagrams(about map[Frontend]struct{}) error {
 	for _, a := range addrs {
 		filter.own[a.Addr.Addr()] = struct{}{}
 	}
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		_, err := dump(func() ([]struct{}, error) {
-			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
-			return nil, err
-		})
-		if err != nil {
-			return fmt.Errorf("end connections of UDP to backends that are gone: %w", err)
-		}
+	if err := endConnections(filter); err != nil {
+		return fmt.Errorf("end connections of UDP to backends that are gone: %w", err)
 	}
 	return nil
 }

@@ -295,3 +295,51 @@ func TestTunnelsAreNotForServices(t *testing.T) {
 		}
 	}
 }
+
+// What goes on when the address is another leaves under that one, and not under what is somebody else's by now.
+func TestTranslationsEnd(t *testing.T) {
+	w := newWorld(t, 0)
+	if err := w.node.do(func() error { return giveAddrs("eth0", []string{"192.0.2.77/32", "192.0.2.78/32"}) }); err != nil {
+		t.Fatal(err)
+	}
+	w.serve(w.outside, "udp", outsideIP+":53")
+	w.serve(w.outside, "tcp", outsideIP+":53")
+	m := Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}
+	var former []Translation
+	become := func(to string) {
+		t.Helper()
+		former, m.Translations = m.Translations, nil
+		if to != "" {
+			m.Translations = []Translation{{Source: m.Sources[0], To: netip.MustParseAddr(to)}}
+		}
+		if err := errors.Join(w.node.Masquerade(t.Context(), m), w.node.EndTranslated(m, former)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	become("")
+	conns := map[string]net.Conn{}
+	for _, network := range []string{"udp", "tcp"} {
+		conn, err := w.dial(w.pods, clientPod, network, outsideIP+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := hear(conn, network); err != nil || a.seen != nodeIP {
+			t.Fatalf("%s without an egress address is seen from %v: %v", network, a, err)
+		}
+		conns[network] = conn
+	}
+	for _, c := range []struct{ to, want string }{{"192.0.2.77", "192.0.2.77"}, {"192.0.2.78", "192.0.2.78"}, {"", nodeIP}} {
+		become(c.to)
+		for range 2 {
+			if a, err := hear(conns["udp"], "udp"); err != nil || a.seen != c.want {
+				t.Errorf("with the egress address %q it goes on from %v, %v; want %s", c.to, a, err, c.want)
+			}
+		}
+	}
+	if _, err := conns["tcp"].Write([]byte("still there?")); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := hear(conns["tcp"], "tcp"); err != nil {
+		t.Errorf("a connection that left under the node's address: %v, %v", a, err)
+	}
+}
