@@ -233,6 +233,12 @@ type egress struct {
 type egressState struct {
 	mu      sync.Mutex
 	subnets map[string]egress
+	// waits is since when Subnets wait for a node that has their addresses.
+	waits map[string]time.Time
+}
+
+func newEgressState() *egressState {
+	return &egressState{subnets: map[string]egress{}, waits: map[string]time.Time{}}
 }
 
 // set says what was, and whether that was something else.
@@ -252,7 +258,26 @@ func (s *egressState) forget(subnet string) (known bool) {
 	defer s.mu.Unlock()
 	_, known = s.subnets[subnet]
 	delete(s.subnets, subnet)
+	delete(s.waits, subnet)
 	return known
+}
+
+// wait is for how much longer a Subnet waits for a node that has its addresses; it begins to if it does not yet.
+func (s *egressState) wait(subnet string, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, waits := s.waits[subnet]
+	if !waits {
+		s.waits[subnet], since = now, now
+	}
+	return since.Add(v1alpha1.EgressRestart).Sub(now)
+}
+
+// endWait: it does not wait, or not any more.
+func (s *egressState) endWait(subnet string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waits, subnet)
 }
 
 func (s *egressState) get(subnet string) egress {

@@ -43,6 +43,12 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 	if chosen.again {
 		again = egressAgain
 	}
+	if holder, left := r.held(subnet, active, chosen.node); holder != "" {
+		cond.Reason = reasonNoAddress
+		cond.Message = fmt.Sprintf("node %s is to be the gateway, and node %s still has addresses of %v: pods cannot leave the cluster until its godwit-agent has given them up, for %s at most",
+			chosen.node, holder, subnet.Spec.Egress.Addresses, v1alpha1.EgressRestart)
+		return topology.Gateway{}, &cond, sooner(again, left+time.Millisecond), nil
+	}
 	through := topology.Gateway{Node: chosen.node}
 	missing := missingFamilies(subnet, r.beats.of(chosen.node).addresses)
 	for _, ip := range joins[chosen.node].IPs {
@@ -67,6 +73,23 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 			"label a node, or look at the agents there", len(all))
 	}
 	return through, &cond, again, nil
+}
+
+// held says which node still has addresses of a Subnet that another is to get, and for how long nobody else gets them: until it says that it has none, or cannot have any more. An agent
+// that is away asks for no more patience than one that does not hear that it shall give them up gets.
+func (r *egressReconciler) held(subnet *v1alpha1.Subnet, active, next string) (holder string, left time.Duration) {
+	if next != active && next != "" {
+		holder, left = r.beats.holder(parseAddrs(subnet.Spec.Egress.Addresses), next)
+	}
+	if holder == "" {
+		r.state.endWait(subnet.Name)
+		return "", 0
+	}
+	patience := r.state.wait(subnet.Name, r.now())
+	if patience <= 0 {
+		return "", 0
+	}
+	return holder, min(left, patience)
 }
 
 // missingFamilies are the families, by whether they are IPv6, of which a Subnet wants an address that its gateway does not have.
