@@ -92,10 +92,10 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if mode != v1alpha1.EgressNode {
 		var through topology.Gateway
 		if mode == v1alpha1.EgressGateway {
-			if through, next.cond, again, err = r.gateway(ctx, &subnet); err != nil {
+			if through, next, again, err = r.gateway(ctx, &subnet); err != nil {
 				return reconcile.Result{}, err
 			}
-			next.node = through.Node
+			next.mode = mode
 		}
 		change, elsewhere = nil, spec.CIDRs
 		for _, p := range topology.SubnetEgress(subnet.Name, spec.CIDRs, through) {
@@ -142,8 +142,11 @@ func (r *egressReconciler) apply(ctx context.Context, subnet string, elsewhere [
 func (r *egressReconciler) tell(subnet *v1alpha1.Subnet, was, now egress) {
 	r.log.Info("egress", "subnet", subnet.Name, "mode", now.mode, "node", now.node, "was", was.node)
 	r.queues.subnets.enqueue(types.NamespacedName{Name: subnet.Name})
+	if now.claimed != "" && now.claimed != was.claimed {
+		r.events.Eventf(subnet, nil, corev1.EventTypeWarning, reasonEgressClaimed, "ChooseGateway", "%s", now.claimed)
+	}
 	switch {
-	case now.cond == nil:
+	case now.cond == nil || was.cond != nil && *was.cond == *now.cond:
 	case now.cond.Status != metav1.ConditionTrue:
 		r.events.Eventf(subnet, nil, corev1.EventTypeWarning, now.cond.Reason, "ChooseGateway", "%s", now.cond.Message)
 	case was.known:
@@ -227,6 +230,9 @@ type egress struct {
 	// node and cond are the gateway's.
 	node string
 	cond *metav1.Condition
+	// addresses were found to be the Subnet's; claimed says which node says otherwise.
+	addresses []netip.Addr
+	claimed   string
 }
 
 // egressState is the egress of all Subnets, for their status. It is safe for concurrent use.
@@ -248,7 +254,7 @@ func (s *egressState) set(subnet string, now egress) (was egress, changed bool) 
 	now.known = true
 	was = s.subnets[subnet]
 	s.subnets[subnet] = now
-	same := was.known && was.mode == now.mode && was.node == now.node && (was.cond == nil) == (now.cond == nil) && (was.cond == nil || *was.cond == *now.cond)
+	same := was.known && was.mode == now.mode && was.node == now.node && was.claimed == now.claimed && (was.cond == nil) == (now.cond == nil) && (was.cond == nil || *was.cond == *now.cond)
 	return was, !same
 }
 

@@ -310,7 +310,7 @@ func TestEgressAddressRows(t *testing.T) {
 	}
 }
 
-// Another node is the gateway when the one before has given the Subnet's addresses up, or does not do so for too long.
+// Another node is the gateway when the one before has given the Subnet's addresses up, or does not do so for too long. A third that says that they are its own gets nothing.
 func TestEgressAddressesHeld(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
@@ -329,6 +329,14 @@ func TestEgressAddressesHeld(t *testing.T) {
 	e.says(t, "out", "n1", "AddressMissing")
 	a.have("n1", "192.0.2.77")
 	e.exits(t, "out", "n1")
+	e.saysItHas(t, "n3", "192.0.2.77")
+	var out v1alpha1.Subnet
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: "out"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	e.told(t, &out, "EgressAddressClaimed")
+	e.exits(t, "out", "n1")
+	e.says(t, "out", "n1", "GatewayActive")
 	a.lives(t, "n2")
 	time.Sleep(2 * v1alpha1.EgressBeat)
 	e.changeNode(t, "n1", func(n *corev1.Node) { n.Spec.Unschedulable = true })
@@ -344,6 +352,29 @@ func TestEgressAddressesHeld(t *testing.T) {
 	e.changeNode(t, "n2", func(n *corev1.Node) { n.Labels = nil })
 	e.says(t, "out", "", "AddressMissing")
 	e.says(t, "out", "n1", "AddressMissing") // after fifteen seconds
+	a.have("n2")
+	a.have("n1", "192.0.2.77")
+	e.exits(t, "out", "n1")
+	e.stop()
+	e.start(t) // another leader, who did not see that the address was the Subnet's before n3 said that it has it
+	time.Sleep(v1alpha1.EgressPatience)
+	e.exits(t, "out", "n1")
+	e.says(t, "out", "n1", "GatewayActive")
+}
+
+// saysItHas makes a node that says that it has an address.
+func (e *env) saysItHas(t *testing.T, node, address string) {
+	t.Helper()
+	e.node(t, node)
+	var n corev1.Node
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: node}, &n); err != nil {
+		t.Fatal(err)
+	}
+	before := n.DeepCopy()
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: address})
+	if err := e.api.Status().Patch(t.Context(), &n, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // What closes a Subnet is made before its status says that it is in the network: nobody takes it for what is left of another.
