@@ -111,24 +111,34 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 		h.began, h.held = true, h.loans.found(h.inputs.assigned(h.cfg.NodeName))
 	}
 	begun := time.Now()
-	if !h.heard.IsZero() && begun.Sub(h.heard) > v1alpha1.EgressPatience { // the process stood still, and the kernel has taken the addresses away
-		h.running, h.held = 0, nil
-	}
+	// The process may have stood still, or the node not have been ready for too long.
+	h.lapse()
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout) // for all that is asked: what is left of the addresses' life is for the next beat
 	defer cancel()
+	told := h.held
 	if err := h.tell(ctx, node.UID, v1alpha1.EgressPatience); err != nil {
 		h.running = 0
-		if begun.Sub(h.heard) > v1alpha1.EgressPatience { // and the kernel has taken the addresses away
+		if h.lapsed() {
 			h.note(time.Time{}, err)
 			h.held = nil
 		}
 		return false
 	}
+	h.lapse() // the answer came too late
 	h.running++
 	h.note(begun, nil)
-	before := h.held
 	h.keep(h.due(ctx), begun.Add(v1alpha1.EgressPatience))
-	return !slices.Equal(before, h.held)
+	return !slices.Equal(told, h.held)
+}
+
+// lapsed says whether the kernel has taken the addresses away since the last renewal: they may be another node's by now.
+func (h *heart) lapsed() bool { return time.Since(h.heard) > v1alpha1.EgressPatience }
+
+// lapse forgets what the node had, if it has lapsed. Before the first renewal the node has what an agent before this one left.
+func (h *heart) lapse() {
+	if !h.heard.IsZero() && h.lapsed() {
+		h.running, h.held = 0, nil
+	}
 }
 
 // due are the addresses that the node shall have: of those that it has by what is watched, of others by what the API server says now. While the node was not heard of another may
@@ -184,10 +194,11 @@ func (h *heart) note(heard time.Time, err error) {
 	h.heard = heard
 }
 
-// rest is the last beat. The addresses stay as long as the controller is patient.
+// rest is the last beat. The addresses stay as long as the controller is patient, unless they may be another node's. Whether the node is ready is not asked: what ends with the agent
+// may have said that it is not.
 func (h *heart) rest(ctx context.Context) {
 	node := h.inputs.node()
-	if h.heard.IsZero() || node == nil {
+	if h.lapsed() || node == nil {
 		return
 	}
 	begun := time.Now()
@@ -197,7 +208,9 @@ func (h *heart) rest(ctx context.Context) {
 		h.log.Warn("the controller could not be asked for patience: another node may become the gateway while the agent is away", "error", err)
 		return
 	}
-	h.keep(h.held, begun.Add(v1alpha1.EgressRestart))
+	if !h.lapsed() {
+		h.keep(h.held, begun.Add(v1alpha1.EgressRestart))
+	}
 }
 
 // selected says whether some Subnet's egress selects a node with these labels.

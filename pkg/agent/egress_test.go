@@ -29,7 +29,9 @@ type pulse struct {
 	clock time.Time
 	beats []Beat
 	// fail is what the API server answers.
-	fail       error
+	fail error
+	// takes is how long its answer takes, as the heart's clock sees it.
+	takes      time.Duration
 	translated bool
 	announced  []netip.Addr
 }
@@ -56,6 +58,7 @@ func newPulse(t *testing.T) *pulse {
 	p.heart = &heart{
 		cfg: Config{NodeName: "one", Namespace: "godwit-system"}, log: log, inputs: in, ready: newReadiness(), wake: make(chan struct{}, 1),
 		renew: func(_ context.Context, b Beat) error {
+			p.heard = p.heard.Add(-p.takes)
 			if p.fail == nil {
 				b.Addresses = slices.Clone(b.Addresses)
 				p.beats = append(p.beats, b)
@@ -259,5 +262,56 @@ func TestHeartStoodStill(t *testing.T) {
 		if len(p.held) > 0 || slices.Contains(p.node.calls, "SyncBorrowed") {
 			t.Errorf("%s late the node holds %v, after %v", late, p.held, p.node.calls)
 		}
+	}
+}
+
+// An agent that ends, and was not heard of for so long that another may have its addresses, neither asks for patience nor takes them back.
+func TestHeartRestsTooLate(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// ago is for how long the node was not heard of, takes for how long its last renewal is on its way.
+		ago, takes time.Duration
+		missing    string
+		beats      int
+		has        []string
+	}{
+		{name: "in time", beats: 1, has: []string{"eth0 192.0.2.77"}},
+		{name: "in time, while what ends with the agent is missing", missing: "context canceled", beats: 1, has: []string{"eth0 192.0.2.77"}},
+		{name: "the database has been away for long", ago: time.Minute, missing: "the database does not answer"},
+		{name: "it stood still", ago: time.Minute},
+		{name: "the API server answers late", takes: time.Minute, beats: 1},
+	} {
+		p := newPulse(t)
+		p.subnet.Status.EgressNode = "one"
+		for range steady + 1 {
+			p.beat(t.Context())
+		}
+		p.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
+		p.ready.set(compOVS, c.missing)
+		p.heard, p.takes = p.heard.Add(-c.ago), c.takes
+		said := len(p.beats)
+		p.node.borrowed = nil // it is seen whether it is asked for again
+		p.rest(t.Context())
+		if d := gocmp.Diff(c.has, p.has()); d != "" || len(p.beats) != said+c.beats {
+			t.Errorf("%s: it said %+v, want %d; addresses of the node (-want +got)\n%s", c.name, p.beats[said:], c.beats, d)
+		}
+	}
+}
+
+// A renewal whose answer comes when the kernel has taken the addresses away does not bring them back unasked.
+func TestHeartIsAnsweredLate(t *testing.T) {
+	p := newPulse(t)
+	p.subnet.Status.EgressNode = "one"
+	for range steady + 1 {
+		p.beat(t.Context())
+	}
+	p.live = p.subnet.DeepCopy()
+	p.live.Status.EgressNode = "two"
+	p.takes = time.Minute
+	p.beat(t.Context())
+	p.takes = 0
+	for range 2 * steady {
+		p.beat(t.Context())
+		p.want(t, nil, nil)
 	}
 }

@@ -35,6 +35,8 @@ type fakeNode struct {
 	borrowed []netdev.Borrowed
 	// masquerade is what was asked for last.
 	masquerade netdev.Masquerade
+	// ended are translations of before and after, of which connections were ended.
+	ended []string
 	// bind is what OVN does with a new port; nil binds it.
 	bind func(p *ovs.PortStatus)
 	// open: OVN does not block ports.
@@ -94,6 +96,9 @@ func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {
 }
 func (n *fakeNode) Masquerade(_ context.Context, m netdev.Masquerade) error {
 	return n.op("Masquerade", func() { n.masquerade = m })
+}
+func (n *fakeNode) EndTranslated(m netdev.Masquerade, former []netdev.Translation) error {
+	return n.op("EndTranslated", func() { n.ended = append(n.ended, fmt.Sprint(former, " ", m.Translations)) })
 }
 func (n *fakeNode) RemoveBalancer(context.Context) error {
 	return n.op("RemoveBalancer", func() {})

@@ -25,7 +25,7 @@ import (
 // so that strict reverse path filtering (rp_filter=1) holds.
 //
 // Inputs: annotation godwit.dev/join of the Node, Subnets. Outputs: OVS port ovn0; its addresses; routes of protocol netdev.RouteProtocol;
-// net.ipv4.ip_forward, net.ipv6.conf.all.forwarding; nftables table inet godwit.
+// net.ipv4.ip_forward, net.ipv6.conf.all.forwarding; nftables table inet godwit; entries of connection tracking under a former egress address, deleted.
 type gateway struct {
 	cfg  Config
 	host hostNetwork
@@ -36,6 +36,8 @@ type gateway struct {
 	// written are the translations that nftables has; changed is called when they are others.
 	written []netdev.Translation
 	changed func()
+	// tracked are the translations that connections may have: endTranslated's alone.
+	tracked []netdev.Translation
 }
 
 // translates says whether packets leave the node under an address.
@@ -220,5 +222,20 @@ func (g *gateway) masqueradePods(ctx context.Context, in gatewayInput, join v1al
 	if news && g.changed != nil {
 		g.changed()
 	}
+	return nil
+}
+
+// endTranslated ends connections that leave under another address than they should by now. Pods reach everything else without it.
+func (g *gateway) endTranslated() error {
+	g.mu.Lock()
+	now := g.masquerade
+	g.mu.Unlock()
+	if now == nil || slices.Equal(g.tracked, now.Translations) {
+		return nil
+	}
+	if err := g.host.EndTranslated(*now, g.tracked); err != nil {
+		return err
+	}
+	g.tracked = now.Translations
 	return nil
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -62,6 +63,45 @@ func TestJoinNetworkIsNotMasqueraded(t *testing.T) {
 	got := []string{fmt.Sprint(n.masquerade.Sources), fmt.Sprint(n.masquerade.Except)}
 	if diff := cmp.Diff([]string{"[10.244.0.0/16]", "[100.64.0.0/16 fd64::/64]"}, got); diff != "" {
 		t.Errorf("masqueraded, and what is not (-want +got):\n%s", diff)
+	}
+}
+
+// Connections under a former egress address are ended once, when the rules give another, and tried again if that fails.
+func TestTranslationsAreEnded(t *testing.T) {
+	n := newFakeNode()
+	g := &gateway{cfg: Config{NodeName: "one"}, host: n}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", Annotations: map[string]string{v1alpha1.JoinAnnotation: joinOf(1).Text()}}}
+	pass := func(to string) error {
+		in := gatewayInput{node: node, podCIDRs: sortedPrefixes([]string{"10.244.0.0/16"}), mtu: 1442, datapath: ovs.DatapathNetdev}
+		if to != "" {
+			in.translations = []netdev.Translation{{Source: in.podCIDRs[0], To: netip.MustParseAddr(to)}}
+		}
+		_, err := g.reconcile(t.Context(), n, in)
+		return errors.Join(err, g.endTranslated())
+	}
+	n.fail["Masquerade"] = errors.New("nft is not there")
+	if pass("192.0.2.77") == nil || len(n.ended) > 0 {
+		t.Errorf("before the rules are written: ended %v", n.ended)
+	}
+	delete(n.fail, "Masquerade")
+	for _, to := range []string{"", "192.0.2.77", "192.0.2.77"} {
+		if err := pass(to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.fail["EndTranslated"] = errors.New("the table is busy")
+	if pass("192.0.2.78") == nil || !g.translates(netip.MustParseAddr("192.0.2.78")) {
+		t.Error("that connections could not be ended is not said, or keeps the rules from being used")
+	}
+	delete(n.fail, "EndTranslated")
+	g.forgetMasquerade() // as when somebody has flushed nftables
+	for range 2 {
+		if err := pass("192.0.2.78"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]string{"[] [{10.244.0.0/16 192.0.2.77}]", "[{10.244.0.0/16 192.0.2.77}] [{10.244.0.0/16 192.0.2.78}]"}, n.ended); diff != "" {
+		t.Errorf("ended (-want +got):\n%s", diff)
 	}
 }
 

@@ -145,10 +145,11 @@ func (l *nodeLoop) pass(ctx context.Context) error {
 			l.log.Warn("new pods of a Subnet are refused", "reason", t.String())
 		}
 	}
+	ended := l.gateway.endTranslated()
 	if err := firstFailure(chassisErr, l.report(compGateway, err)); err != nil {
-		return err
+		return firstFailure(err, ended)
 	}
-	return l.install()
+	return firstFailure(l.install(), ended)
 }
 
 // firstFailure prefers an error that only another attempt can end to one that an event will.

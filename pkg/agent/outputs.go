@@ -20,6 +20,7 @@ type hostNetwork interface {
 	ForwardDrops(link string) ([]string, error)
 	Chains() ([]netdev.Chain, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error
+	EndTranslated(m netdev.Masquerade, former []netdev.Translation) error
 	RemoveBalancer(ctx context.Context) error
 	Borrowed() ([]netdev.Borrowed, error)
 	SyncBorrowed(want []netdev.Borrowed, life time.Duration) (netdev.Loans, error)

@@ -58,11 +58,16 @@ func internal(s service.Service, p service.Port, at netip.Addr, node string) net
 	return b
 }
 
-// external is what becomes of connections to any other address, and to node ports.
+// external is what becomes of connections to any other address, and to node ports. With scope Local a node to which nothing but VMs has moved serves as with scope Cluster: who
+// leads clients to nodes by EndpointSlices leads them here, and a VM that saw them itself would answer through its anchor.
 func external(s service.Service, p service.Port, at netip.Addr, node string) netdev.Balance {
 	b := netdev.Balance{All: netdev.Choice{Backends: p.Any(at)}, Affinity: s.Affinity}
-	if s.External == service.Local {
-		outside := scoped(b.All, p.AnchoredAt(at, node))
+	if s.External != service.Local {
+		return b
+	}
+	anchored := p.AnchoredAt(at, node)
+	if len(anchored) > 0 || len(p.On(at, node)) == 0 {
+		outside := scoped(b.All, anchored)
 		b.Outside = &outside
 	}
 	return b

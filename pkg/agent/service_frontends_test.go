@@ -21,7 +21,8 @@ func TestFrontends(t *testing.T) {
 		return service.Endpoint{Addr: netip.MustParseAddrPort(addr), Node: node, Anchor: anchor}
 	}
 	here, there := end("10.244.0.5:8080", "one", "one"), end("10.244.1.5:8080", "two", "two")
-	vm := end("10.244.0.7:8080", "two", "one") // it runs on two, and leaves through one
+	vm := end("10.244.0.7:8080", "two", "one")    // it runs on two, and leaves through one
+	moved := end("10.244.0.8:8080", "one", "two") // it runs on one, and leaves through two
 	six := end("[fd00::5]:8080", "one", "one")
 	vips := []service.VIP{
 		{Kind: service.ClusterIP, Addr: netip.MustParseAddr("10.96.0.1")}, {Kind: service.ExternalIP, Addr: netip.MustParseAddr("192.0.2.9")},
@@ -46,6 +47,16 @@ func TestFrontends(t *testing.T) {
 10.96.0.1:80 all 10.244.0.5:8080 10.244.0.7:8080 10.244.1.5:8080
 192.0.2.9:80 all 10.244.0.5:8080 10.244.0.7:8080 10.244.1.5:8080 outside 10.244.0.5:8080 10.244.0.7:8080
 198.51.100.7:80 all 10.244.0.5:8080 10.244.0.7:8080 10.244.1.5:8080 outside 10.244.0.5:8080 10.244.0.7:8080`},
+		{"external scope, nothing here but a VM that moved here", service.Service{IPv4: true, External: service.Local, Ports: []service.Port{port(30080, moved, there)}}, `
+0.0.0.0:30080 all 10.244.0.8:8080 10.244.1.5:8080
+10.96.0.1:80 all 10.244.0.8:8080 10.244.1.5:8080
+192.0.2.9:80 all 10.244.0.8:8080 10.244.1.5:8080
+198.51.100.7:80 all 10.244.0.8:8080 10.244.1.5:8080`},
+		{"external scope, a VM that moved here beside a pod", service.Service{IPv4: true, External: service.Local, Ports: []service.Port{port(30080, moved, here)}}, `
+0.0.0.0:30080 all 10.244.0.8:8080 10.244.0.5:8080 outside 10.244.0.5:8080
+10.96.0.1:80 all 10.244.0.8:8080 10.244.0.5:8080
+192.0.2.9:80 all 10.244.0.8:8080 10.244.0.5:8080 outside 10.244.0.5:8080
+198.51.100.7:80 all 10.244.0.8:8080 10.244.0.5:8080 outside 10.244.0.5:8080`},
 		{"external scope, none here", service.Service{IPv4: true, External: service.Local, Ports: []service.Port{port(0, there)}}, `
 10.96.0.1:80 all 10.244.1.5:8080
 192.0.2.9:80 all 10.244.1.5:8080 outside dropped

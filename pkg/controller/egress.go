@@ -92,10 +92,10 @@ func (r *egressReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if mode != v1alpha1.EgressNode {
 		var through topology.Gateway
 		if mode == v1alpha1.EgressGateway {
-			if through, next.cond, again, err = r.gateway(ctx, &subnet); err != nil {
+			if through, next, again, err = r.gateway(ctx, &subnet); err != nil {
 				return reconcile.Result{}, err
 			}
-			next.node = through.Node
+			next.mode = mode
 		}
 		change, elsewhere = nil, spec.CIDRs
 		for _, p := range topology.SubnetEgress(subnet.Name, spec.CIDRs, through) {
@@ -142,8 +142,11 @@ func (r *egressReconciler) apply(ctx context.Context, subnet string, elsewhere [
 func (r *egressReconciler) tell(subnet *v1alpha1.Subnet, was, now egress) {
 	r.log.Info("egress", "subnet", subnet.Name, "mode", now.mode, "node", now.node, "was", was.node)
 	r.queues.subnets.enqueue(types.NamespacedName{Name: subnet.Name})
+	if now.claimed != "" && now.claimed != was.claimed {
+		r.events.Eventf(subnet, nil, corev1.EventTypeWarning, reasonEgressClaimed, "ChooseGateway", "%s", now.claimed)
+	}
 	switch {
-	case now.cond == nil:
+	case now.cond == nil || was.cond != nil && *was.cond == *now.cond:
 	case now.cond.Status != metav1.ConditionTrue:
 		r.events.Eventf(subnet, nil, corev1.EventTypeWarning, now.cond.Reason, "ChooseGateway", "%s", now.cond.Message)
 	case was.known:
@@ -227,12 +230,21 @@ type egress struct {
 	// node and cond are the gateway's.
 	node string
 	cond *metav1.Condition
+	// addresses were found to be the Subnet's; claimed says which node says otherwise.
+	addresses []netip.Addr
+	claimed   string
 }
 
 // egressState is the egress of all Subnets, for their status. It is safe for concurrent use.
 type egressState struct {
 	mu      sync.Mutex
 	subnets map[string]egress
+	// waits is since when Subnets wait for a node that has their addresses.
+	waits map[string]time.Time
+}
+
+func newEgressState() *egressState {
+	return &egressState{subnets: map[string]egress{}, waits: map[string]time.Time{}}
 }
 
 // set says what was, and whether that was something else.
@@ -242,7 +254,7 @@ func (s *egressState) set(subnet string, now egress) (was egress, changed bool) 
 	now.known = true
 	was = s.subnets[subnet]
 	s.subnets[subnet] = now
-	same := was.known && was.mode == now.mode && was.node == now.node && (was.cond == nil) == (now.cond == nil) && (was.cond == nil || *was.cond == *now.cond)
+	same := was.known && was.mode == now.mode && was.node == now.node && was.claimed == now.claimed && (was.cond == nil) == (now.cond == nil) && (was.cond == nil || *was.cond == *now.cond)
 	return was, !same
 }
 
@@ -252,7 +264,26 @@ func (s *egressState) forget(subnet string) (known bool) {
 	defer s.mu.Unlock()
 	_, known = s.subnets[subnet]
 	delete(s.subnets, subnet)
+	delete(s.waits, subnet)
 	return known
+}
+
+// wait is for how much longer a Subnet waits for a node that has its addresses; it begins to if it does not yet.
+func (s *egressState) wait(subnet string, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, waits := s.waits[subnet]
+	if !waits {
+		s.waits[subnet], since = now, now
+	}
+	return since.Add(v1alpha1.EgressRestart).Sub(now)
+}
+
+// endWait: it does not wait, or not any more.
+func (s *egressState) endWait(subnet string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waits, subnet)
 }
 
 func (s *egressState) get(subnet string) egress {

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -66,6 +67,20 @@ func (b *beats) of(node string) beat {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.nodes[node]
+}
+
+// holder is a node, but one, that has some of these addresses by its last word, and for how long it can be taken at that.
+func (b *beats) holder(of []netip.Addr, but string) (node string, left time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.now()
+	for _, node := range slices.Sorted(maps.Keys(b.nodes)) {
+		has := b.nodes[node]
+		if left := has.left(now); node != but && left > 0 && slices.ContainsFunc(has.addresses, func(a netip.Addr) bool { return slices.Contains(of, a) }) {
+			return node, left
+		}
+	}
+	return "", 0
 }
 
 // left is for how long the node need not be heard of, zero or less if it has failed.

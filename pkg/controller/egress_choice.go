@@ -45,6 +45,9 @@ const (
 	reasonEgressInvalid = "EgressAddressInvalid"
 )
 
+// reasonEgressClaimed is of an event alone.
+const reasonEgressClaimed = "EgressAddressClaimed"
+
 // chooseGateway says which node is the gateway of a Subnet; active is the one that was. It stays as long as no other is better: a node that comes back gets nothing back. When
 // all are silent nobody knows which of them live, least of all a controller that hears nothing itself: then it stays too.
 func chooseGateway(subnet, active string, all []candidate) choice {

@@ -104,3 +104,52 @@ func TestBeats(t *testing.T) {
 		t.Error("another Lease was taken for a node's")
 	}
 }
+
+// Nobody gets a Subnet's addresses while another has them by its own word: until it says otherwise or falls silent, and no longer than an agent may be away.
+func TestAddressesAreHeld(t *testing.T) {
+	now := time.Unix(1000, 0)
+	clock := func() time.Time { return now }
+	r := &egressReconciler{beats: newBeats(clock), state: newEgressState(), now: clock}
+	s := &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "s"}, Spec: v1alpha1.SubnetSpec{Egress: &v1alpha1.Egress{Addresses: []string{"192.0.2.77", "2001:db8::77"}}}}
+	says := func(node, addresses string, patience int32) {
+		at := metav1.NewMicroTime(now)
+		r.beats.hear(&coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.EgressLease(node), Annotations: map[string]string{v1alpha1.EgressAddressesAnnotation: addresses}},
+			Spec:       coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &patience},
+		})
+	}
+	want := func(active, next, holder string, left time.Duration) {
+		t.Helper()
+		if by, got := r.held(s, active, next); by != holder || got != left {
+			t.Errorf("from %q to %q: held by %q for %s, want %q, %s", active, next, by, got, holder, left)
+		}
+	}
+	says("a", "2001:db8::77", 15) // it is away for a moment
+	says("b", "192.0.2.9", 3)
+	want("a", "b", "a", 15*time.Second)
+	want("a", "a", "", 0)
+	want("a", "", "", 0)  // nobody is selected
+	want("b", "b", "", 0) // that which is the gateway stays it, whatever others say
+	now = now.Add(10 * time.Second)
+	want("", "b", "a", 5*time.Second)
+	now = now.Add(5 * time.Second)
+	want("", "b", "", 0)
+	says("a", "192.0.2.77", 3)
+	want("a", "b", "a", 3*time.Second)
+	says("a", "", 3)
+	now = now.Add(time.Second)
+	says("a", "", 3)
+	want("", "b", "", 0)
+	for range 15 { // it does not hear that it shall give them up
+		now = now.Add(time.Second)
+		says("a", "192.0.2.77", 3)
+		if by, _ := r.held(s, "a", "b"); by != "a" {
+			t.Fatalf("held by %q", by)
+		}
+	}
+	now = now.Add(time.Second)
+	says("a", "192.0.2.77", 3)
+	want("", "b", "", 0)
+	want("b", "b", "", 0)
+	want("b", "c", "a", 3*time.Second)
+}

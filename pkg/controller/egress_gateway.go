@@ -19,29 +19,38 @@ import (
 	"github.com/godwit-cni/godwit/pkg/topology"
 )
 
-// gateway finds the node through which all pods of a Subnet leave, the condition that says so, and when to look again.
-func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet) (topology.Gateway, *metav1.Condition, time.Duration, error) {
+// gateway finds the node through which all pods of a Subnet leave, with what is told of it, and when to look again.
+func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet) (topology.Gateway, egress, time.Duration, error) {
 	cond := condition(metav1.ConditionFalse, reasonEgressInvalid, unusable(subnet))
 	cond.Type = v1alpha1.ConditionEgress
 	if cond.Message != "" {
-		return topology.Gateway{}, &cond, 0, nil
-	}
-	cond.Reason = reasonEgressTaken
-	var err error
-	if cond.Message, err = r.taken(ctx, subnet); err != nil || cond.Message != "" {
-		return topology.Gateway{}, &cond, takenAgain, err
+		return topology.Gateway{}, egress{cond: &cond}, 0, nil
 	}
 	active, err := r.active(ctx, subnet)
 	if err != nil {
-		return topology.Gateway{}, nil, 0, err
+		return topology.Gateway{}, egress{}, 0, err
 	}
+	whose, err := r.taken(ctx, subnet, active)
+	if err != nil {
+		return topology.Gateway{}, egress{}, 0, err
+	}
+	if cond.Reason, cond.Message = reasonEgressTaken, whose.taken; whose.taken != "" {
+		return topology.Gateway{}, egress{cond: &cond}, takenAgain, nil
+	}
+	next := egress{cond: &cond, addresses: parseAddrs(subnet.Spec.Egress.Addresses), claimed: whose.claimed}
 	all, joins, again, err := r.candidates(ctx, subnet)
 	if err != nil {
-		return topology.Gateway{}, nil, 0, err
+		return topology.Gateway{}, egress{}, 0, err
 	}
 	chosen := chooseGateway(subnet.Name, active, all)
 	if chosen.again {
 		again = egressAgain
+	}
+	if holder, left := r.held(subnet, active, chosen.node); holder != "" {
+		cond.Reason = reasonNoAddress
+		cond.Message = fmt.Sprintf("node %s is to be the gateway, and node %s still has addresses of %v: pods cannot leave the cluster until its godwit-agent has given them up, for %s at most",
+			chosen.node, holder, subnet.Spec.Egress.Addresses, v1alpha1.EgressRestart)
+		return topology.Gateway{}, next, sooner(again, left+time.Millisecond), nil
 	}
 	through := topology.Gateway{Node: chosen.node}
 	missing := missingFamilies(subnet, r.beats.of(chosen.node).addresses)
@@ -66,7 +75,25 @@ func (r *egressReconciler) gateway(ctx context.Context, subnet *v1alpha1.Subnet)
 		cond.Message = fmt.Sprintf("no node that egress.nodeSelector selects has a godwit-agent that says it works (%d are selected): pods cannot leave the cluster; "+
 			"label a node, or look at the agents there", len(all))
 	}
-	return through, &cond, again, nil
+	next.node = through.Node
+	return through, next, again, nil
+}
+
+// held says which node still has addresses of a Subnet that another is to get, and for how long nobody else gets them: until it says that it has none, or cannot have any more. An agent
+// that is away asks for no more patience than one that does not hear that it shall give them up gets.
+func (r *egressReconciler) held(subnet *v1alpha1.Subnet, active, next string) (holder string, left time.Duration) {
+	if next != active && next != "" {
+		holder, left = r.beats.holder(parseAddrs(subnet.Spec.Egress.Addresses), next)
+	}
+	if holder == "" {
+		r.state.endWait(subnet.Name)
+		return "", 0
+	}
+	patience := r.state.wait(subnet.Name, r.now())
+	if patience <= 0 {
+		return "", 0
+	}
+	return holder, min(left, patience)
 }
 
 // missingFamilies are the families, by whether they are IPv6, of which a Subnet wants an address that its gateway does not have.
@@ -90,26 +117,41 @@ func unusable(subnet *v1alpha1.Subnet) string {
 	return ""
 }
 
-// taken says whose the Subnet's egress addresses are, empty if they are its own. Of two Subnets with the same address the older one has it.
-func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet) (string, error) {
+// ownership is whose a Subnet's egress addresses are: empty if they are its own.
+type ownership struct {
+	// taken says who has one.
+	taken string
+	// claimed says which node says that it has one that is the Subnet's.
+	claimed string
+}
+
+// taken says whose the Subnet's egress addresses are. Of two Subnets with the same address the older one has it. What a node says of its own addresses anybody may have told it, and
+// takes none from a Subnet that has it: because it was accepted before, or because the gateway has it.
+func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet, active string) (ownership, error) {
 	want := parseAddrs(subnet.Spec.Egress.Addresses)
+	var out ownership
 	if len(want) == 0 {
-		return "", nil
+		return out, nil
 	}
 	for _, ip := range want {
 		if slices.ContainsFunc(r.join.CIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
-			return fmt.Sprintf("%s of egress.addresses is in the join network between router and nodes: choose one outside of the cluster's network", ip), nil
+			return ownership{taken: fmt.Sprintf("%s of egress.addresses is in the join network between router and nodes: choose one outside of the cluster's network", ip)}, nil
 		}
 	}
 	var nodes corev1.NodeList
 	var all v1alpha1.SubnetList
 	if err := errors.Join(r.api.List(ctx, &nodes, client.UnsafeDisableDeepCopy), r.api.List(ctx, &all, client.UnsafeDisableDeepCopy)); err != nil {
-		return "", fmt.Errorf("who has the addresses of Subnet %s: %w", subnet.Name, err)
+		return ownership{}, fmt.Errorf("who has the addresses of Subnet %s: %w", subnet.Name, err)
 	}
+	had := slices.Concat(r.state.get(subnet.Name).addresses, r.beats.of(active).addresses)
 	for i := range nodes.Items {
 		for _, a := range nodes.Items[i].Status.Addresses {
 			if ip, err := netip.ParseAddr(a.Address); err == nil && slices.Contains(want, ip) {
-				return fmt.Sprintf("%s of egress.addresses is node %s's own: choose one that nobody has", ip, nodes.Items[i].Name), nil
+				if slices.Contains(had, ip) {
+					out.claimed = fmt.Sprintf("node %s says that %s of egress.addresses is its own: the Subnet keeps it; look at the Node's status.addresses, and at who writes them", nodes.Items[i].Name, ip)
+					continue
+				}
+				return ownership{taken: fmt.Sprintf("%s of egress.addresses is node %s's own: choose one that nobody has", ip, nodes.Items[i].Name)}, nil
 			}
 		}
 	}
@@ -118,14 +160,14 @@ func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet) (
 		cidrs, _ := ipam.ParseCIDRs(other.Spec.CIDRs) // another's mistakes are told there
 		for _, ip := range want {
 			if slices.ContainsFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
-				return fmt.Sprintf("%s of egress.addresses is in the range of Subnet %s: choose one outside of the cluster's network", ip, other.Name), nil
+				return ownership{taken: fmt.Sprintf("%s of egress.addresses is in the range of Subnet %s: choose one outside of the cluster's network", ip, other.Name)}, nil
 			}
 			if other.Name != subnet.Name && older(other, subnet) && other.Spec.EgressMode() == v1alpha1.EgressGateway && slices.Contains(parseAddrs(other.Spec.Egress.Addresses), ip) {
-				return fmt.Sprintf("%s of egress.addresses is Subnet %s's already: choose another", ip, other.Name), nil
+				return ownership{taken: fmt.Sprintf("%s of egress.addresses is Subnet %s's already: choose another", ip, other.Name)}, nil
 			}
 		}
 	}
-	return "", nil
+	return out, nil
 }
 
 // active is the gateway that the Subnet has: by its policies, or by its status if the database was lost.

@@ -92,7 +92,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	}
 	p.services = newServices(p.nb, p.Logger, alloc.join.Spec().CIDRs)
 	p.policies = newPolicies(p.Config, p.nb, virt, alloc.join.Spec().CIDRs)
-	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), &egressState{subnets: map[string]egress{}}
+	p.anchors, p.hosts, p.outside = newAnchors(p, virt), newHosts(p), newEgressState()
 	vms := &vmReconciler{
 		api: api, live: mgr.GetAPIReader(), nb: p.nb, sb: p.sb, alloc: alloc, queues: p.queues, virt: virt, events: events, metrics: m, log: p.Logger,
 		nads: second, now: time.Now, last: map[types.NamespacedName]said{}, held: map[types.NamespacedName]hold{}, baselines: p.Baselines, policies: p.policies, anchors: p.anchors,

@@ -87,6 +87,8 @@ type Balancer struct {
 	dirty map[Frontend]struct{}
 	// have is what is written, with its backends in the order of their numbers.
 	have map[Frontend]Balance
+	// datagrams are the frontends of UDP that connections may be left of which lead where they should not.
+	datagrams map[Frontend]struct{}
 	// chains are those that have been made for a frontend's sake.
 	chains map[string]struct{}
 	// lost: what the table has is not known. doubted: it may be gone.
@@ -95,7 +97,7 @@ type Balancer struct {
 
 // NewBalancer makes one that has no Frontends. Nothing is written before Write.
 func (h Host) NewBalancer() *Balancer {
-	b := &Balancer{host: h, want: map[Frontend]Balance{}, dirty: map[Frontend]struct{}{}, open: func() (knftables.Interface, error) {
+	b := &Balancer{host: h, want: map[Frontend]Balance{}, dirty: map[Frontend]struct{}{}, datagrams: map[Frontend]struct{}{}, open: func() (knftables.Interface, error) {
 		return knftables.New(knftables.InetFamily, balanceTable)
 	}}
 	b.forget()
@@ -172,8 +174,9 @@ func (b *Balancer) gone(ctx context.Context) (bool, error) {
 	return len(rules) == 0, nil
 }
 
-// replace writes everything. Affinities stay.
+// replace writes everything. Affinities stay. What was written is not known: connections of UDP are looked at whatever they belong to, also of frontends that are none any more.
 func (b *Balancer) replace(ctx context.Context) error {
+	b.doubtDatagrams(maps.Keys(b.want), maps.Keys(b.have), maps.Keys(b.dirty), slices.Values(b.listDatagrams(ctx)))
 	b.have, b.chains = map[Frontend]Balance{}, map[string]struct{}{}
 	b.dirty = map[Frontend]struct{}{}
 	for f := range b.want {
@@ -241,13 +244,13 @@ func (b *Balancer) changes(tx *knftables.Transaction) map[Frontend]Balance {
 
 // written remembers what is in the table now, and ends what still goes where it should not.
 func (b *Balancer) written(ctx context.Context, next map[Frontend]Balance) error {
-	sticky, datagrams := map[Frontend]struct{}{}, map[Frontend]struct{}{}
+	sticky := map[Frontend]struct{}{}
 	for f := range b.dirty {
 		if next[f].Affinity > 0 {
 			sticky[f] = struct{}{}
 		}
-		if f.Protocol == UDP && !slices.Equal(b.have[f].backends(), next[f].backends()) {
-			datagrams[f] = struct{}{}
+		if !slices.Equal(b.have[f].backends(), next[f].backends()) {
+			b.doubtDatagrams(slices.Values([]Frontend{f}))
 		}
 		delete(b.have, f)
 	}
@@ -258,8 +261,11 @@ func (b *Balancer) written(ctx context.Context, next map[Frontend]Balance) error
 			return err
 		}
 	}
-	if len(datagrams) > 0 {
-		return b.endDatagrams(datagrams)
+	if len(b.datagrams) > 0 {
+		if err := b.endDatagrams(); err != nil {
+			return err
+		}
+		clear(b.datagrams)
 	}
 	return nil
 }

@@ -193,6 +193,78 @@ func TestBalanceDatagrams(t *testing.T) {
 	}
 }
 
+// broken is nftables that cannot be written.
+type broken struct{ knftables.Interface }
+
+// Run implements knftables.Interface.
+func (broken) Run(context.Context, *knftables.Transaction) error {
+	return errors.New("the table is busy")
+}
+
+// Datagrams do not go on to a backend that went while nobody, or nobody who knew it, could write.
+func TestBalanceDatagramsOfBefore(t *testing.T) {
+	w := newWorld(t, 1)
+	backend := netip.AddrPortFrom(netip.MustParseAddr(podIP(0)), 53)
+	w.serve(w.pods, "udp", backend.String())
+	six := netip.AddrPortFrom(netip.MustParseAddr(podIP6(0)), 53)
+	w.serve(w.pods, "udp", six.String())
+	at := func(addr string, port uint16) Frontend {
+		return Frontend{Addr: netip.MustParseAddr(addr), Protocol: UDP, Port: port}
+	}
+	emptied, gone, port, gone6 := at(clusterIP, 53), at(clusterIP, 54), at("0.0.0.0", 30053), at(clusterIP6, 53)
+	for name, change := range map[string]func(){
+		"another agent": func() {
+			passage := w.table.passage
+			w.table = w.node.NewBalancer()
+			w.table.SetPassage(passage)
+			w.table.Set(emptied, all())
+		},
+		"a write that failed": func() {
+			w.table.Set(emptied, all())
+			for _, f := range []Frontend{gone, port, gone6} {
+				w.table.Delete(f)
+			}
+			nft := w.table.nft
+			w.table.nft = broken{nft}
+			for range 2 {
+				if _, err := w.table.Write(t.Context()); err == nil {
+					t.Fatal("it was written")
+				}
+			}
+			w.table.nft = nft
+			flushNFT(t, w.node)
+		},
+	} {
+		for _, f := range []Frontend{emptied, gone, port} {
+			w.table.Set(f, all(backend))
+		}
+		w.table.Set(gone6, all(six))
+		w.write()
+		conns := map[string]net.Conn{}
+		for _, c := range []struct {
+			from Host
+			to   string
+		}{{w.node, clusterIP + ":53"}, {w.outside, clusterIP + ":54"}, {w.outside, nodeIP + ":30053"}, {w.outside, "[" + clusterIP6 + "]:53"}} {
+			conn, err := w.dial(c.from, "", "udp", c.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := hear(conn, "udp"); err != nil {
+				t.Fatalf("%s: %s: %v", name, c.to, err)
+			}
+			conns[c.to] = conn
+		}
+		change()
+		w.write()
+		for to, conn := range conns {
+			if a, err := hear(conn, "udp"); err == nil {
+				t.Errorf("%s: what goes on to %s, which has no backend any more, still reaches %v", name, to, a)
+			}
+			_ = conn.Close()
+		}
+	}
+}
+
 // One change costs a few operations, however many backends there are, and all of a thousand are found.
 func TestBalanceThousandBackends(t *testing.T) {
 	const pods = 1000

@@ -33,8 +33,9 @@ type Translation struct {
 	To     netip.Addr
 }
 
-// Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before. And it keeps what comes out of the overlay from the
-// nodes' tunnels: masqueraded, a pod's datagram would be one of its node's, and OVN would take the frame in it for any pod's.
+// Masquerade makes table inet godwit say so, in one transaction that replaces what the table said before. And it keeps from the nodes' tunnels what comes out of the overlay, and what
+// the node translates, whatever it comes from: masqueraded, a pod's datagram would be one of its node's, and OVN would take the frame in it for any pod's; so would one that a node port
+// leads to a tunnel's end.
 func (h Host) Masquerade(ctx context.Context, m Masquerade) error {
 	return h.do(func() error {
 		nft, err := knftables.New(knftables.InetFamily, nftTable)
@@ -54,13 +55,16 @@ func applyMasquerade(ctx context.Context, nft knftables.Interface, m Masquerade)
 		Priority: knftables.PtrTo(knftables.SNATPriority),
 	})
 	tx.Flush(&knftables.Chain{Name: "postrouting"})
-	for _, hook := range []knftables.BaseChainHook{knftables.ForwardHook, knftables.InputHook} {
+	for hook, translated := range map[knftables.BaseChainHook]string{
+		knftables.InputHook: "ct status and dnat != 0", knftables.ForwardHook: `oifname != "` + m.Gateway + `" ct status and dnat != 0`, // pods may have the port for themselves
+	} {
 		chain := string(hook)
 		tx.Add(&knftables.Chain{
 			Name: chain, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(hook), Priority: knftables.PtrTo(knftables.FilterPriority),
 		})
 		tx.Flush(&knftables.Chain{Name: chain})
 		tx.Add(&knftables.Rule{Chain: chain, Rule: knftables.Concat("iifname", `"`+m.Gateway+`"`, "udp dport", tunnelPort, "drop")})
+		tx.Add(&knftables.Rule{Chain: chain, Rule: knftables.Concat(translated, "udp dport", tunnelPort, "drop")})
 	}
 	for _, f := range []struct {
 		suffix, setType, match string

@@ -3,6 +3,7 @@ package netdev
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -61,7 +62,9 @@ add set inet godwit direct6 { type ipv6_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods4 { type ipv4_addr ; flags interval ; auto-merge ; }
 add set inet godwit pods6 { type ipv6_addr ; flags interval ; auto-merge ; }
 add rule inet godwit forward iifname "ovn0" udp dport 6081 drop
+add rule inet godwit forward oifname != "ovn0" ct status and dnat != 0 udp dport 6081 drop
 add rule inet godwit input iifname "ovn0" udp dport 6081 drop
+add rule inet godwit input ct status and dnat != 0 udp dport 6081 drop
 add rule inet godwit postrouting oifname != "ovn0" ip saddr @pods4 ip daddr != @direct4 masquerade
 add rule inet godwit postrouting oifname != "ovn0" ip6 saddr @pods6 ip6 daddr != @direct6 masquerade
 add element inet godwit direct4 { 10.244.0.0/16 }
@@ -263,5 +266,80 @@ func TestTunnelsAreNotForPods(t *testing.T) {
 		if from != c.want || ok != (c.want != "") {
 			t.Errorf("a pod's datagram to %s came from %q, want %q", c.addr, from, c.want)
 		}
+	}
+}
+
+// A Service whose endpoints are ends of tunnels: a node port would make anybody's datagram one of the node's. A pod's own port of that number is served.
+func TestTunnelsAreNotForServices(t *testing.T) {
+	w := newWorld(t, 1)
+	if err := w.node.Masquerade(t.Context(), Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct {
+		host   Host
+		at     string
+		served bool
+	}{
+		{w.node, nodeIP + ":6081", false}, {w.outside, otherIP + ":6081", false}, {w.node, nodeIP + ":6080", true}, {w.outside, otherIP + ":6080", true}, {w.pods, podIP(0) + ":6081", true},
+	} {
+		asked := w.serve(c.host, "udp", c.at)
+		port := uint16(30081 + i)
+		w.table.Set(Frontend{Addr: netip.IPv4Unspecified(), Protocol: UDP, Port: port}, all(netip.MustParseAddrPort(c.at)))
+		w.write()
+		for name, client := range map[string]Host{"a pod": w.pods, "a client outside": w.outside} {
+			asked.Store(0)
+			want := c.served && (client != w.pods || c.host != w.pods) // what a pod sends to a tunnel's port is dropped, whoever has it
+			if a, err := w.ask(client, "udp", fmt.Sprintf("%s:%d", nodeIP, port)); (err == nil) != want || (asked.Load() > 0) != want {
+				t.Errorf("%s by a node port to %s: %v, %v, and %d datagrams arrived; want it served: %t", name, c.at, a, err, asked.Load(), want)
+			}
+		}
+	}
+}
+
+// What goes on when the address is another leaves under that one, and not under what is somebody else's by now.
+func TestTranslationsEnd(t *testing.T) {
+	w := newWorld(t, 0)
+	if err := w.node.do(func() error { return giveAddrs("eth0", []string{"192.0.2.77/32", "192.0.2.78/32"}) }); err != nil {
+		t.Fatal(err)
+	}
+	w.serve(w.outside, "udp", outsideIP+":53")
+	w.serve(w.outside, "tcp", outsideIP+":53")
+	m := Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}
+	var former []Translation
+	become := func(to string) {
+		t.Helper()
+		former, m.Translations = m.Translations, nil
+		if to != "" {
+			m.Translations = []Translation{{Source: m.Sources[0], To: netip.MustParseAddr(to)}}
+		}
+		if err := errors.Join(w.node.Masquerade(t.Context(), m), w.node.EndTranslated(m, former)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	become("")
+	conns := map[string]net.Conn{}
+	for _, network := range []string{"udp", "tcp"} {
+		conn, err := w.dial(w.pods, clientPod, network, outsideIP+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := hear(conn, network); err != nil || a.seen != nodeIP {
+			t.Fatalf("%s without an egress address is seen from %v: %v", network, a, err)
+		}
+		conns[network] = conn
+	}
+	for _, c := range []struct{ to, want string }{{"192.0.2.77", "192.0.2.77"}, {"192.0.2.78", "192.0.2.78"}, {"", nodeIP}} {
+		become(c.to)
+		for range 2 {
+			if a, err := hear(conns["udp"], "udp"); err != nil || a.seen != c.want {
+				t.Errorf("with the egress address %q it goes on from %v, %v; want %s", c.to, a, err, c.want)
+			}
+		}
+	}
+	if _, err := conns["tcp"].Write([]byte("still there?")); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := hear(conns["tcp"], "tcp"); err != nil {
+		t.Errorf("a connection that left under the node's address: %v, %v", a, err)
 	}
 }

@@ -46,6 +46,9 @@ type ServiceWriter struct {
 	written map[service.Key]*writtenService
 	// chassis are those that have a row of variables.
 	chassis map[ident.ChassisName]bool
+	// local are the addresses that each Service was last found to want in the sets that all share, users how many want one.
+	local map[service.Key][]netip.Addr
+	users map[netip.Addr]int
 	// dirty are Services to be written, sent those that a transaction is about which has not ended.
 	dirty, sent map[service.Key]bool
 }
@@ -61,7 +64,23 @@ type writtenService struct {
 func (nb *NB) NewServiceWriter(source ServiceSource, again func()) *ServiceWriter {
 	return &ServiceWriter{
 		source: source, again: again, written: map[service.Key]*writtenService{}, chassis: map[ident.ChassisName]bool{},
-		dirty: map[service.Key]bool{}, sent: map[service.Key]bool{},
+		local: map[service.Key][]netip.Addr{}, users: map[netip.Addr]int{}, dirty: map[service.Key]bool{}, sent: map[service.Key]bool{},
+	}
+}
+
+// claim notes which addresses a Service wants in the sets that all share.
+func (w *ServiceWriter) claim(key service.Key, want []netip.Addr) {
+	for _, a := range w.local[key] {
+		if w.users[a]--; w.users[a] == 0 {
+			delete(w.users, a)
+		}
+	}
+	delete(w.local, key)
+	for _, a := range want {
+		w.users[a]++
+	}
+	if len(want) > 0 {
+		w.local[key] = want
 	}
 }
 
@@ -133,6 +152,7 @@ func (t *serving) service(key service.Key, want topology.ServiceRows) error {
 	if err := t.variables(have.Variables, want.Variables); err != nil {
 		return err
 	}
+	t.claim(key, want.Local)
 	t.addresses(have.Local, want.Local)
 	if len(t.steps) == before {
 		t.keep(key, next)
@@ -161,10 +181,10 @@ func (t *serving) balancers(have *writtenService, want topology.ServiceRows) (*w
 	return next, nil
 }
 
-// addresses changes those that only a load balancer on the client's node serves.
+// addresses changes those that only a load balancer on the client's node serves. One that another Service wants stays: one may have got it of another that goes, or both have a port of it.
 func (t *serving) addresses(have, want []netip.Addr) {
 	for _, a := range have {
-		if !slices.Contains(want, a) {
+		if !slices.Contains(want, a) && t.users[a] == 0 {
 			t.mutate(nbdb.AddressSetTable, topology.LocalServicesSet(a), "addresses", ovsdb.MutateOperationDelete, []any{a.String()})
 		}
 	}

@@ -145,7 +145,10 @@ func (t *serving) compare(have storedServices, want map[service.Key]topology.Ser
 func (t *serving) compareShared(have storedServices, want map[service.Key]topology.ServiceRows) error {
 	wanted, found := map[ident.ChassisName]map[string]string{}, map[ident.ChassisName]map[string]string{}
 	var local []netip.Addr
-	for _, rows := range want {
+	clear(t.local)
+	clear(t.users)
+	for key, rows := range want {
+		t.claim(key, rows.Local)
 		local = append(local, rows.Local...)
 		for chassis, variables := range rows.Variables {
 			if wanted[chassis] == nil {

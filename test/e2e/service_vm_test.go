@@ -75,6 +75,38 @@ func vmService(t *testing.T, s *passage.Scene) (*corev1.Service, map[netip.Addr]
 	return svc, via
 }
 
+// vmLocalService is one whose scope is Local for clients outside, at node ports.
+func vmLocalService(t *testing.T, s *passage.Scene) *corev1.Service {
+	t.Helper()
+	policy := corev1.IPFamilyPolicyPreferDualStack
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: "vm-local"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeNodePort, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, IPFamilyPolicy: &policy,
+			Selector: map[string]string{kubevirtv1.DeprecatedVirtualMachineNameLabel: s.VM.Name}, Ports: []corev1.ServicePort{{Name: "echo", Port: 7, TargetPort: intstr.FromInt32(7)}},
+		},
+	}
+	open(t, svc, nil)
+	return svc
+}
+
+// reachedAt connects from outside to a Service of scope Local at its VM's anchor and at the node where the VM is.
+func reachedAt(t *testing.T, svc *corev1.Service, nodes ...string) {
+	t.Helper()
+	w := way{place: machinePlace(t, "outside")}
+	for _, node := range nodes {
+		for _, ip := range cluster.NodeIPs(node) {
+			at := netip.AddrPortFrom(ip, uint16(svc.Spec.Ports[0].NodePort))
+			eventually(t, settleTimeout, func(ctx context.Context) error {
+				if err := w.dial(ctx, at, patience(5*time.Second)); err != nil {
+					return fmt.Errorf("outside, externalTrafficPolicy Local at %s of %s: %w", at, node, err)
+				}
+				return nil
+			})
+		}
+	}
+}
+
 // ways are all ways to the VM: from a pod of the source and from one of a third node, from a host, and from outside.
 func ways(t *testing.T, s *passage.Scene, svc *corev1.Service) []*way {
 	t.Helper()
@@ -240,7 +272,8 @@ func wanted(t *testing.T, variable string, usual, least int) int {
 	return n
 }
 
-// A VM behind a Service moves, again and again, and is reached all the time: no connection breaks, on whatever way it came, none is reset, and new ones are opened.
+// A VM behind a Service moves, again and again, and is reached all the time: no connection breaks, on whatever way it came, none is reset, and new ones are opened. With scope Local it
+// is reached from outside at its anchor and where it is.
 func TestServiceVMMigration(t *testing.T) {
 	memory := 0
 	if wanted(t, serviceConnections, fewConnections, 3) > fewConnections {
@@ -249,6 +282,7 @@ func TestServiceVMMigration(t *testing.T) {
 	s := newScene(t, "service-vm", memory)
 	setScene(t, s)
 	svc, _ := vmService(t, s)
+	local := vmLocalService(t, s)
 	all := ways(t, s, svc)
 	for _, w := range all {
 		w.begin(t)
@@ -262,8 +296,9 @@ func TestServiceVMMigration(t *testing.T) {
 	}
 	var stops []lab.Stop
 	for i := range wanted(t, serviceMigrations, fewMigrations, 1) {
-		_, stop := shuttle(t, s, i)
+		to, stop := shuttle(t, s, i)
 		stops = append(stops, stop)
+		reachedAt(t, local, s.Source, to)
 	}
 	watchOn(t, watched(), func(context.Context) (longest time.Duration, err error) {
 		for _, w := range all {

@@ -75,6 +75,16 @@ func (a *agents) lives(t *testing.T, node string) {
 	}()
 }
 
+// have lets a node say that it has these egress addresses.
+func (a *agents) have(node string, addresses ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.has[node] = nil
+	for _, ip := range addresses {
+		a.has[node] = append(a.has[node], netip.MustParseAddr(ip))
+	}
+}
+
 func (a *agents) dies(node string) (heard time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -265,9 +275,7 @@ func TestEgressAddressRows(t *testing.T) {
 	e.egress(t, "first", gateway)
 	e.says(t, "first", "n1", "AddressMissing")
 	e.exits(t, "first", "drop")
-	a.mu.Lock()
-	a.has["n1"] = []netip.Addr{netip.MustParseAddr("192.0.2.77")}
-	a.mu.Unlock()
+	a.have("n1", "192.0.2.77")
 	e.exits(t, "first", "n1")
 	e.says(t, "first", "n1", "GatewayActive")
 	e.subnetWith(t, "second", []string{"10.21.0.0/16"})
@@ -299,6 +307,73 @@ func TestEgressAddressRows(t *testing.T) {
 		if err := e.api.Create(t.Context(), s); !apierrors.IsInvalid(err) {
 			t.Errorf("%s: %v, want it invalid", name, err)
 		}
+	}
+}
+
+// Another node is the gateway when the one before has given the Subnet's addresses up, or does not do so for too long. A third that says that they are its own gets nothing.
+func TestEgressAddressesHeld(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	e.start(t)
+	e.defaultSubnet(t)
+	a := &agents{e: e, live: map[string]context.CancelFunc{}, last: map[string]time.Time{}, has: map[string][]netip.Addr{}}
+	for _, n := range []string{"n1", "n2"} {
+		e.node(t, n)
+		e.changeNode(t, n, func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
+	}
+	e.subnetWith(t, "out", []string{"10.20.0.0/16"})
+	a.lives(t, "n1")
+	e.egress(t, "out", &v1alpha1.Egress{
+		Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}, Addresses: []string{"192.0.2.77"},
+	})
+	e.says(t, "out", "n1", "AddressMissing")
+	a.have("n1", "192.0.2.77")
+	e.exits(t, "out", "n1")
+	e.saysItHas(t, "n3", "192.0.2.77")
+	var out v1alpha1.Subnet
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: "out"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	e.told(t, &out, "EgressAddressClaimed")
+	e.exits(t, "out", "n1")
+	e.says(t, "out", "n1", "GatewayActive")
+	a.lives(t, "n2")
+	time.Sleep(2 * v1alpha1.EgressBeat)
+	e.changeNode(t, "n1", func(n *corev1.Node) { n.Spec.Unschedulable = true })
+	e.exits(t, "out", "drop")
+	e.says(t, "out", "", "AddressMissing")
+	time.Sleep(v1alpha1.EgressPatience)
+	e.says(t, "out", "", "AddressMissing")
+	a.have("n1")
+	e.says(t, "out", "n2", "AddressMissing")
+	a.have("n2", "192.0.2.77")
+	e.exits(t, "out", "n2")
+	e.changeNode(t, "n1", func(n *corev1.Node) { n.Spec.Unschedulable = false })
+	e.changeNode(t, "n2", func(n *corev1.Node) { n.Labels = nil })
+	e.says(t, "out", "", "AddressMissing")
+	e.says(t, "out", "n1", "AddressMissing") // after fifteen seconds
+	a.have("n2")
+	a.have("n1", "192.0.2.77")
+	e.exits(t, "out", "n1")
+	e.stop()
+	e.start(t) // another leader, who did not see that the address was the Subnet's before n3 said that it has it
+	time.Sleep(v1alpha1.EgressPatience)
+	e.exits(t, "out", "n1")
+	e.says(t, "out", "n1", "GatewayActive")
+}
+
+// saysItHas makes a node that says that it has an address.
+func (e *env) saysItHas(t *testing.T, node, address string) {
+	t.Helper()
+	e.node(t, node)
+	var n corev1.Node
+	if err := e.api.Get(t.Context(), types.NamespacedName{Name: node}, &n); err != nil {
+		t.Fatal(err)
+	}
+	before := n.DeepCopy()
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: address})
+	if err := e.api.Status().Patch(t.Context(), &n, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -69,9 +69,14 @@ func (b *serviceBed) All() map[service.Key]topology.ServiceRows {
 
 // set tells of a Service with a ClusterIP of its own.
 func (b *serviceBed) set(number int, scope service.Scope, endpoints ...string) {
+	b.setAt(number, number, scope, endpoints...)
+}
+
+// setAt is set with the ClusterIP of another.
+func (b *serviceBed) setAt(number, at int, scope service.Scope, endpoints ...string) {
 	k := key("a", fmt.Sprintf("s%d", number))
 	s := aService(k, func(s *corev1.Service) {
-		s.Spec.ClusterIP = fmt.Sprintf("10.%d.%d.%d", 96+number>>16, number>>8&255, number&255)
+		s.Spec.ClusterIP = fmt.Sprintf("10.%d.%d.%d", 96+at>>16, at>>8&255, at&255)
 		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
 		if policy := corev1.ServiceInternalTrafficPolicyLocal; scope == service.Local {
 			s.Spec.InternalTrafficPolicy = &policy
@@ -160,6 +165,34 @@ func TestServiceWriter(t *testing.T) {
 		"row": map[string]any{"addresses": []any{"set", []any{"192.0.2.99"}}}})
 	if differs, err := b.writer.Differs(ctx, b.NB); err != nil || !differs {
 		t.Errorf("Differs says %v (%v) of what somebody changed", differs, err)
+	}
+}
+
+// A Service that goes takes its ClusterIP out of no set that another needs it in, which has got it, whichever of them is written first.
+func TestServiceAddressChangesHands(t *testing.T) {
+	t.Parallel()
+	b := newServiceBed(t)
+	if err := b.Apply(t.Context(), b.writer.Compare()); err != nil {
+		t.Fatal(err)
+	}
+	for _, number := range []int{9, 1, 9} {
+		for _, before := range []int{1, 9} {
+			b.unset(before)
+		}
+		b.setAt(number, 5, service.Local, "10.9.0.1 n1 ready")
+		if err := b.Apply(t.Context(), b.writer.Pending()); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(b.wanted(), storedBalancers(t, b.central)); d != "" {
+			t.Errorf("rows when s%d has the address (-want +got):\n%s", number, d)
+		}
+	}
+	b.unset(9)
+	if err := b.Apply(t.Context(), b.writer.Pending()); err != nil {
+		t.Fatal(err)
+	}
+	if got := storedBalancers(t, b.central); len(got) > 0 {
+		t.Errorf("when nobody has it there is %v", got)
 	}
 }
 
