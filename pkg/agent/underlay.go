@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -16,7 +17,7 @@ import (
 // own link. It does so once; from then on it gives the bridge back what it had whenever its link is made anew, as every ovs-vswitchd does,
 // and moves what the node's link gets later.
 //
-// Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes} of the
+// Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes,metric-routes} of the
 // bridge's Interface; addresses and routes of both links, and the sysctls that keep the kernel from answering on the node's.
 type underlay struct {
 	cfg  Config
@@ -43,12 +44,7 @@ func (u *underlay) reconcile(ctx context.Context, db switchDB, node *corev1.Node
 		return cfg, pendingLink(err)
 	}
 	grown := bridge // a node that was started anew has its configured addresses on the link, maybe more than before
-	grown.Addresses = renewed(grown.Addresses, held.Addresses)
-	for _, r := range held.Routes {
-		if !slices.Contains(grown.Routes, r) {
-			grown.Routes = append(slices.Clone(grown.Routes), r)
-		}
-	}
+	grown.Addresses, grown.Routes = renewed(grown.Addresses, held.Addresses), renewedRoutes(grown.Routes, held.Routes)
 	if err := db.AddUnderlay(ctx, grown); err != nil {
 		return cfg, err
 	}
@@ -69,6 +65,28 @@ func renewed(had, got []netip.Prefix) []netip.Prefix {
 		return a.Addr().Is4() && !slices.Contains(got, a) && slices.ContainsFunc(got, func(g netip.Prefix) bool { return g.Masked() == a.Masked() })
 	}
 	out := slices.DeleteFunc(slices.Clone(had), replaced)
+	for _, g := range got {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// renewedRoutes adds to routes those that the link has got since, each in the place of what it had to the same destination: with the same metric, or, as earlier agents remembered them, with none.
+func renewedRoutes(had, got []string) []string {
+	place := func(route string) (dst, metric string) {
+		dst, rest, _ := strings.Cut(route, ">")
+		_, metric, _ = strings.Cut(rest, ">")
+		return dst, metric
+	}
+	out := slices.DeleteFunc(slices.Clone(had), func(h string) bool {
+		dst, metric := place(h)
+		return !slices.Contains(got, h) && slices.ContainsFunc(got, func(g string) bool {
+			d, m := place(g)
+			return d == dst && (m == metric || metric == "")
+		})
+	})
 	for _, g := range got {
 		if !slices.Contains(out, g) {
 			out = append(out, g)

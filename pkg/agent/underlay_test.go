@@ -88,6 +88,22 @@ func TestUnderlayGetsAnotherAddress(t *testing.T) {
 	}
 }
 
+func TestRenewedRoutes(t *testing.T) {
+	const d, e = "203.0.113.0/24>198.51.100.", "0.0.0.0/0>198.51.100."
+	for name, c := range map[string]struct{ had, got, want string }{
+		"nothing new":                        {d + "1", "", d + "1"},
+		"the same again":                     {d + "1", d + "1", d + "1"},
+		"another gateway":                    {d + "1 " + e + "1", d + "2", e + "1 " + d + "2"},
+		"another gateway, and the former":    {d + "1", d + "1 " + d + "2", d + "1 " + d + "2"},
+		"another gateway of one metric":      {e + "1>100 " + e + "2>200", e + "3>200", e + "1>100 " + e + "3>200"},
+		"the metric that was not remembered": {e + "1", e + "1>101", e + "1>101"},
+	} {
+		if got := strings.Join(renewedRoutes(strings.Fields(c.had), strings.Fields(c.got)), " "); got != c.want {
+			t.Errorf("%s: %s and %s make %s, want %s", name, c.had, c.got, got, c.want)
+		}
+	}
+}
+
 func TestUnderlayIsLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg      Config
