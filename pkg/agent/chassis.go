@@ -25,6 +25,9 @@ const (
 	geneveOverhead6 = 14 + 8 + 8 + 8 + 40
 )
 
+// loopback is the link whose MTU says nothing of a network's.
+const loopback = "lo"
+
 // tunnel is where the node's tunnels end and what fits through them.
 type tunnel struct {
 	Link string
@@ -59,7 +62,11 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	if err != nil {
 		return tunnel{}, nil, err
 	}
-	t, err := chooseTunnel(cfg, internalIPs(node), addrs)
+	current, err := db.EncapIP(ctx)
+	if err != nil {
+		return tunnel{}, nil, err
+	}
+	t, err := chooseTunnel(cfg, internalIPs(node), addrs, current)
 	if err != nil {
 		return tunnel{}, nil, err
 	}
@@ -120,8 +127,8 @@ func internalIPs(node *corev1.Node) []netip.Addr {
 	return out
 }
 
-// chooseTunnel picks the address that cfg.Underlay asks for and derives the MTU from its link.
-func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (tunnel, error) {
+// chooseTunnel picks the address that cfg.Underlay asks for and derives the MTU from its link. current is where tunnels end now, the zero value if nowhere.
+func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr, current netip.Addr) (tunnel, error) {
 	matches, what := underlayMatch(cfg.Underlay, internal)
 	var found *netdev.HostAddr
 	for i := range addrs {
@@ -129,8 +136,7 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (t
 		if a.Link == ident.GatewayInterface || !matches(a) {
 			continue
 		}
-		// IPv4 has the smaller header; among equals the kernel's order, whose first is the primary address.
-		if found == nil || !found.Addr.Addr().Is4() && a.Addr.Addr().Is4() {
+		if found == nil || better(a, found, current) {
 			found = a
 		}
 	}
@@ -154,6 +160,23 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (t
 		t.MTU = cfg.MTU
 	}
 	return t, nil
+}
+
+// better says whether tunnels are to end at a rather than at b, which comes before it in the kernel's order. IPv4 has the smaller header. What tunnels end at now stays as long as it can: other nodes would have to make
+// theirs anew, and of IPv6 the kernel's first is the latest, which may be another's to hand on. So may be an address without a network around it.
+func better(a, b *netdev.HostAddr, current netip.Addr) bool {
+	for _, has := range []func(*netdev.HostAddr) bool{
+		func(h *netdev.HostAddr) bool { return h.Addr.Addr().Is4() },
+		func(h *netdev.HostAddr) bool { return !h.Temporary },
+		func(h *netdev.HostAddr) bool { return h.Addr.Addr() == current },
+		func(h *netdev.HostAddr) bool { return h.Link != loopback },
+		func(h *netdev.HostAddr) bool { return !h.Addr.IsSingleIP() },
+	} {
+		if has(a) != has(b) {
+			return has(a)
+		}
+	}
+	return false
 }
 
 // underlayMatch is the rule of --underlay, and what it looks for in words.

@@ -101,7 +101,11 @@ func (u *underlay) create(ctx context.Context, db switchDB, node *corev1.Node) (
 	if err != nil {
 		return ovs.Underlay{}, err
 	}
-	t, err := chooseTunnel(u.cfg, internalIPs(node), addrs)
+	current, err := db.EncapIP(ctx)
+	if err != nil {
+		return ovs.Underlay{}, err
+	}
+	t, err := chooseTunnel(u.cfg, internalIPs(node), addrs, current)
 	if err != nil {
 		return ovs.Underlay{}, err
 	}
