@@ -51,22 +51,7 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	if err := db.SupportsDatapath(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
 	}
-	cfg := c.cfg
-	if datapath == ovs.DatapathNetdev {
-		var err error
-		if cfg, err = (&underlay{cfg: c.cfg, host: c.host}).reconcile(ctx, db, node); err != nil {
-			return tunnel{}, nil, err
-		}
-	}
-	addrs, err := c.host.Addrs()
-	if err != nil {
-		return tunnel{}, nil, err
-	}
-	current, err := db.EncapIP(ctx)
-	if err != nil {
-		return tunnel{}, nil, err
-	}
-	t, err := chooseTunnel(cfg, internalIPs(node), addrs, current)
+	t, err := c.tunnelEnd(ctx, db, node, datapath)
 	if err != nil {
 		return tunnel{}, nil, err
 	}
@@ -102,6 +87,30 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 		}
 	}
 	return t, changed, nil
+}
+
+// tunnelEnd is where the node's tunnels are to end. On the userspace datapath it is made so that they can.
+func (c *chassis) tunnelEnd(ctx context.Context, db switchDB, node *corev1.Node, datapath string) (tunnel, error) {
+	cfg, under := c.cfg, &underlay{cfg: c.cfg, host: c.host}
+	if datapath == ovs.DatapathNetdev {
+		var err error
+		if cfg, err = under.reconcile(ctx, db, node); err != nil {
+			return tunnel{}, err
+		}
+	}
+	addrs, err := c.host.Addrs()
+	if err != nil {
+		return tunnel{}, err
+	}
+	current, err := db.EncapIP(ctx)
+	if err != nil {
+		return tunnel{}, err
+	}
+	t, err := chooseTunnel(cfg, internalIPs(node), addrs, current)
+	if err != nil || datapath != ovs.DatapathNetdev {
+		return t, err
+	}
+	return t, under.carries(ctx, db, t)
 }
 
 // certificate is what ovn-controller shows to the southbound database; nil where that asks for none. Its arrival runs the node's loop again.

@@ -124,6 +124,23 @@ func (u *underlay) create(ctx context.Context, db switchDB, node *corev1.Node) (
 	return bridge, db.CreateUnderlay(ctx, bridge)
 }
 
+// carries refuses a tunnel's end beside the bridge: there is one, of another link than is asked for now, and ovs-vswitchd would drop whatever is for other nodes.
+func (u *underlay) carries(ctx context.Context, db switchDB, t tunnel) error {
+	if u.cfg.UnderlayBridge == "" {
+		return nil
+	}
+	bridge, found, err := db.Underlay(ctx, u.cfg.UnderlayBridge)
+	if err != nil || !found || t.Link == bridge.Bridge {
+		return err
+	}
+	switched, err := db.HasInterface(ctx, t.Link)
+	if err != nil || switched {
+		return err
+	}
+	return fmt.Errorf("bridge %s has the link %s, and by --underlay %q tunnels would end at %s on %s, where the userspace datapath has none: let GODWIT_UNDERLAY name what it was, or, if no pod is to "+
+		"go on here, take the bridge away (ovs-vsctl del-br %[1]s) and start the node anew: the agent makes it again with %[5]s", bridge.Bridge, bridge.Link, u.cfg.Underlay, t.IP, t.Link)
+}
+
 // separate refuses a link by which the node is reached: it would be without a network whenever ovs-vswitchd ends, and the agent without the API server that it
 // needs to start.
 func separate(link string, node *corev1.Node, addrs []netdev.HostAddr) error {
