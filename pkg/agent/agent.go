@@ -67,7 +67,7 @@ func New(cfg Config, src Sources, to Writers, log *slog.Logger, reg Registry) (*
 		state: &nodeState{connected: make(chan struct{}), datapath: datapath},
 	}
 	a.loop = &nodeLoop{
-		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1),
+		log: log, ready: a.ready, state: a.state, wake: make(chan struct{}, 1), installInterval: installInterval,
 		chassis: &chassis{cfg: cfg, host: host, annotate: to.Annotate}, gateway: &gateway{cfg: cfg, host: host}, installer: &installer{cfg: cfg},
 	}
 	if a.inputs, err = newInputs(cfg.NodeName, src, a.nodeChanged); err != nil {

@@ -120,8 +120,9 @@ func (a *attacher) plan(at *attachment) {
 	req, id := at.req, at.id
 	noOffload := a.node.datapath == ovs.DatapathNetdev
 	mac := net.HardwareAddr(id.MAC)
+	owner := ovs.Owner{Container: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Pod: req.Pod.String(), Conf: req.Conf}
 	at.veth = netdev.Veth{
-		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, Alias: aliasOf(id.UID),
+		Host: netdev.HostName(req.ContainerID, req.IfName), Netns: req.Netns, Name: req.IfName, MAC: mac, MTU: id.MTU, Alias: aliasOf(id.UID, owner),
 		NoOffload: noOffload,
 	}
 	at.pod = netdev.Interface{Name: req.IfName, MAC: mac, MTU: id.MTU, Addrs: id.IPs, NoOffload: noOffload}
@@ -129,10 +130,7 @@ func (a *attacher) plan(at *attachment) {
 		at.pod.Gateways = id.Gateways
 	}
 	name, version := id.port(req.Pod)
-	at.port = ovs.Port{
-		Name: at.veth.Host, ID: name, UID: version, MAC: mac.String(),
-		Owner: ovs.Owner{Container: req.ContainerID, IfName: req.IfName, Netns: req.Netns, Pod: req.Pod.String(), Conf: req.Conf},
-	}
+	at.port = ovs.Port{Name: at.veth.Host, ID: name, UID: version, MAC: mac.String(), Owner: owner}
 }
 
 // existing is the result of an earlier ADD of the same attachment if everything of it is in place, else nil.

@@ -25,6 +25,9 @@ const (
 	geneveOverhead6 = 14 + 8 + 8 + 8 + 40
 )
 
+// loopback is the link whose MTU says nothing of a network's.
+const loopback = "lo"
+
 // tunnel is where the node's tunnels end and what fits through them.
 type tunnel struct {
 	Link string
@@ -48,18 +51,7 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	if err := db.SupportsDatapath(ctx, datapath); err != nil {
 		return tunnel{}, nil, err
 	}
-	cfg := c.cfg
-	if datapath == ovs.DatapathNetdev {
-		var err error
-		if cfg, err = (&underlay{cfg: c.cfg, host: c.host}).reconcile(ctx, db, node); err != nil {
-			return tunnel{}, nil, err
-		}
-	}
-	addrs, err := c.host.Addrs()
-	if err != nil {
-		return tunnel{}, nil, err
-	}
-	t, err := chooseTunnel(cfg, internalIPs(node), addrs)
+	t, err := c.tunnelEnd(ctx, db, node, datapath)
 	if err != nil {
 		return tunnel{}, nil, err
 	}
@@ -97,6 +89,30 @@ func (c *chassis) reconcile(ctx context.Context, db switchDB, node *corev1.Node,
 	return t, changed, nil
 }
 
+// tunnelEnd is where the node's tunnels are to end. On the userspace datapath it is made so that they can.
+func (c *chassis) tunnelEnd(ctx context.Context, db switchDB, node *corev1.Node, datapath string) (tunnel, error) {
+	cfg, under := c.cfg, &underlay{cfg: c.cfg, host: c.host}
+	if datapath == ovs.DatapathNetdev {
+		var err error
+		if cfg, err = under.reconcile(ctx, db, node); err != nil {
+			return tunnel{}, err
+		}
+	}
+	addrs, err := c.host.Addrs()
+	if err != nil {
+		return tunnel{}, err
+	}
+	current, err := db.EncapIP(ctx)
+	if err != nil {
+		return tunnel{}, err
+	}
+	t, err := chooseTunnel(cfg, internalIPs(node), addrs, current)
+	if err != nil || datapath != ovs.DatapathNetdev {
+		return t, err
+	}
+	return t, under.carries(ctx, db, t)
+}
+
 // certificate is what ovn-controller shows to the southbound database; nil where that asks for none. Its arrival runs the node's loop again.
 func (c *chassis) certificate() (*ovs.TLSFiles, error) {
 	if c.cfg.OVNTLSDir == "" {
@@ -120,8 +136,8 @@ func internalIPs(node *corev1.Node) []netip.Addr {
 	return out
 }
 
-// chooseTunnel picks the address that cfg.Underlay asks for and derives the MTU from its link.
-func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (tunnel, error) {
+// chooseTunnel picks the address that cfg.Underlay asks for and derives the MTU from its link. current is where tunnels end now, the zero value if nowhere.
+func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr, current netip.Addr) (tunnel, error) {
 	matches, what := underlayMatch(cfg.Underlay, internal)
 	var found *netdev.HostAddr
 	for i := range addrs {
@@ -129,8 +145,7 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (t
 		if a.Link == ident.GatewayInterface || !matches(a) {
 			continue
 		}
-		// IPv4 has the smaller header; among equals the kernel's order, whose first is the primary address.
-		if found == nil || !found.Addr.Addr().Is4() && a.Addr.Addr().Is4() {
+		if found == nil || better(a, found, current) {
 			found = a
 		}
 	}
@@ -154,6 +169,23 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr) (t
 		t.MTU = cfg.MTU
 	}
 	return t, nil
+}
+
+// better says whether tunnels are to end at a rather than at b, which comes before it in the kernel's order. IPv4 has the smaller header. What tunnels end at now stays as long as it can: other nodes would have to make
+// theirs anew, and of IPv6 the kernel's first is the latest, which may be another's to hand on. So may be an address without a network around it.
+func better(a, b *netdev.HostAddr, current netip.Addr) bool {
+	for _, has := range []func(*netdev.HostAddr) bool{
+		func(h *netdev.HostAddr) bool { return h.Addr.Addr().Is4() },
+		func(h *netdev.HostAddr) bool { return !h.Temporary },
+		func(h *netdev.HostAddr) bool { return h.Addr.Addr() == current },
+		func(h *netdev.HostAddr) bool { return h.Link != loopback },
+		func(h *netdev.HostAddr) bool { return !h.Addr.IsSingleIP() },
+	} {
+		if has(a) != has(b) {
+			return has(a)
+		}
+	}
+	return false
 }
 
 // underlayMatch is the rule of --underlay, and what it looks for in words.

@@ -14,6 +14,39 @@ import (
 	"github.com/godwit-cni/godwit/pkg/netdev"
 )
 
+// Other nodes make their tunnels anew when this one's end moves: an address that comes later, as those of virtual IPs and of privacy do, moves it nowhere.
+func TestTunnelStays(t *testing.T) {
+	addr := func(link, p string) netdev.HostAddr {
+		return netdev.HostAddr{Link: link, Addr: netip.MustParsePrefix(p), MTU: 1500}
+	}
+	five, nine, virtual, private := addr("eth1", "fd00:1::5/64"), addr("eth1", "fd00:1::9/64"), addr("eth1", "fd00:1::f/128"), addr("eth1", "fd00:1::aa/64")
+	private.Temporary = true
+	for name, c := range map[string]struct {
+		addrs         []netdev.HostAddr // of IPv6 the kernel's first is the latest
+		current, want string
+	}{
+		"later ones":                      {[]netdev.HostAddr{virtual, private, nine, five}, "fd00:1::5", "fd00:1::5"},
+		"the one that there was is gone":  {[]netdev.HostAddr{virtual, private, nine}, "fd00:1::5", "fd00:1::9"},
+		"at first":                        {[]netdev.HostAddr{virtual, private, five}, "", "fd00:1::5"},
+		"a temporary one was taken":       {[]netdev.HostAddr{private, five}, "fd00:1::aa", "fd00:1::5"},
+		"a temporary one and no other":    {[]netdev.HostAddr{private}, "", "fd00:1::aa"},
+		"IPv4 has come":                   {[]netdev.HostAddr{five, addr("eth1", "198.51.100.1/24")}, "fd00:1::5", "198.51.100.1"},
+		"one on lo":                       {[]netdev.HostAddr{addr("lo", "198.51.100.9/32"), addr("eth1", "198.51.100.1/24")}, "", "198.51.100.1"},
+		"what is on lo was asked for":     {[]netdev.HostAddr{addr("lo", "198.51.100.9/32")}, "", "198.51.100.9"},
+		"one of several of an IPv4 link":  {[]netdev.HostAddr{addr("eth1", "198.51.100.1/24"), addr("eth1", "198.51.100.2/24")}, "198.51.100.2", "198.51.100.2"},
+		"somebody's that is not the rule": {[]netdev.HostAddr{five, addr("eth2", "fd00:2::1/64")}, "fd00:2::1", "fd00:1::5"},
+	} {
+		current, _ := netip.ParseAddr(c.current)
+		rule := "eth1"
+		if strings.Contains(name, "on lo") {
+			rule = "198.51.100.0/24"
+		}
+		if got, err := chooseTunnel(Config{Underlay: rule}, nil, c.addrs, current); err != nil || got.IP.String() != c.want {
+			t.Errorf("%s: tunnels end at %s (%v), want %s", name, got.IP, err, c.want)
+		}
+	}
+}
+
 func TestChooseTunnel(t *testing.T) {
 	addr := func(link, p string, mtu int) netdev.HostAddr {
 		return netdev.HostAddr{Link: link, Addr: netip.MustParsePrefix(p), MTU: mtu}
@@ -49,7 +82,7 @@ func TestChooseTunnel(t *testing.T) {
 			for _, s := range c.internal {
 				internal = append(internal, netip.MustParseAddr(s))
 			}
-			got, err := chooseTunnel(Config{Underlay: c.underlay, MTU: c.mtu}, internal, addrs)
+			got, err := chooseTunnel(Config{Underlay: c.underlay, MTU: c.mtu}, internal, addrs, netip.Addr{})
 			if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%+v, %v, want %+v, %q", got, err, c.want, c.err)
 			}

@@ -27,6 +27,8 @@ type fakeNode struct {
 	zones  map[string]uint16
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
+	// chassis is what was written last.
+	chassis ovs.Chassis
 	// underlay is the bridge; the zero value: there is none.
 	underlay ovs.Underlay
 	// interfaces are Open vSwitch's.
@@ -224,8 +226,13 @@ func (n *fakeNode) TrackLoosely(context.Context) error { return n.op("TrackLoose
 func (n *fakeNode) AvoidZeroSNAT(context.Context) (bool, error) {
 	return false, n.op("AvoidZeroSNAT", func() {})
 }
-func (n *fakeNode) EnsureChassis(context.Context, ovs.Chassis) ([]string, error) {
-	return nil, n.op("EnsureChassis", func() {})
+func (n *fakeNode) EnsureChassis(_ context.Context, ch ovs.Chassis) ([]string, error) {
+	return nil, n.op("EnsureChassis", func() { n.chassis = ch })
+}
+
+func (n *fakeNode) EncapIP(context.Context) (ip netip.Addr, err error) {
+	err = n.op("EncapIP", func() { ip, _ = netip.ParseAddr(n.chassis.EncapIP) })
+	return ip, err
 }
 
 func (n *fakeNode) EnsurePort(_ context.Context, p ovs.Port) error {

@@ -108,12 +108,12 @@ func (in *inputs) pod(key string) *corev1.Pod {
 	return pod
 }
 
-// podUIDs are the UIDs of the pods of this node.
-func (in *inputs) podUIDs() map[string]bool {
-	out := map[string]bool{}
+// podsByUID are the pods of this node.
+func (in *inputs) podsByUID() map[string]*corev1.Pod {
+	out := map[string]*corev1.Pod{}
 	for _, obj := range in.pods.GetStore().List() {
 		if pod, ok := obj.(*corev1.Pod); ok {
-			out[string(pod.UID)] = true
+			out[string(pod.UID)] = pod
 		}
 	}
 	return out

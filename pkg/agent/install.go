@@ -17,6 +17,9 @@ const (
 	confName = ident.ConfigurationFile
 	// networkName is the name of the network configuration.
 	networkName = "godwit"
+	// cniVersion is what the runtime speaks with every plugin of the list. No later one is offered (cniVersions): from 1.1.0 on runtimes ask for STATUS every few seconds, and the
+	// kubelet calls a node NotReady whose agent is away for an update, which moves gateways and evicts what runs; and a chained plugin need not know it, which fails every ADD.
+	cniVersion = "1.0.0"
 )
 
 // installer puts the CNI plugin and its configuration on the node.
@@ -71,9 +74,7 @@ func (i *installer) conflist() (conf []byte, missing []string, err error) {
 		plugins = append(plugins, map[string]any{"type": chained.name, "capabilities": map[string]bool{chained.capability: true}})
 	}
 	conf, err = json.MarshalIndent(map[string]any{
-		// Runtimes of before CNI 1.1 read cniVersion alone; later ones pick the highest that they know of cniVersions.
-		"cniVersion": "1.0.0", "cniVersions": wire.SupportedVersions().SupportedVersions(),
-		"name": networkName, "plugins": plugins,
+		"cniVersion": cniVersion, "name": networkName, "plugins": plugins,
 	}, "", "  ")
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode CNI configuration: %w", err)

@@ -1,13 +1,16 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -87,7 +90,7 @@ func requireConflist(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	want := map[string]any{
-		"cniVersion": "1.0.0", "cniVersions": []any{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, "name": "godwit",
+		"cniVersion": "1.0.0", "name": "godwit",
 		"plugins": []any{
 			map[string]any{"type": "godwit", "socket": "/run/godwit/cni.sock"},
 			map[string]any{"type": "portmap", "capabilities": map[string]any{"portMappings": true}},
@@ -95,6 +98,43 @@ func requireConflist(t *testing.T, path string) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+	// With 1.1.0 runtimes ask for STATUS, and a portmap of before 1.6 fails every ADD.
+	list, err := libcni.NetworkConfFromBytes(raw)
+	if err != nil || list.CNIVersion != "1.0.0" {
+		t.Errorf("a runtime of today would speak %v with the plugins (%v), want 1.0.0", list, err)
+	}
+}
+
+// What is in place stays so: what is taken away is put back, and a chained plugin that comes later is taken up.
+func TestInstallIsKept(t *testing.T) {
+	b, i := newBench(t), newInstaller(t)
+	l := &nodeLoop{log: b.log, inputs: b.inputs, ready: newReadiness(compInstall), installer: i, wake: make(chan struct{}), installInterval: 10 * time.Millisecond}
+	if err := l.install(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.run(ctx) }()
+	bin, conf := filepath.Join(i.cfg.CNIBinDir, "godwit"), filepath.Join(i.cfg.CNIConfDir, confName)
+	write(t, filepath.Join(i.cfg.CNIBinDir, "portmap"), "")
+	if err := errors.Join(os.Remove(bin), os.Rename(conf, conf+".cilium_bak")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "plugin and configuration", func() error {
+		_, err := os.Stat(bin)
+		raw, confErr := os.ReadFile(conf)
+		if err := errors.Join(err, confErr); err != nil {
+			return err
+		}
+		if !strings.Contains(string(raw), "portmap") {
+			return errors.New("portmap is not chained")
+		}
+		return nil
+	})
+	stop()
+	if err := <-done; err != nil || len(l.missing) > 0 {
+		t.Errorf("%v, and %v are missing", err, l.missing)
 	}
 }
 

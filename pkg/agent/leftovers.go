@@ -1,10 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,10 +23,7 @@ const (
 	leftoverGrace = 5 * time.Minute
 )
 
-// aliasOf is the alias of the host's side of a veth.
-func aliasOf(uid string) string { return ident.PodAlias + uid }
-
-// leftovers clears the node of attachments that nobody will DEL any more, and of what a migration that is over has left undone: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
+// leftovers clears the node of attachments that nobody will DEL any more, puts those back that somebody has taken off the bridge, and does what a migration that is over has left undone: a runtime may ask another plugin than the one that attached the pod, as when Multus takes over, or
 // nobody, after a crash. It looks at everything again each time.
 type leftovers struct {
 	*attacher
@@ -39,6 +37,8 @@ type leftovers struct {
 type suspect struct {
 	link, container string
 	index           int
+	// wanted: the veth's pod is here.
+	wanted bool
 }
 
 func newLeftovers(a *attacher) *leftovers {
@@ -50,7 +50,7 @@ func (l *leftovers) run(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if err := l.pass(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("leftover attachments could not be removed; tried again", "error", err, "in", l.interval)
+			l.log.Warn("attachments that were left behind, or have lost their port, are not as they should be; tried again", "error", err, "in", l.interval)
 		}
 		select {
 		case <-ctx.Done():
@@ -149,7 +149,8 @@ func orphan(p ovs.PortStatus, pod *corev1.Pod) bool {
 	return !static && !ident.IsVMPort(p.ID) && string(pod.UID) != p.UID
 }
 
-// unplugged removes the veths that are on no bridge and were made for pods that are gone. One without an alias says nothing of whose it is, and stays.
+// unplugged removes the veths that are on no bridge and were made for pods that are gone, and puts those back whose pods are here and that were so in the last pass too: the newest first, for a
+// pod's earlier sandbox may have left one. One without an alias says nothing of whose it is, and stays.
 func (l *leftovers) unplugged(ctx context.Context, seen map[suspect]bool) error {
 	db, err := l.node.database(ctx)
 	if err != nil {
@@ -159,11 +160,12 @@ func (l *leftovers) unplugged(ctx context.Context, seen map[suspect]bool) error 
 	if err != nil {
 		return err
 	}
-	here := l.inputs.podUIDs()
+	slices.SortFunc(links, func(a, b netdev.HostSide) int { return cmp.Compare(b.Index, a.Index) })
+	here := l.inputs.podsByUID()
 	var errs []error
 	for _, link := range links {
-		uid, ok := strings.CutPrefix(link.Alias, ident.PodAlias)
-		if !ok || here[uid] {
+		uid, _, ok := parseAlias(link.Alias)
+		if !ok {
 			continue
 		}
 		_, err := db.Port(ctx, link.Name)
@@ -171,9 +173,15 @@ func (l *leftovers) unplugged(ctx context.Context, seen map[suspect]bool) error 
 			errs = append(errs, err)
 			continue
 		}
-		s := suspect{link: link.Name, index: link.Index}
-		if seen[s] = true; l.over(s) {
+		pod := here[uid]
+		s := suspect{link: link.Name, index: link.Index, wanted: pod != nil}
+		_, again := l.since[s]
+		seen[s] = true
+		switch over := l.over(s); {
+		case pod == nil && over:
 			errs = append(errs, l.deleteVeth(link, uid))
+		case pod != nil && again:
+			errs = append(errs, l.replug(ctx, db, link, pod))
 		}
 	}
 	return errors.Join(errs...)

@@ -18,6 +18,8 @@ const (
 	// nodeTimeout bounds one pass of the node's loop.
 	nodeTimeout = 60 * time.Second
 	maxRetry    = 30 * time.Second
+	// installInterval is how often plugin and configuration are looked at once they are in place: often enough for the kubelet, and no quarrel with another network that takes them away.
+	installInterval = 30 * time.Second
 )
 
 // nodeState is what attachments take from the node's loop.
@@ -80,8 +82,11 @@ type nodeLoop struct {
 	gateway   *gateway
 	installer *installer
 	wake      chan struct{}
-	// installedOnce: the CNI configuration was written; this loop alone uses it.
+	// installInterval: see the constant.
+	installInterval time.Duration
+	// installedOnce: the CNI configuration was written; missing are the chained plugins that were left out of it. This loop alone uses them.
 	installedOnce bool
+	missing       []string
 }
 
 // poke asks for a pass; it never blocks.
@@ -97,10 +102,17 @@ func (l *nodeLoop) run(ctx context.Context) error {
 	retry.InitialInterval, retry.MaxInterval, retry.MaxElapsedTime = 100*time.Millisecond, maxRetry, 0
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	again := time.NewTicker(l.installInterval)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again.C:
+			if l.installedOnce {
+				_ = l.putInPlace() // readiness says it, and the next time is soon
+			}
+			continue
 		case <-l.wake:
 		case <-timer.C:
 		}
@@ -164,21 +176,31 @@ func firstFailure(errs ...error) error {
 	return pending
 }
 
-// install runs when everything else is there: once per process, for nothing that it depends on changes later.
+// install runs when everything else is there; from then on the loop's ticker looks after it.
 func (l *nodeLoop) install() error {
 	if l.installedOnce {
 		return nil
 	}
+	return l.putInPlace()
+}
+
+// putInPlace writes what is not there, or is not as it should be: other networks take configurations away that are not theirs, and whoever replaces the directory of plugins replaces all of it.
+func (l *nodeLoop) putInPlace() error {
 	changed, missing, err := l.installer.install()
-	if len(missing) > 0 {
-		l.log.Warn("chained CNI plugins are left out: install them in the runtime's directory and restart the agent",
-			"missing", missing, "directory", l.installer.cfg.CNIBinDir)
-	}
 	if err := l.report(compInstall, err); err != nil {
 		return err
 	}
+	if len(missing) > 0 && !slices.Equal(missing, l.missing) {
+		l.log.Warn("chained CNI plugins are left out: install them in the runtime's directory, and they are in the configuration soon", "missing", missing, "directory", l.installer.cfg.CNIBinDir)
+	}
+	l.missing = missing
+	switch {
+	case !l.installedOnce:
+		l.log.Info("CNI plugin and configuration are in place", "changed", changed)
+	case len(changed) > 0:
+		l.log.Warn("CNI plugin or configuration put in place again: somebody had changed or removed it, or a chained plugin has come or gone", "changed", changed)
+	}
 	l.installedOnce = true
-	l.log.Info("CNI plugin and configuration are in place", "changed", changed)
 	return nil
 }
 

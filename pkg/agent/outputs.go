@@ -46,6 +46,7 @@ type switchDB interface {
 	EnsureBridge(ctx context.Context, datapath string) error
 	TrackLoosely(ctx context.Context) error
 	AvoidZeroSNAT(ctx context.Context) (avoided bool, err error)
+	EncapIP(ctx context.Context) (netip.Addr, error)
 	EnsureChassis(ctx context.Context, ch ovs.Chassis) (changed []string, err error)
 
 	HasInterface(ctx context.Context, name string) (bool, error)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -16,7 +17,7 @@ import (
 // own link. It does so once; from then on it gives the bridge back what it had whenever its link is made anew, as every ovs-vswitchd does,
 // and moves what the node's link gets later.
 //
-// Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes} of the
+// Inputs: the host's addresses, the local database. Outputs: Bridge, Ports and Interfaces of the underlay; external_ids godwit.dev/{underlay,addresses,routes,metric-routes} of the
 // bridge's Interface; addresses and routes of both links, and the sysctls that keep the kernel from answering on the node's.
 type underlay struct {
 	cfg  Config
@@ -43,12 +44,7 @@ func (u *underlay) reconcile(ctx context.Context, db switchDB, node *corev1.Node
 		return cfg, pendingLink(err)
 	}
 	grown := bridge // a node that was started anew has its configured addresses on the link, maybe more than before
-	grown.Addresses = renewed(grown.Addresses, held.Addresses)
-	for _, r := range held.Routes {
-		if !slices.Contains(grown.Routes, r) {
-			grown.Routes = append(slices.Clone(grown.Routes), r)
-		}
-	}
+	grown.Addresses, grown.Routes = renewed(grown.Addresses, held.Addresses), renewedRoutes(grown.Routes, held.Routes)
 	if err := db.AddUnderlay(ctx, grown); err != nil {
 		return cfg, err
 	}
@@ -77,13 +73,39 @@ func renewed(had, got []netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// renewedRoutes adds to routes those that the link has got since, each in the place of what it had to the same destination: with the same metric, or, as earlier agents remembered them, with none.
+func renewedRoutes(had, got []string) []string {
+	place := func(route string) (dst, metric string) {
+		dst, rest, _ := strings.Cut(route, ">")
+		_, metric, _ = strings.Cut(rest, ">")
+		return dst, metric
+	}
+	out := slices.DeleteFunc(slices.Clone(had), func(h string) bool {
+		dst, metric := place(h)
+		return !slices.Contains(got, h) && slices.ContainsFunc(got, func(g string) bool {
+			d, m := place(g)
+			return d == dst && (m == metric || metric == "")
+		})
+	})
+	for _, g := range got {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
 // create makes the bridge for the link that the tunnels' address is on, unless that is Open vSwitch's already.
 func (u *underlay) create(ctx context.Context, db switchDB, node *corev1.Node) (ovs.Underlay, error) {
 	addrs, err := u.host.Addrs()
 	if err != nil {
 		return ovs.Underlay{}, err
 	}
-	t, err := chooseTunnel(u.cfg, internalIPs(node), addrs)
+	current, err := db.EncapIP(ctx)
+	if err != nil {
+		return ovs.Underlay{}, err
+	}
+	t, err := chooseTunnel(u.cfg, internalIPs(node), addrs, current)
 	if err != nil {
 		return ovs.Underlay{}, err
 	}
@@ -100,6 +122,23 @@ func (u *underlay) create(ctx context.Context, db switchDB, node *corev1.Node) (
 	}
 	bridge := ovs.Underlay{Bridge: u.cfg.UnderlayBridge, Link: t.Link, MAC: held.MAC.String(), Addresses: held.Addresses, Routes: held.Routes}
 	return bridge, db.CreateUnderlay(ctx, bridge)
+}
+
+// carries refuses a tunnel's end beside the bridge: there is one, of another link than is asked for now, and ovs-vswitchd would drop whatever is for other nodes.
+func (u *underlay) carries(ctx context.Context, db switchDB, t tunnel) error {
+	if u.cfg.UnderlayBridge == "" {
+		return nil
+	}
+	bridge, found, err := db.Underlay(ctx, u.cfg.UnderlayBridge)
+	if err != nil || !found || t.Link == bridge.Bridge {
+		return err
+	}
+	switched, err := db.HasInterface(ctx, t.Link)
+	if err != nil || switched {
+		return err
+	}
+	return fmt.Errorf("bridge %s has the link %s, and by --underlay %q tunnels would end at %s on %s, where the userspace datapath has none: let GODWIT_UNDERLAY name what it was, or, if no pod is to "+
+		"go on here, take the bridge away (ovs-vsctl del-br %[1]s) and start the node anew: the agent makes it again with %[5]s", bridge.Bridge, bridge.Link, u.cfg.Underlay, t.IP, t.Link)
 }
 
 // separate refuses a link by which the node is reached: it would be without a network whenever ovs-vswitchd ends, and the agent without the API server that it

@@ -88,6 +88,47 @@ func TestUnderlayGetsAnotherAddress(t *testing.T) {
 	}
 }
 
+// GODWIT_UNDERLAY names another link: ovs-vswitchd tunnels over none that is not in a bridge of its own.
+func TestUnderlayIsAnotherLink(t *testing.T) {
+	n, node, c := userspaceNode(Config{Underlay: "eth1", UnderlayBridge: "br-underlay"})
+	if _, _, err := c.reconcile(t.Context(), n, node, "netdev"); err != nil {
+		t.Fatal(err)
+	}
+	wrote := n.chassis
+	for _, underlay := range []string{"eth2", "203.0.113.0/24", ""} {
+		n.addrs = append(n.addrs, netdev.HostAddr{Link: "eth2", Addr: netip.MustParsePrefix("203.0.113.1/24"), MTU: 1500})
+		c.cfg.Underlay = underlay
+		_, _, err := c.reconcile(t.Context(), n, node, "netdev")
+		if err == nil || !strings.Contains(err.Error(), "bridge br-underlay has the link eth1") || n.chassis != wrote {
+			t.Errorf("--underlay %q: %v, and the chassis is %+v", underlay, err, n.chassis)
+		}
+	}
+	n.interfaces, c.cfg.Underlay = []string{"eth2"}, "eth2"
+	if _, _, err := c.reconcile(t.Context(), n, node, "netdev"); err != nil {
+		t.Errorf("a link that Open vSwitch has: %v", err)
+	}
+	c.cfg.Underlay = "198.51.100.0/24"
+	if got, _, err := c.reconcile(t.Context(), n, node, "netdev"); err != nil || got.Link != "br-underlay" {
+		t.Errorf("set back: %+v, %v", got, err)
+	}
+}
+
+func TestRenewedRoutes(t *testing.T) {
+	const d, e = "203.0.113.0/24>198.51.100.", "0.0.0.0/0>198.51.100."
+	for name, c := range map[string]struct{ had, got, want string }{
+		"nothing new":                        {d + "1", "", d + "1"},
+		"the same again":                     {d + "1", d + "1", d + "1"},
+		"another gateway":                    {d + "1 " + e + "1", d + "2", e + "1 " + d + "2"},
+		"another gateway, and the former":    {d + "1", d + "1 " + d + "2", d + "1 " + d + "2"},
+		"another gateway of one metric":      {e + "1>100 " + e + "2>200", e + "3>200", e + "1>100 " + e + "3>200"},
+		"the metric that was not remembered": {e + "1", e + "1>101", e + "1>101"},
+	} {
+		if got := strings.Join(renewedRoutes(strings.Fields(c.had), strings.Fields(c.got)), " "); got != c.want {
+			t.Errorf("%s: %s and %s make %s, want %s", name, c.had, c.got, got, c.want)
+		}
+	}
+}
+
 func TestUnderlayIsLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg      Config

@@ -12,7 +12,7 @@ const PluginName = "godwit"
 // ConfigurationFile is the CNI configuration's, in the runtime's directory. It sorts before the configurations that distributions leave behind: the runtime takes the first.
 const ConfigurationFile = "05-godwit.conflist"
 
-// PodAlias begins the alias of the host's side of a pod's veth; the UID of the pod that it was made for follows.
+// PodAlias begins the alias of the host's side of a pod's veth; the UID of the pod that it was made for follows, and more that is pkg/agent's.
 const PodAlias = "godwit pod "
 
 // FirstInterface is a pod's interface on the default network: every runtime of Kubernetes calls it so. Others are those of NetworkAttachmentDefinitions.

@@ -184,6 +184,8 @@ type HostAddr struct {
 	Addr netip.Prefix
 	// MTU of the link in bytes.
 	MTU int
+	// Temporary: an IPv6 address that the kernel gives up after a while for another (RFC 8981).
+	Temporary bool
 }
 
 // Addrs lists the host's global unicast addresses in the kernel's order, deprecated and tentative ones left out.
@@ -206,7 +208,8 @@ func (h Host) Addrs() ([]HostAddr, error) {
 			if err != nil {
 				return fmt.Errorf("find the link of address %s: %w", p, err)
 			}
-			out = append(out, HostAddr{Link: link.Attrs().Name, Addr: p, MTU: link.Attrs().MTU})
+			temporary := p.Addr().Is6() && a.Flags&unix.IFA_F_TEMPORARY != 0 // of IPv4 the same bit says that it is not the network's first
+			out = append(out, HostAddr{Link: link.Attrs().Name, Addr: p, MTU: link.Attrs().MTU, Temporary: temporary})
 		}
 		return nil
 	})

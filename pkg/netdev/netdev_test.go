@@ -369,47 +369,6 @@ func TestGatewayWithoutLink(t *testing.T) {
 	}
 }
 
-func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
-	h, g := newGateway(t, "ovn0")
-	addLink(t, h, "up0")
-	read := func(key string) string {
-		var value string
-		if err := InNetns(h.Netns, func() error {
-			b, err := os.ReadFile("/proc/sys/net/" + key)
-			value = strings.TrimSpace(string(b))
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return value
-	}
-	if err := InNetns(h.Netns, func() error { // as the kernel adds it when a router advertises itself
-		link, err := netlink.LinkByName("up0")
-		if err != nil {
-			return err
-		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			return err
-		}
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("2001:db8::/32")), Protocol: unix.RTPROT_RA})
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.EnableForwarding(g.Addrs[:1]); err != nil {
-		t.Fatal(err)
-	}
-	if got := read("ipv6/conf/all/forwarding"); got != "0" {
-		t.Errorf("IPv6 forwarding is %s on a host with IPv4 only", got)
-	}
-	if err := h.EnableForwarding(g.Addrs); err != nil {
-		t.Fatal(err)
-	}
-	got := []string{read("ipv4/ip_forward"), read("ipv6/conf/all/forwarding"), read("ipv6/conf/up0/accept_ra"), read("ipv6/conf/ovn0/accept_ra")}
-	if diff := cmp.Diff([]string{"1", "1", "2", "1"}, got); diff != "" {
-		t.Errorf("ip_forward, forwarding, accept_ra of up0 and of ovn0 (-want +got):\n%s", diff)
-	}
-}
-
 func TestAddrs(t *testing.T) {
 	h := newHost(t)
 	addLink(t, h, "eth9")

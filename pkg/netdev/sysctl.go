@@ -49,8 +49,8 @@ func (h Host) EnableForwarding(addrs []netip.Prefix) error {
 	})
 }
 
-// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links whose routes come from router advertisements: with forwarding on, 1 means
-// "ignore them", and the node would lose its default route some minutes later.
+// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links that listen to routers: with forwarding on, 1 means "ignore them", and the node would lose its default route some minutes later, or never get one
+// from a router that is later than the node. On a host that forwards already 1 means so, and stays, unless the link has its routes from routers all the same.
 func keepRouterAdvertisements() error {
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
@@ -58,19 +58,48 @@ func keepRouterAdvertisements() error {
 	if err != nil {
 		return fmt.Errorf("list routes from router advertisements: %w", err)
 	}
-	for _, r := range routes {
-		link, err := netlink.LinkByIndex(r.LinkIndex)
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	forwards, err := hasSysctl("net/ipv6/conf/all/forwarding", "1")
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		conf := "net/ipv6/conf/" + l.Attrs().Name
+		accepts, err := hasSysctl(conf+"/accept_ra", "1")
 		if err != nil {
-			continue // gone since
+			return err
 		}
-		key := "net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
-		value, err := os.ReadFile(filepath.Join("/proc/sys", key))
-		if errors.Is(err, fs.ErrNotExist) || strings.TrimSpace(string(value)) != "1" {
+		own, err := hasSysctl(conf+"/forwarding", "1")
+		if err != nil {
+			return err
+		}
+		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.Attrs().Index })
+		if !accepts || !routed && (forwards || own || switched(l)) {
 			continue
 		}
-		if err := writeSysctl(key, "2"); err != nil {
+		if err := writeSysctl(conf+"/accept_ra", "2"); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// switched says whether a link is Open vSwitch's, or the host's side of one of our veths: what comes from there is not the node's network.
+func switched(l netlink.Link) bool {
+	return l.Type() == "openvswitch" || l.Type() == "tuntap" || l.Type() == "veth" && isHostName(l.Attrs().Name)
+}
+
+// hasSysctl says whether a key has the value; one that the kernel does not have, has none.
+func hasSysctl(key, value string) (bool, error) {
+	have, err := os.ReadFile(filepath.Join("/proc/sys", key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read sysctl %s: %w", key, err)
+	}
+	return strings.TrimSpace(string(have)) == value, nil
 }

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -8,19 +9,24 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Holdings is what a link has that another can take over: global addresses, and routes by a gateway, as DESTINATION>GATEWAY.
+// Holdings is what a link has that another can take over: global addresses, and routes by a gateway, as DESTINATION>GATEWAY, or DESTINATION>GATEWAY>METRIC if the metric is not the
+// kernel's own for a route that is added without one.
 type Holdings struct {
 	MAC       net.HardwareAddr
 	MTU       int
 	Addresses []netip.Prefix
 	Routes    []string
 }
+
+// defaultMetric6 is the metric of an IPv6 route that is added without one: IP6_RT_PRIO_USER of linux/route.h.
+const defaultMetric6 = 1024
 
 // Holdings reads them. The error wraps ErrNoLink when there is no such link.
 func (h Host) Holdings(name string) (out Holdings, err error) {
@@ -65,7 +71,11 @@ func gatewayRoutes(link netlink.Link) (out []string, err error) {
 					r.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 				}
 			}
-			out = append(out, r.Dst.String()+">"+r.Via.String())
+			text := r.Dst.String() + ">" + r.Via.String()
+			if m := routes[i].Priority; m != 0 && (r.Via.Is4() || m != defaultMetric6) {
+				text += ">" + strconv.Itoa(m)
+			}
+			out = append(out, text)
 		}
 	}
 	return out, nil
@@ -125,25 +135,51 @@ func hush(link netlink.Link) error {
 	return syncAddrs(link, nil)
 }
 
+// addRoutes adds those that the link lacks, in the place of one that it has by another gateway, and never in that of another link's: to the same destination with the same metric the kernel has one alone.
 func addRoutes(link netlink.Link, routes []string) error {
 	have, err := gatewayRoutes(link)
 	if err != nil {
 		return err
 	}
-	for _, r := range routes {
-		if slices.Contains(have, r) {
+	for _, text := range routes {
+		if slices.Contains(have, text) {
 			continue
 		}
-		dst, via, _ := strings.Cut(r, ">")
-		p, err := netip.ParsePrefix(dst)
-		gw, gwErr := netip.ParseAddr(via)
-		if err := errors.Join(err, gwErr); err != nil {
-			return fmt.Errorf("route %q of %s: %w", r, link.Attrs().Name, err)
+		route, err := parseHeld(text)
+		if err != nil {
+			return fmt.Errorf("route %q of %s: %w", text, link.Attrs().Name, err)
 		}
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(p), Gw: gw.AsSlice(), Protocol: unix.RTPROT_STATIC}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("route %s via %s dev %s: %w", p, gw, link.Attrs().Name, err)
+		route.LinkIndex = link.Attrs().Index
+		err = netlink.RouteAdd(route)
+		if errors.Is(err, unix.EEXIST) {
+			if !slices.ContainsFunc(have, func(h string) bool { return sameRoute(h, text) }) {
+				continue // another link's
+			}
+			err = netlink.RouteReplace(route)
+		}
+		if err != nil {
+			return fmt.Errorf("route %s dev %s: %w", text, link.Attrs().Name, err)
 		}
 	}
 	return nil
+}
+
+// parseHeld reads a route of Holdings.
+func parseHeld(text string) (*netlink.Route, error) {
+	dst, rest, _ := strings.Cut(text, ">")
+	via, metric, _ := strings.Cut(rest, ">")
+	p, err := netip.ParsePrefix(dst)
+	gw, gwErr := netip.ParseAddr(via)
+	priority, metricErr := strconv.Atoi(cmp.Or(metric, "0"))
+	if err := errors.Join(err, gwErr, metricErr); err != nil {
+		return nil, err
+	}
+	return &netlink.Route{Dst: ipNet(p), Gw: gw.AsSlice(), Priority: priority, Protocol: unix.RTPROT_STATIC}, nil
+}
+
+// sameRoute says whether two routes of Holdings go to the same destination with the same metric.
+func sameRoute(a, b string) bool {
+	x, err := parseHeld(a)
+	y, yErr := parseHeld(b)
+	return errors.Join(err, yErr) == nil && x.Dst.String() == y.Dst.String() && x.Priority == y.Priority
 }

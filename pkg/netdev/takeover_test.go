@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -73,5 +74,55 @@ func TestTakeOver(t *testing.T) {
 	}
 	if err := node.GiveBack("gone", held); err != nil {
 		t.Error(err)
+	}
+}
+
+// A route keeps its metric, so that another link's goes before it; it takes nobody else's place, and that of its own link's former gateway.
+func TestTakeOverKeepsMetrics(t *testing.T) {
+	node := newHost(t)
+	for _, name := range []string{"eth0", "br"} {
+		addLink(t, node, name)
+	}
+	dst := func(text string) *net.IPNet { return ipNet(netip.MustParsePrefix(text)) }
+	err := node.do(func() error {
+		var errs []error
+		for name, addr := range map[string]string{"eth0": "192.0.2.1/24", "br": "198.51.100.1/24"} {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			errs = append(errs, netlink.LinkSetUp(link), netlink.AddrAdd(link, address(netip.MustParsePrefix(addr))))
+			if name == "eth0" {
+				via := netip.MustParseAddr("192.0.2.254").AsSlice()
+				errs = append(errs, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst("0.0.0.0/0"), Gw: via, Priority: 100}),
+					netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst("10.0.0.0/8"), Gw: via}))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ give, want []string }{
+		{[]string{"0.0.0.0/0>198.51.100.254>101", "10.0.0.0/8>198.51.100.254"}, []string{"0.0.0.0/0>198.51.100.254>101"}},
+		{[]string{"0.0.0.0/0>198.51.100.253>101"}, []string{"0.0.0.0/0>198.51.100.253>101"}},
+	} {
+		err := node.do(func() error {
+			link, err := netlink.LinkByName("br")
+			if err != nil {
+				return err
+			}
+			return addRoutes(link, c.give)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := node.Holdings("br"); err != nil || !slices.Equal(got.Routes, c.want) {
+			t.Errorf("br has %v (%v), want %v", got.Routes, err, c.want)
+		}
+	}
+	held, err := node.Holdings("eth0")
+	if want := []string{"0.0.0.0/0>192.0.2.254>100", "10.0.0.0/8>192.0.2.254"}; err != nil || !slices.Equal(slices.Sorted(slices.Values(held.Routes)), want) {
+		t.Errorf("eth0 has %v (%v), want %v", held.Routes, err, want)
 	}
 }

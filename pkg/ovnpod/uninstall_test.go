@@ -117,10 +117,10 @@ func TestUninstallWaits(t *testing.T) {
 
 func TestParseUnderlays(t *testing.T) {
 	const rows = `[{"rows":[{"external_ids":["map",[]],"name":"br-int"},{"external_ids":["map",[["godwit.dev/addresses","198.51.100.1/24 fd00:1::1/64"],` +
-		`["godwit.dev/routes","203.0.113.0/24>198.51.100.254"],["godwit.dev/underlay","eth1"]]],"name":"br-underlay"}]}]`
+		`["godwit.dev/routes","203.0.113.0/24>198.51.100.254"],["godwit.dev/metric-routes","0.0.0.0/0>198.51.100.1>101"],["godwit.dev/underlay","eth1"]]],"name":"br-underlay"}]}]`
 	got, err := parseUnderlays(rows)
 	want := []ovs.Underlay{{
-		Bridge: "br-underlay", Link: "eth1", Routes: []string{"203.0.113.0/24>198.51.100.254"},
+		Bridge: "br-underlay", Link: "eth1", Routes: []string{"203.0.113.0/24>198.51.100.254", "0.0.0.0/0>198.51.100.1>101"},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24"), netip.MustParsePrefix("fd00:1::1/64")},
 	}}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" || err != nil {

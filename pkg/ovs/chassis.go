@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
@@ -19,6 +20,8 @@ const (
 	DatapathSystem = "system"
 	DatapathNetdev = "netdev"
 )
+
+const keyEncapIP = "ovn-encap-ip"
 
 // Chassis is what ovn-controller reads from Open_vSwitch.external_ids.
 type Chassis struct {
@@ -40,11 +43,24 @@ func (ch Chassis) externalIDs() map[string]string {
 		"hostname":                 string(ch.Name),
 		"ovn-remote":               ch.Remote,
 		"ovn-encap-type":           "geneve",
-		"ovn-encap-ip":             ch.EncapIP,
+		keyEncapIP:                 ch.EncapIP,
 		"ovn-bridge":               ident.IntegrationBridge,
 		"ovn-bridge-datapath-type": ch.Datapath,
 		"ovn-monitor-all":          "true",
 	}
+}
+
+// EncapIP is where the node's tunnels end, as EnsureChassis wrote it; the zero value if there is none, or somebody else has written several.
+func (c *Client) EncapIP(ctx context.Context) (netip.Addr, error) {
+	root, err := c.root(ctx)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	ip, err := netip.ParseAddr(root.ExternalIDs[keyEncapIP])
+	if err != nil {
+		return netip.Addr{}, nil //nolint:nilerr // documented
+	}
+	return ip, nil
 }
 
 // EnsureChassis writes the keys that differ, and the table SSL if the chassis has certificates, and reports which did. Other keys of the column are other people's.

@@ -67,8 +67,9 @@ func TestChassis(t *testing.T) {
 	}
 	moved := chassisOne
 	moved.EncapIP = "172.30.1.99"
-	if changed, err := c.EnsureChassis(t.Context(), moved); err != nil || cmp.Diff([]string{"ovn-encap-ip"}, changed) != "" {
-		t.Errorf("EnsureChassis with another address changed %v (%v)", changed, err)
+	changed, err = c.EnsureChassis(t.Context(), moved)
+	if ip, ipErr := c.EncapIP(t.Context()); errors.Join(err, ipErr) != nil || cmp.Diff([]string{"ovn-encap-ip"}, changed) != "" || ip.String() != moved.EncapIP {
+		t.Errorf("EnsureChassis with another address changed %v (%v), and it is %s (%v)", changed, err, ip, ipErr)
 	}
 	root, err = c.root(t.Context())
 	if err != nil {

@@ -20,13 +20,15 @@ const (
 	keyUnderlay  = "godwit.dev/underlay"
 	keyAddresses = "godwit.dev/addresses"
 	keyRoutes    = "godwit.dev/routes"
+	// keyMetricRoutes has those with a metric, which earlier agents cannot read.
+	keyMetricRoutes = "godwit.dev/metric-routes"
 )
 
 // Underlay is the bridge that takes a link of the node into the userspace datapath, which tunnels over a bridge's own link only.
 type Underlay struct {
 	// Bridge is its name, and that of its own link; Link is the node's; MAC is Link's, which the bridge is given when it is made; Underlay does not read it.
 	Bridge, Link, MAC string
-	// Addresses and Routes were Link's. A route is DESTINATION>GATEWAY.
+	// Addresses and Routes were Link's. A route is DESTINATION>GATEWAY or DESTINATION>GATEWAY>METRIC.
 	Addresses []netip.Prefix
 	Routes    []string
 }
@@ -62,7 +64,7 @@ func ParseUnderlay(name string, ids map[string]string) (u Underlay, found bool, 
 	if ids[keyUnderlay] == "" {
 		return u, false, nil
 	}
-	u = Underlay{Bridge: name, Link: ids[keyUnderlay], Routes: strings.Fields(ids[keyRoutes])}
+	u = Underlay{Bridge: name, Link: ids[keyUnderlay], Routes: append(strings.Fields(ids[keyRoutes]), strings.Fields(ids[keyMetricRoutes])...)}
 	for a := range strings.FieldsSeq(ids[keyAddresses]) {
 		p, err := netip.ParsePrefix(a)
 		if err != nil {
@@ -73,20 +75,32 @@ func ParseUnderlay(name string, ids map[string]string) (u Underlay, found bool, 
 	return u, true, nil
 }
 
+// holdings are the keys that have the addresses and routes.
+func (u Underlay) holdings() map[string]string {
+	var addresses, routes, metric []string
+	for _, a := range u.Addresses {
+		addresses = append(addresses, a.String())
+	}
+	for _, r := range u.Routes {
+		if strings.Count(r, ">") > 1 {
+			metric = append(metric, r)
+		} else {
+			routes = append(routes, r)
+		}
+	}
+	return map[string]string{keyAddresses: strings.Join(addresses, " "), keyRoutes: strings.Join(routes, " "), keyMetricRoutes: strings.Join(metric, " ")}
+}
+
 // CreateUnderlay makes the bridge with the node's link in it, all at once.
 func (c *Client) CreateUnderlay(ctx context.Context, u Underlay) error {
 	root, err := c.root(ctx)
 	if err != nil {
 		return err
 	}
-	var addresses []string
-	for _, a := range u.Addresses {
-		addresses = append(addresses, a.String())
-	}
+	ids := u.holdings()
+	ids[keyUnderlay] = u.Link
 	create, err := c.create(
-		&vswitchdb.Interface{UUID: "own_iface", Name: u.Bridge, Type: typeInternal, ExternalIDs: map[string]string{
-			keyUnderlay: u.Link, keyAddresses: strings.Join(addresses, " "), keyRoutes: strings.Join(u.Routes, " "),
-		}},
+		&vswitchdb.Interface{UUID: "own_iface", Name: u.Bridge, Type: typeInternal, ExternalIDs: ids},
 		&vswitchdb.Port{UUID: "own_port", Name: u.Bridge, Interfaces: []string{"own_iface"}},
 		&vswitchdb.Interface{UUID: "link_iface", Name: u.Link},
 		&vswitchdb.Port{UUID: "link_port", Name: u.Link, Interfaces: []string{"link_iface"}},
@@ -113,12 +127,7 @@ func (c *Client) AddUnderlay(ctx context.Context, u Underlay) error {
 	if err != nil || row == nil {
 		return err
 	}
-	want := map[string]string{keyRoutes: strings.Join(u.Routes, " ")}
-	var addresses []string
-	for _, a := range u.Addresses {
-		addresses = append(addresses, a.String())
-	}
-	want[keyAddresses] = strings.Join(addresses, " ")
+	want := u.holdings()
 	maps.DeleteFunc(want, func(k, v string) bool { return row.ExternalIDs[k] == v })
 	if len(want) == 0 {
 		return nil

@@ -19,7 +19,7 @@ import (
 // PluginName is the plugin's name in a CNI configuration ("type"), and so its file's name in the runtime's directory.
 const PluginName = ident.PluginName
 
-// SupportedVersions of the CNI specification: those that the plugin answers to and that its configuration names.
+// SupportedVersions of the CNI specification: those that the plugin answers to. The configuration that the agent installs names one of them.
 func SupportedVersions() version.PluginInfo { return version.VersionsStartingFrom("0.3.1") }
 
 const (

@@ -27,18 +27,16 @@ const (
 	Conf = "/etc/cni/net.d/00-multus.conf"
 )
 
-// version is what Multus and the plugins behind it speak: containerd 1.6 knows none that is later.
+// version is what Multus speaks, as the list of the first interface does: containerd 1.6 knows none that is later.
 const version = "1.0.0"
 
-// Configuration is the content of Conf: a pod's first interface is by a configuration list, which is part of it. Were it named instead, Multus would speak the latest of the
-// versions that the list offers with its plugins, and give the runtime a result that it may not know; and it would leave out what it does not know of their settings.
+// Configuration is the content of Conf: a pod's first interface is by a configuration list, which is part of it. Were it named instead, Multus would leave out what it does not
+// know of its plugins' settings.
 func Configuration(first []byte) ([]byte, error) {
 	var list map[string]any
 	if err := json.Unmarshal(first, &list); err != nil {
 		return nil, fmt.Errorf("read the CNI configuration of the first interface: %w", err)
 	}
-	list["cniVersion"] = version
-	delete(list, "cniVersions")
 	return json.MarshalIndent(map[string]any{
 		"cniVersion": version, "name": "multus-cni-network", "type": "multus", "delegates": []any{list}, "kubeconfig": Kubeconfig,
 		"binDir": "/opt/cni/bin", "cniDir": "/var/lib/cni/multus", "capabilities": map[string]bool{"portMappings": true},
