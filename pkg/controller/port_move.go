@@ -7,6 +7,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -62,17 +63,35 @@ func holderFirst(ports []*v1alpha1.Port, row *nbdb.LogicalSwitchPort) {
 	}
 }
 
+// portsByUse are the Ports for a VM: of each interface the one that has the row first, then the oldest. They must not be changed.
+func portsByUse(ctx context.Context, api client.Reader, nb *ovn.NB, vm types.NamespacedName) ([]*v1alpha1.Port, error) {
+	ports, err := portsOf(ctx, api, vm)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]int{}
+	for _, p := range ports {
+		seen[p.Spec.Target.Network]++
+	}
+	for network, n := range seen {
+		if n == 1 {
+			continue
+		}
+		row, err := nb.Port(ctx, ident.VMPort(vm.Namespace, vm.Name, network))
+		if err != nil {
+			return nil, err
+		}
+		holderFirst(ports, row)
+	}
+	return ports, nil
+}
+
 // first checks that no other Port has the same interface, or is older and for it.
 func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1.Condition, error) {
-	others, err := portsOf(ctx, r.api, vmKey(port))
+	others, err := portsByUse(ctx, r.api, r.nb, vmKey(port))
 	if err != nil {
 		return metav1.Condition{}, err
 	}
-	row, err := r.nb.Port(ctx, rowName(port))
-	if err != nil {
-		return metav1.Condition{}, err
-	}
-	holderFirst(others, row)
 	for _, o := range others {
 		if o.UID == port.UID {
 			break

@@ -145,6 +145,21 @@ func (e *env) movedToClone(t *testing.T) {
 	e.told(t, wants, "AddressTaken")
 }
 
+// unready waits until a Port is not ready for a reason.
+func (e *env) unready(t *testing.T, port types.NamespacedName, reason string) {
+	t.Helper()
+	eventually(t, func() error {
+		var p v1alpha1.Port
+		if err := e.api.Get(t.Context(), port, &p); err != nil {
+			return err
+		}
+		if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != reason {
+			return fmt.Errorf("Port %s is %+v, want %s", port, c, reason)
+		}
+		return nil
+	})
+}
+
 // movedToTaken: a VM that has a Port keeps it, however much older the one is that is moved to it.
 func (e *env) movedToTaken(t *testing.T) {
 	e.create(t, newPort("move", "spare", "nobody", v1alpha1.PortSpec{IPs: []string{"10.244.99.9"}}))
@@ -159,14 +174,8 @@ func (e *env) movedToTaken(t *testing.T) {
 	if err := e.retarget(t, key("move", "spare"), "busy"); err != nil {
 		t.Fatal(err)
 	}
+	e.unready(t, key("move", "spare"), "TargetTaken")
 	eventually(t, func() error {
-		var p v1alpha1.Port
-		if err := e.api.Get(t.Context(), key("move", "spare"), &p); err != nil {
-			return err
-		}
-		if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != "TargetTaken" {
-			return fmt.Errorf("Port spare is %+v, want TargetTaken", c)
-		}
 		if got := e.rowsWith(t, spare.Status.IPs[0]); len(got) != 0 {
 			return fmt.Errorf("address %s is in rows %v, want none", spare.Status.IPs[0], got)
 		}
