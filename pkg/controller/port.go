@@ -78,10 +78,15 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if port.DeletionTimestamp != nil && !carries(vmi, &port) {
-		return reconcile.Result{}, r.finalize(ctx, &port)
-	}
-	if port.DeletionTimestamp == nil {
+	if port.DeletionTimestamp != nil {
+		taken, err := r.first(ctx, &port)
+		if err != nil {
+			return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
+		}
+		if taken.Type != "" || !carries(vmi, &port) { // another Port is the VM's
+			return reconcile.Result{}, r.finalize(ctx, &port)
+		}
+	} else {
 		kept, owned := controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer), own(&port, vmi)
 		if kept || owned {
 			if err := r.api.Update(ctx, &port); err != nil {

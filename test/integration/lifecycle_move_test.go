@@ -194,6 +194,18 @@ func (e *env) movedToTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.isAt(t, spare, "another")
+
+	// One of two is deleted, as the other says: not the VM's, and while the VM runs.
+	if err := e.retarget(t, key("move", "spare"), "busy"); err != nil {
+		t.Fatal(err)
+	}
+	e.unready(t, key("move", "spare"), "TargetTaken")
+	if err := e.api.Delete(t.Context(), spare); err != nil {
+		t.Fatal(err)
+	}
+	e.released(t, spare)
+	e.keeps(t, key("move", "busy"), "n1")
+	e.isAt(t, has, "busy")
 }
 
 func (e *env) movedMeanwhile(t *testing.T) {
