@@ -216,6 +216,13 @@ func (a *allocations) turn() uint64 {
 	return a.turns
 }
 
+// uidOf is the UID of the one of its name that has addresses, empty if none has.
+func (a *allocations) uidOf(h holder) types.UID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held[h].uid
+}
+
 // release takes back what h has, if anything: addresses and MAC.
 func (a *allocations) release(h holder) {
 	a.mu.Lock()

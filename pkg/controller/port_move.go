@@ -18,7 +18,7 @@ import (
 // A Port whose target is changed takes its addresses and its MAC to another VM. The API lets that be done while no VM uses it (its definition's rule on status.phase). Should a VM of the old
 // name have started in that very moment, the move counts: that VM gets another Port.
 
-// leave deletes the row that a Port had for the VM that it was for before, so that its addresses are never in two rows.
+// leave deletes the row that a Port had for the VM that it was for before, so that its addresses are never in two rows, and nobody else's when it goes.
 func (r *portReconciler) leave(ctx context.Context, port *v1alpha1.Port) error {
 	if port.Generation <= 1 {
 		return nil // its spec is as it was made: it has been for no other VM
@@ -28,23 +28,39 @@ func (r *portReconciler) leave(ctx context.Context, port *v1alpha1.Port) error {
 	if err != nil || holds(port, have) {
 		return err
 	}
+	return r.vacate(ctx, client.ObjectKeyFromObject(port), port.UID)
+}
+
+// lost sees to what a Port had that is gone without having been finalized: somebody removed its finalizer.
+func (r *portReconciler) lost(ctx context.Context, port types.NamespacedName) error {
+	h := portHolder(port)
+	if uid := r.alloc.uidOf(h); uid != "" {
+		if err := r.vacate(ctx, port, uid); err != nil {
+			return fmt.Errorf("Port %s, which is gone: %w", port, err)
+		}
+	}
+	r.alloc.release(h)
+	return nil
+}
+
+// vacate deletes the rows that a Port has, whichever VM they are of.
+func (r *portReconciler) vacate(ctx context.Context, port types.NamespacedName, uid types.UID) error {
 	rows, err := r.nb.Ports(ctx)
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
-		if row.ExternalIDs[ident.OwnerKey] != ident.OwnerVM || !holds(port, row) {
+		if row.ExternalIDs[ident.OwnerKey] != ident.OwnerVM || row.ExternalIDs[ident.KeyUID] != string(uid) {
 			continue
 		}
-		was := port.DeepCopy()
-		was.Spec.Target.Name = row.ExternalIDs[ident.KeyName]
-		r.policies.setVM(was, nil, nil)
-		r.anchors.forget(ident.PortName(row.Name))
-		if err := r.nb.Apply(ctx, ovn.DeletePort(ident.PortName(row.Name)), r.policies.pending(), r.anchors.pending()); err != nil {
-			return fmt.Errorf("delete row %s, which the Port had for another VM: %w", row.Name, err)
+		name := ident.PortName(row.Name)
+		r.policies.deletePort(name)
+		r.anchors.forget(name)
+		if err := r.nb.Apply(ctx, ovn.DeletePort(name), r.policies.pending(), r.anchors.pending()); err != nil {
+			return fmt.Errorf("delete row %s: %w", name, err)
 		}
-		r.log.Info("Port moved", "port", port.Namespace+"/"+port.Name, "vm", port.Spec.Target.Name, "was", was.Spec.Target.Name)
-		r.virt.enqueue(types.NamespacedName{Namespace: port.Namespace, Name: was.Spec.Target.Name})
+		r.log.Info("the Port has left a VM", "port", port, "row", name)
+		r.virt.enqueue(types.NamespacedName{Namespace: port.Namespace, Name: row.ExternalIDs[ident.KeyName]})
 	}
 	return nil
 }

@@ -31,6 +31,8 @@ func TestLifecyclePortMove(t *testing.T) {
 	t.Run("to a clone", e.movedToClone)
 	t.Run("to one that has a Port", e.movedToTaken)
 	t.Run("while the controller is away", e.movedMeanwhile)
+	t.Run("and deleted", e.movedAndDeleted)
+	t.Run("deleted by force", e.deletedByForce)
 }
 
 // ofVM makes a VMI one of a VM of its name.
@@ -222,4 +224,50 @@ func (e *env) movedMeanwhile(t *testing.T) {
 	e.start(t)
 	e.mayAttach(t, launcher, v1alpha1.Attach{Chassis: "n1"})
 	e.isAt(t, port, "after")
+}
+
+// movedAndDeleted: a Port that is moved and deleted before the move is seen leaves its old row before its addresses are anybody else's.
+func (e *env) movedAndDeleted(t *testing.T) {
+	e.start(t) // the one before has ended with its test
+	e.create(t, newPort("move", "brief", "early", v1alpha1.PortSpec{}))
+	port := e.vmPort(t, key("move", "brief"), v1alpha1.PortReserved)
+	e.isAt(t, port, "early")
+	if err := e.retarget(t, key("move", "brief"), "never"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.api.Delete(t.Context(), port); err != nil {
+		t.Fatal(err)
+	}
+	e.isNowhereElse(t, port)
+}
+
+// deletedByForce: nor are those of a Port whose finalizer somebody takes away.
+func (e *env) deletedByForce(t *testing.T) {
+	e.start(t)
+	e.create(t, newPort("move", "forced", "forced", v1alpha1.PortSpec{}))
+	port := e.vmPort(t, key("move", "forced"), v1alpha1.PortReserved)
+	e.isAt(t, port, "forced")
+	before := port.DeepCopy()
+	port.Finalizers = nil
+	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.api.Delete(t.Context(), port); err != nil {
+		t.Fatal(err)
+	}
+	e.isNowhereElse(t, port)
+}
+
+// isNowhereElse waits until a Port is gone and somebody else has its addresses, and fails if a row of another name has them too.
+func (e *env) isNowhereElse(t *testing.T, port *v1alpha1.Port) {
+	t.Helper()
+	next := newPort(port.Namespace, port.Name+"-next", port.Name+"-next", v1alpha1.PortSpec{IPs: port.Status.IPs})
+	e.create(t, next)
+	e.vmPort(t, client.ObjectKeyFromObject(next), v1alpha1.PortReserved)
+	want := string(ident.VMPort(next.Namespace, next.Spec.Target.Name, ident.DefaultNetwork))
+	for _, ip := range port.Status.IPs {
+		if got := e.rowsWith(t, ip); !slices.Equal(got, []string{want}) {
+			t.Errorf("address %s is in rows %v, want %s alone", ip, got, want)
+		}
+	}
 }
