@@ -79,6 +79,18 @@ func holderFirst(ports []*v1alpha1.Port, row *nbdb.LogicalSwitchPort) {
 	}
 }
 
+// holders are the Ports by the row that they have, or get when there is none: one for each interface, however many Ports are for it.
+func holders(ports []v1alpha1.Port, rows map[ident.PortName]*nbdb.LogicalSwitchPort) map[ident.PortName]*v1alpha1.Port {
+	out := map[ident.PortName]*v1alpha1.Port{}
+	for i := range ports {
+		p, name := &ports[i], rowName(&ports[i])
+		if has := out[name]; has == nil || holds(p, rows[name]) || !holds(has, rows[name]) && olderPort(p, has) < 0 {
+			out[name] = p
+		}
+	}
+	return out
+}
+
 // portsByUse are the Ports for a VM: of each interface the one that has the row first, then the oldest. They must not be changed.
 func portsByUse(ctx context.Context, api client.Reader, nb *ovn.NB, vm types.NamespacedName) ([]*v1alpha1.Port, error) {
 	ports, err := portsOf(ctx, api, vm)
