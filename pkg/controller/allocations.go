@@ -40,6 +40,7 @@ type allocations struct {
 	held         map[holder]holding
 	waiting      map[string]map[holder]bool               // those that found their Subnet full or missing
 	turns        uint64                                   // how often the choice of a Subnet may have come to mean another
+	generations  map[string]int64                         // of Subnets, as they were seen last
 	found        map[string][]claim                       // by Subnet, while addresses are restored
 	nics         map[types.NamespacedName]map[string]bool // links of pods on second networks
 	macs         macs
@@ -92,7 +93,7 @@ func newAllocations(api client.Reader, nb *ovn.NB, join ipam.Spec, q *queues) *a
 	return &allocations{
 		api: api, nb: nb, join: ipam.New(join), queues: q,
 		pools: map[string]*ipam.Pool{}, held: map[holder]holding{}, waiting: map[string]map[holder]bool{}, mtus: map[string]int{},
-		nics: map[types.NamespacedName]map[string]bool{},
+		nics: map[types.NamespacedName]map[string]bool{}, generations: map[string]int64{},
 		macs: newMACs(), claims: newClaims(), restore: newRestoration(),
 	}
 }
@@ -122,6 +123,16 @@ func (a *allocations) setSubnet(ctx context.Context, name string, spec ipam.Spec
 	return nil
 }
 
+// respecified wakes everybody who waits if a Subnet's spec is another than when this was said last: it may be for other namespaces now.
+func (a *allocations) respecified(name string, generation int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.generations[name] != generation {
+		a.generations[name] = generation
+		a.wakeWaiting()
+	}
+}
+
 // dropSubnet forgets a Subnet, unless somebody still has addresses in it; it returns their number. A controller that has just begun finds out who has.
 func (a *allocations) dropSubnet(ctx context.Context, name string, spec ipam.Spec) (used int64, _ error) {
 	a.mu.Lock()
@@ -140,6 +151,7 @@ func (a *allocations) dropSubnet(ctx context.Context, name string, spec ipam.Spe
 func (a *allocations) forgetSubnet(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	delete(a.generations, name)
 	a.drop(name)
 }
 
@@ -214,6 +226,13 @@ func (a *allocations) turn() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.turns
+}
+
+// uidOf is the UID of the one of its name that has addresses, empty if none has.
+func (a *allocations) uidOf(h holder) types.UID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held[h].uid
 }
 
 // release takes back what h has, if anything: addresses and MAC.

@@ -164,8 +164,9 @@ func (g *garbageCollector) vmPort(ctx context.Context, p *nbdb.LogicalSwitchPort
 		}
 	}
 	g.log.Info("deleting the row of a Port that is gone", "port", p.Name)
+	g.policies.deletePort(ident.PortName(p.Name))
 	g.anchors.forget(ident.PortName(p.Name))
-	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)), g.anchors.pending())
+	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)), g.policies.pending(), g.anchors.pending())
 }
 
 func (g *garbageCollector) absent(ctx context.Context, key types.NamespacedName, obj client.Object) (bool, error) {

@@ -6,11 +6,11 @@ package controller
 // All of it is in the row: a controller that was away when the grace ended finds that out, and one that comes in between knows how long there is left.
 
 import (
-	"context"
 	"time"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/policy"
 )
 
@@ -80,13 +80,8 @@ func (p *policies) setJourney(port ident.PortName, j journey) (news bool) {
 }
 
 // restoreJourney tells what the row of a VM's port says.
-func (p *policies) restoreJourney(ctx context.Context, name ident.PortName) error {
-	row, err := p.nb.Port(ctx, name)
-	if err != nil || row == nil {
-		return err
-	}
-	p.setJourney(name, p.handover.journey(migration.PortState{Requested: row.Options[ident.OptionRequestedChassis]}, row.ExternalIDs[ident.KeyMoved], p.now()))
-	return nil
+func (p *policies) restoreJourney(row *nbdb.LogicalSwitchPort) {
+	p.setJourney(ident.PortName(row.Name), p.handover.journey(migration.PortState{Requested: row.Options[ident.OptionRequestedChassis]}, row.ExternalIDs[ident.KeyMoved], p.now()))
 }
 
 // sooner is the shorter of two times to wait, of which zero is for ever.

@@ -18,7 +18,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -66,7 +69,22 @@ func (c *ipamClaims) watch(ctx context.Context) error {
 		return fmt.Errorf("watch IPAMClaims: %w", err)
 	}
 	c.ready.Store(true)
-	return ctrl.NewControllerManagedBy(c.mgr).Named("ipamclaim").For(kind).WithOptions(options(1)).Complete(c)
+	return ctrl.NewControllerManagedBy(c.mgr).Named("ipamclaim").For(kind).
+		Watches(&v1alpha1.Subnet{}, handler.EnqueueRequestsFromMapFunc(c.having), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WithOptions(options(1)).Complete(c)
+}
+
+// having asks for the IPAMClaims that have addresses: a Subnet that is changed may be for their namespaces now.
+func (c *ipamClaims) having(ctx context.Context, _ client.Object) []reconcile.Request {
+	all, err := c.list(ctx)
+	if err != nil {
+		c.log.Error("the IPAMClaims that have addresses cannot be found", "error", err)
+	}
+	var out []reconcile.Request
+	for i := range all {
+		out = append(out, reconcile.Request{NamespacedName: all[i].key})
+	}
+	return out
 }
 
 // newClaim is an IPAMClaim of which nothing but the name is known.

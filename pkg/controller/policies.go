@@ -17,6 +17,7 @@ import (
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/policy"
 )
@@ -160,15 +161,22 @@ func (p *policies) restoreVMs(ctx context.Context, api client.Reader) error {
 	if err := api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list Ports for NetworkPolicies: %w", err)
 	}
+	rows := map[ident.PortName]*nbdb.LogicalSwitchPort{}
 	for i := range list.Items {
-		port := &list.Items[i]
+		name := rowName(&list.Items[i])
+		var err error
+		if rows[name], err = p.nb.Port(ctx, name); err != nil {
+			return err
+		}
+	}
+	for name, port := range holders(list.Items, rows) {
 		vmi, err := p.virt.vmi(ctx, api, vmKey(port))
 		if err != nil {
 			return err
 		}
 		p.setVM(port, vmi, parseAddrs(port.Status.IPs))
-		if err := p.restoreJourney(ctx, rowName(port)); err != nil {
-			return err
+		if rows[name] != nil {
+			p.restoreJourney(rows[name])
 		}
 	}
 	return nil

@@ -67,8 +67,7 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	var port v1alpha1.Port
 	err := r.api.Get(ctx, req.NamespacedName, &port)
 	if apierrors.IsNotFound(err) {
-		r.alloc.release(portHolder(req.NamespacedName)) // its finalizer was removed by hand; the garbage collector sees to the row
-		return reconcile.Result{}, nil
+		return reconcile.Result{}, r.lost(ctx, req.NamespacedName)
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read Port %s: %w", req.NamespacedName, err)
@@ -78,19 +77,24 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if port.DeletionTimestamp != nil && !carries(vmi, &port) {
-		return reconcile.Result{}, r.finalize(ctx, &port)
+	if err := r.leave(ctx, &port); err != nil {
+		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
 	}
-	if port.DeletionTimestamp == nil {
+	if port.DeletionTimestamp != nil {
+		taken, err := r.first(ctx, &port)
+		if err != nil {
+			return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
+		}
+		if taken.Type != "" || !carries(vmi, &port) { // another Port is the VM's
+			return reconcile.Result{}, r.finalize(ctx, &port)
+		}
+	} else {
 		kept, owned := controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer), own(&port, vmi)
 		if kept || owned {
 			if err := r.api.Update(ctx, &port); err != nil {
 				return reconcile.Result{}, fmt.Errorf("write the finalizer and the owners of Port %s: %w", req.NamespacedName, err)
 			}
 		}
-	}
-	if err := r.leave(ctx, &port); err != nil {
-		return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
 	}
 	next := port.Status
 	cond, err := r.ensure(ctx, &port, vmi, &next)

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/ipam"
 )
 
@@ -28,7 +29,7 @@ func (r *portReconciler) allowed(ctx context.Context, port *v1alpha1.Port, next 
 		if err := r.api.List(ctx, &subnets, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, fmt.Errorf("list Subnets to check allowedAddresses: %w", err)
 		}
-		held = append(held, ipam.Spec{CIDRs: r.alloc.join.Spec().CIDRs})
+		held = append(held, ipam.Spec{CIDRs: r.alloc.join.Spec().CIDRs}, hairpins())
 		for i := range subnets.Items {
 			s := &subnets.Items[i].Spec
 			if spec, err := ipam.ParseSpec(s.CIDRs, s.Gateways, s.ExcludeIPs); err == nil { // one that is wrong gives nobody addresses
@@ -50,6 +51,15 @@ func (r *portReconciler) allowed(ctx context.Context, port *v1alpha1.Port, next 
 		r.events.Eventf(port, nil, corev1.EventTypeWarning, "AllowedAddressesRefused", "AttachPort", "%s", c.Message)
 	}
 	return granted, nil
+}
+
+// hairpins are the addresses from which pods see themselves through Services. NetworkPolicies exempt them: from them no port may send.
+func hairpins() ipam.Spec {
+	var s ipam.Spec
+	for _, a := range ident.HairpinSources() {
+		s.CIDRs = append(s.CIDRs, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return s
 }
 
 // grant tells addresses and ranges of which nobody has a part from the others.

@@ -60,6 +60,7 @@ func (r *subnetReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read Subnet %s: %w", req.Name, err)
 	}
+	r.alloc.respecified(subnet.Name, subnet.Generation)
 	if subnet.DeletionTimestamp != nil {
 		return reconcile.Result{}, r.finalize(ctx, &subnet)
 	}

@@ -66,7 +66,7 @@ func (r *declaredReconciler) plug(ctx context.Context, vm types.NamespacedName, 
 			return err
 		}
 	}
-	ports, err := portsOf(ctx, r.api, vm)
+	ports, err := portsByUse(ctx, r.api, r.nb, vm)
 	if err != nil {
 		return err
 	}

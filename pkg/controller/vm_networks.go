@@ -23,7 +23,7 @@ import (
 // observeSecond adds the Ports of a VM on second networks: it makes those that its VMI has none of. What is of a network that the VMI has no more
 // is carried by no launcher, and goes by vm_declared.go.
 func (r *vmReconciler) observeSecond(ctx context.Context, vm types.NamespacedName, o *observed) error {
-	ports, err := portsOf(ctx, r.api, vm)
+	ports, err := portsByUse(ctx, r.api, r.nb, vm)
 	if err != nil {
 		return err
 	}

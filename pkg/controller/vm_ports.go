@@ -17,7 +17,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
 // maxName is how long the name of an API object may be.
@@ -132,15 +131,10 @@ func longName(name, unique string) string {
 // ensurePort returns the Port of a VMI's NIC, which it makes if there is none; nil as long as another VM's of that name is being deleted.
 func (r *vmReconciler) ensurePort(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string) (*v1alpha1.Port, error) {
 	key := client.ObjectKeyFromObject(vmi)
-	ports, err := portsOf(ctx, r.api, key)
+	ports, err := portsByUse(ctx, r.api, r.nb, key)
 	if err != nil {
 		return nil, err
 	}
-	row, err := r.nb.Port(ctx, ident.VMPort(vmi.Namespace, vmi.Name, network))
-	if err != nil {
-		return nil, err
-	}
-	holderFirst(ports, row)
 	if port := portFor(vmi, network, ports); port != nil || vmi.DeletionTimestamp != nil || vmi.IsFinal() {
 		return port, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -48,7 +49,7 @@ func (p *parsed) views() []viewSpec {
 	for i := range p.rules {
 		r := &p.rules[i]
 		if r.wholePeers() {
-			for _, list := range r.lists() {
+			for _, list := range r.lists {
 				out = append(out, peersView(list))
 			}
 		}
@@ -67,14 +68,14 @@ func (p *parsed) portViews(r *rule, port namedPort) []viewSpec {
 		return []viewSpec{selectionPortView(p.selects, port)}
 	}
 	if r.anyPeer {
-		return []viewSpec{peersPortView([]classSpec{everyPod()}, port)}
+		return []viewSpec{peersPortView(listOf(everyPod()), port)}
 	}
 	var out []viewSpec
-	for _, list := range r.lists() {
+	for _, list := range r.lists {
 		out = append(out, peersPortView(list, port))
 	}
-	if len(r.blocks) > 0 {
-		out = append(out, peersPortView([]classSpec{podsWithin(r.blocks)}, port))
+	if r.hasBlock() {
+		out = append(out, peersPortView(r.within, port))
 	}
 	return out
 }
@@ -83,20 +84,21 @@ func (p *parsed) portViews(r *rule, port namedPort) []viewSpec {
 // name, of a monitoring namespace for example, is one member more in one set and not in one for each policy. Above it all peers of the rule are in one set.
 const maxLists = 8
 
-// lists are the peers of each set of the rule.
-func (r *rule) lists() [][]classSpec {
-	switch n := len(r.peers); {
-	case n == 0:
-		return nil
-	case n > maxLists:
-		return [][]classSpec{r.peers}
+// name makes what the rule's rows are named for, once: it is as long as the rule, and each of its ports needs it.
+func (r *rule) name(peers []classSpec, blocks []netip.Prefix) {
+	if len(peers) > maxLists {
+		r.lists = []classList{listOf(peers...)}
+	} else {
+		for _, c := range peers {
+			r.lists = append(r.lists, listOf(c))
+		}
 	}
-	var out [][]classSpec
-	for i := range r.peers {
-		out = append(out, r.peers[i:i+1])
+	if len(blocks) > 0 {
+		r.block, r.within = newBlockSpec(blocks), listOf(podsWithin(blocks))
 	}
-	return out
 }
+
+func (r *rule) hasBlock() bool { return len(r.block.prefixes) > 0 }
 
 // wholePeers says whether the rule needs its peers whatever ports they have. An egress rule for named ports alone does not.
 func (r *rule) wholePeers() bool {
@@ -115,8 +117,8 @@ func (r *rule) wholePeers() bool {
 func (p *parsed) blocks() []blockSpec {
 	var out []blockSpec
 	for i := range p.rules {
-		if r := &p.rules[i]; len(r.blocks) > 0 && r.wholePeers() {
-			out = append(out, newBlockSpec(r.blocks))
+		if r := &p.rules[i]; r.hasBlock() && r.wholePeers() {
+			out = append(out, r.block)
 		}
 	}
 	return out
@@ -168,11 +170,11 @@ func (c *compiler) permit(r *rule, id, group, match string) {
 	if r.anyPeer {
 		c.allow(r, id, group, match)
 	}
-	for _, list := range r.lists() {
+	for _, list := range r.lists {
 		c.permitSet(r, id, group, peer{setNames(peersView(list).name), match})
 	}
-	if len(r.blocks) > 0 {
-		c.permitSet(r, id, group, peer{newBlockSpec(r.blocks).sets(), match})
+	if r.hasBlock() {
+		c.permitSet(r, id, group, peer{r.block.sets(), match})
 	}
 }
 

@@ -1,28 +1,37 @@
 package policy
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 )
 
 // Sets of addresses as sorted lists of prefixes, none of which holds another. An exception of n bits more than its prefix leaves n prefixes.
 
-// without is what is left of a prefix when others are cut out of it.
-func without(p netip.Prefix, holes []netip.Prefix) []netip.Prefix {
+// without is what is left of a prefix when others are cut out of it; where that is more than limit, some of it, which is more than limit.
+func without(p netip.Prefix, holes []netip.Prefix, limit int) []netip.Prefix {
+	return carve(nil, p, holes, limit)
+}
+
+// carve appends what is left of a prefix to out, until that is longer than limit.
+func carve(out []netip.Prefix, p netip.Prefix, holes []netip.Prefix, limit int) []netip.Prefix {
+	if len(out) > limit {
+		return out
+	}
 	var inside []netip.Prefix
 	for _, h := range holes {
 		if h.Bits() <= p.Bits() && h.Contains(p.Addr()) {
-			return nil
+			return out
 		}
 		if p.Overlaps(h) {
 			inside = append(inside, h)
 		}
 	}
 	if len(inside) == 0 {
-		return []netip.Prefix{p}
+		return append(out, p)
 	}
 	low, high := halves(p)
-	return append(without(low, inside), without(high, inside)...)
+	return carve(carve(out, low, inside, limit), high, inside, limit)
 }
 
 func halves(p netip.Prefix) (low, high netip.Prefix) {
@@ -58,7 +67,7 @@ func union(prefixes []netip.Prefix) []netip.Prefix {
 func cut(prefixes, holes []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range prefixes {
-		out = append(out, without(p, holes)...)
+		out = append(out, without(p, holes, math.MaxInt)...)
 	}
 	return union(out)
 }

@@ -50,4 +50,5 @@
 //     OVN's ACLs whatever they say (northd/northd.c, build_acls); a guest's DHCP requests are permitted here, as OVN answers them after its ACLs.
 //   - What is wrong in a rule makes that rule permit nothing, and is a Problem; the isolation and the other rules stand. If the podSelector or a policyType is what is
 //     wrong, which the API server does not accept, the policy isolates all pods of its namespace, or isolates them in both directions.
+//   - What one policy may come to is bounded (extent.go). A rule that goes beyond is wrong.
 package policy

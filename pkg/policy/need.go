@@ -50,7 +50,7 @@ func (x *Index) acquireView(p *policy, s viewSpec) {
 		if v.port == (namedPort{}) {
 			x.wantRows(v, 0)
 		}
-		for _, spec := range s.classes {
+		for _, spec := range s.list.classes {
 			c := x.class(spec)
 			v.classes = append(v.classes, c)
 			c.views[v] = struct{}{}

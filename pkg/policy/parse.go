@@ -42,10 +42,11 @@ type rule struct {
 	index     int // in the policy's list
 	// anyPeer: there is no list of peers.
 	anyPeer bool
-	// peers are the classes that the list's selectors select, sorted and without duplicates.
-	peers []classSpec
-	// blocks are the prefixes of the list's ipBlocks, their exceptions cut out.
-	blocks []netip.Prefix
+	// lists are the classes that the list's selectors select, sorted and without duplicates: those of each address set.
+	lists []classList
+	// block is the prefixes of the list's ipBlocks, their exceptions cut out; within the pods that have an address in it.
+	block  blockSpec
+	within classList
 	// ports by protocol; nil for all traffic.
 	ports map[corev1.Protocol]ports
 }
@@ -68,10 +69,20 @@ func Isolates(np *networkingv1.NetworkPolicy, labels map[string]string) (in, out
 type parser struct {
 	namespace string
 	problems  []Problem
+	// wrong counts the problems, those included that are not told.
+	wrong int
+	// used is what the rules come to so far, carved how many prefixes their ipBlocks were cut into.
+	used   extent
+	carved int
 }
 
+// maxProblems bounds what is told of one policy: each is an event.
+const maxProblems = 100
+
 func (p *parser) problem(reason Reason, field, format string, args ...any) {
-	p.problems = append(p.problems, Problem{Reason: reason, Field: field, Detail: fmt.Sprintf(format, args...)})
+	if p.wrong++; p.wrong <= maxProblems {
+		p.problems = append(p.problems, Problem{Reason: reason, Field: field, Detail: fmt.Sprintf(format, args...)})
+	}
 }
 
 func parse(np *networkingv1.NetworkPolicy) *parsed {
@@ -115,18 +126,18 @@ func (p *parser) parseTypes(spec *networkingv1.NetworkPolicySpec) (isolates [2]b
 func (p *parser) parseRules(spec *networkingv1.NetworkPolicySpec, isolates [2]bool) []rule {
 	var out []rule
 	add := func(r rule, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort) {
-		before := len(p.problems)
+		before := p.wrong
 		field, peerField := fmt.Sprintf("spec.%s[%d]", r.direction, r.index), [...]string{".from", ".to"}[r.direction]
 		r.ports = p.parsePorts(field+".ports", list)
 		p.parsePeers(field+peerField, peers, &r)
-		if len(p.problems) == before && isolates[r.direction] {
+		if p.wrong == before && isolates[r.direction] && p.fits(field, &r) {
 			out = append(out, r)
 		}
 	}
-	for i := range spec.Ingress {
+	for i := range p.maxRules(ingress, len(spec.Ingress)) {
 		add(rule{direction: ingress, index: i}, spec.Ingress[i].From, spec.Ingress[i].Ports)
 	}
-	for i := range spec.Egress {
+	for i := range p.maxRules(egress, len(spec.Egress)) {
 		add(rule{direction: egress, index: i}, spec.Egress[i].To, spec.Egress[i].Ports)
 	}
 	return out
@@ -134,6 +145,8 @@ func (p *parser) parseRules(spec *networkingv1.NetworkPolicySpec, isolates [2]bo
 
 func (p *parser) parsePeers(field string, peers []networkingv1.NetworkPolicyPeer, r *rule) {
 	r.anyPeer = len(peers) == 0
+	var classes []classSpec
+	var blocks []netip.Prefix
 	for i := range peers {
 		peer, field := &peers[i], fmt.Sprintf("%s[%d]", field, i)
 		selects := peer.PodSelector != nil || peer.NamespaceSelector != nil
@@ -142,19 +155,21 @@ func (p *parser) parsePeers(field string, peers []networkingv1.NetworkPolicyPeer
 			p.problem(ReasonInvalidPeer, field, "an ipBlock beside a selector: want one of them; the rule permits nothing")
 		case selects:
 			if c, ok := p.parsePeer(field, peer); ok {
-				r.peers = append(r.peers, c)
+				classes = append(classes, c)
 			}
 		case peer.IPBlock != nil:
-			r.blocks = append(r.blocks, p.parseBlock(field+".ipBlock", peer.IPBlock)...)
+			blocks = append(blocks, p.parseBlock(field+".ipBlock", peer.IPBlock)...)
 		default:
 			p.problem(ReasonInvalidPeer, field, "is empty: want podSelector, namespaceSelector or ipBlock; the rule permits nothing")
 		}
 	}
-	slices.SortFunc(r.peers, classSpec.compare)
-	r.peers = slices.CompactFunc(r.peers, func(a, b classSpec) bool { return a.compare(b) == 0 })
-	if r.blocks = union(r.blocks); len(r.blocks) > maxPrefixes {
-		p.problem(ReasonTooManyBlocks, field, "the ipBlocks are %d prefixes when their exceptions are cut out: want at most %d; the rule permits nothing", len(r.blocks), maxPrefixes)
+	slices.SortFunc(classes, classSpec.compare)
+	classes = slices.CompactFunc(classes, func(a, b classSpec) bool { return a.compare(b) == 0 })
+	if blocks = union(blocks); len(blocks) > maxPrefixes {
+		p.problem(ReasonTooManyBlocks, field, "the ipBlocks are %d prefixes when their exceptions are cut out: want at most %d; the rule permits nothing", len(blocks), maxPrefixes)
+		return
 	}
+	r.name(classes, blocks)
 }
 
 // maxPrefixes bounds the prefixes of one rule, which each node has flows for: a single object has room for ten thousands of exceptions, each of which can leave 128.
@@ -200,7 +215,12 @@ func (p *parser) parseBlock(field string, b *networkingv1.IPBlock) []netip.Prefi
 		}
 		except = append(except, e)
 	}
-	return without(cidr, except)
+	out := without(cidr, except, maxCarved-p.carved)
+	if p.carved += len(out); p.carved > maxCarved {
+		p.problem(ReasonTooManyBlocks, field, "the policy's ipBlocks are more than %d prefixes when their exceptions are cut out; the rule permits nothing", maxCarved)
+		return nil
+	}
+	return out
 }
 
 func (p *parser) parseCIDR(field, text string) (netip.Prefix, bool) {

@@ -130,8 +130,11 @@ func TestPolicyThousandPeers(t *testing.T) {
 	np := policyOf(t, "metadata: {namespace: a, name: p}\nspec: {podSelector: {}, ingress: [{ports: [{port: 80}, {port: 443}, {protocol: UDP, port: 1, endPort: 9}]}]}")
 	for i := range 1000 {
 		np.Spec.Ingress[0].From = append(np.Spec.Ingress[0].From,
-			networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", i/250, i%250)}},
-			networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint(i)}}})
+			networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", i/250, i%250)}})
+		if i < maxPeers {
+			np.Spec.Ingress[0].From = append(np.Spec.Ingress[0].From,
+				networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprint(i)}}})
+		}
 	}
 	rows := Compile(Config{}, Snapshot{Policies: []*networkingv1.NetworkPolicy{np}})
 	if n := len(rows.ACLs) - len(baseACLs()); n != 6 { // pods in two families and blocks in one, two protocols

@@ -23,7 +23,7 @@ type viewSpec struct {
 	// isolates: the row is the isolation group of a direction, which all views of that kind share.
 	isolates bool
 	form     form
-	classes  []classSpec
+	list     classList
 	port     namedPort
 	// name of the rows, which may get suffixes: number and family.
 	name string
@@ -60,27 +60,27 @@ func identifier(kind byte, content string) string {
 
 // selectionView is the port group of what a policy selects.
 func selectionView(c classSpec) viewSpec {
-	return viewSpec{form: portGroup, classes: []classSpec{c}, name: identifier('s', c.text)}
+	return viewSpec{form: portGroup, list: listOf(c), name: identifier('s', c.text)}
 }
 
 // isolationView puts what a policy selects into the isolation group of a direction.
 func isolationView(c classSpec, d direction) viewSpec {
-	return viewSpec{isolates: true, form: portGroup, classes: []classSpec{c}, name: isolationGroup(d)}
+	return viewSpec{isolates: true, form: portGroup, list: listOf(c), name: isolationGroup(d)}
 }
 
 // selectionPortView is the port groups of what a policy selects by the number of a named port.
 func selectionPortView(c classSpec, p namedPort) viewSpec {
-	return viewSpec{form: portGroup, classes: []classSpec{c}, port: p, name: identifier('n', p.text()+c.text)}
+	return viewSpec{form: portGroup, list: listOf(c), port: p, name: identifier('n', p.text()+c.text)}
 }
 
 // peersView is the address sets of the pods of a list of peers.
-func peersView(classes []classSpec) viewSpec {
-	return viewSpec{form: addressSet, classes: classes, name: identifier('p', classesText(classes))}
+func peersView(list classList) viewSpec {
+	return viewSpec{form: addressSet, list: list, name: identifier('p', list.text)}
 }
 
 // peersPortView is the address sets of the pods of a list of peers by the number of a named port.
-func peersPortView(classes []classSpec, p namedPort) viewSpec {
-	return viewSpec{form: addressSet, classes: classes, port: p, name: identifier('d', p.text()+classesText(classes))}
+func peersPortView(list classList, p namedPort) viewSpec {
+	return viewSpec{form: addressSet, list: list, port: p, name: identifier('d', p.text()+list.text)}
 }
 
 func (p namedPort) text() string {
@@ -90,18 +90,10 @@ func (p namedPort) text() string {
 	return fmt.Sprintf("port %q/%s of ", p.name, p.protocol)
 }
 
-func classesText(classes []classSpec) string {
-	texts := make([]string, len(classes))
-	for i, c := range classes {
-		texts[i] = c.text
-	}
-	return strings.Join(texts, "; ")
-}
-
 // key tells views apart: those of an isolation group share its name.
 func (v viewSpec) key() string {
 	if v.isolates {
-		return v.name + " " + v.classes[0].text
+		return v.name + " " + v.list.text
 	}
 	return v.name
 }
@@ -116,12 +108,15 @@ func (v viewSpec) row(number int32) string {
 
 // about describes a row to people.
 func (v viewSpec) about(number int32) string {
-	text := v.port.text() + classesText(v.classes)
+	text := v.port.text() + v.list.text
 	if v.port != (namedPort{}) {
 		text = fmt.Sprintf("%d as %s", number, text)
 	}
 	return text
 }
+
+// maxNumbers bounds the numbers at which one pod has a port of one name: each has rows of its own. The API wants one; a pod's containers can have the name at others.
+const maxNumbers = 16
 
 // numbers are those that a pod has the view's port at, or one that stands for none.
 func (v viewSpec) numbers(p *Pod) []int32 {
@@ -130,7 +125,7 @@ func (v viewSpec) numbers(p *Pod) []int32 {
 	}
 	var out []int32
 	for _, np := range p.Ports {
-		if np.Name == v.port.name && cmp.Or(np.Protocol, corev1.ProtocolTCP) == v.port.protocol {
+		if len(out) < maxNumbers && np.Name == v.port.name && cmp.Or(np.Protocol, corev1.ProtocolTCP) == v.port.protocol {
 			out = append(out, np.Number)
 		}
 	}

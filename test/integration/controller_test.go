@@ -42,6 +42,7 @@ func TestController(t *testing.T) {
 		"overlap":                     overlap,
 		"another Subnet":              anotherSubnet,
 		"namespace of another Subnet": relabelled,
+		"Subnet of other namespaces":  opened,
 		"excluded addresses":          excluded,
 		"refused Subnets":             refusedSubnets,
 		"gateways":                    gatewaysStay,

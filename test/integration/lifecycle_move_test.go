@@ -31,6 +31,8 @@ func TestLifecyclePortMove(t *testing.T) {
 	t.Run("to a clone", e.movedToClone)
 	t.Run("to one that has a Port", e.movedToTaken)
 	t.Run("while the controller is away", e.movedMeanwhile)
+	t.Run("and deleted", e.movedAndDeleted)
+	t.Run("deleted by force", e.deletedByForce)
 }
 
 // ofVM makes a VMI one of a VM of its name.
@@ -145,6 +147,21 @@ func (e *env) movedToClone(t *testing.T) {
 	e.told(t, wants, "AddressTaken")
 }
 
+// unready waits until a Port is not ready for a reason.
+func (e *env) unready(t *testing.T, port types.NamespacedName, reason string) {
+	t.Helper()
+	eventually(t, func() error {
+		var p v1alpha1.Port
+		if err := e.api.Get(t.Context(), port, &p); err != nil {
+			return err
+		}
+		if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != reason {
+			return fmt.Errorf("Port %s is %+v, want %s", port, c, reason)
+		}
+		return nil
+	})
+}
+
 // movedToTaken: a VM that has a Port keeps it, however much older the one is that is moved to it.
 func (e *env) movedToTaken(t *testing.T) {
 	e.create(t, newPort("move", "spare", "nobody", v1alpha1.PortSpec{IPs: []string{"10.244.99.9"}}))
@@ -159,14 +176,8 @@ func (e *env) movedToTaken(t *testing.T) {
 	if err := e.retarget(t, key("move", "spare"), "busy"); err != nil {
 		t.Fatal(err)
 	}
+	e.unready(t, key("move", "spare"), "TargetTaken")
 	eventually(t, func() error {
-		var p v1alpha1.Port
-		if err := e.api.Get(t.Context(), key("move", "spare"), &p); err != nil {
-			return err
-		}
-		if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != "TargetTaken" {
-			return fmt.Errorf("Port spare is %+v, want TargetTaken", c)
-		}
 		if got := e.rowsWith(t, spare.Status.IPs[0]); len(got) != 0 {
 			return fmt.Errorf("address %s is in rows %v, want none", spare.Status.IPs[0], got)
 		}
@@ -185,6 +196,18 @@ func (e *env) movedToTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.isAt(t, spare, "another")
+
+	// One of two is deleted, as the other says: not the VM's, and while the VM runs.
+	if err := e.retarget(t, key("move", "spare"), "busy"); err != nil {
+		t.Fatal(err)
+	}
+	e.unready(t, key("move", "spare"), "TargetTaken")
+	if err := e.api.Delete(t.Context(), spare); err != nil {
+		t.Fatal(err)
+	}
+	e.released(t, spare)
+	e.keeps(t, key("move", "busy"), "n1")
+	e.isAt(t, has, "busy")
 }
 
 func (e *env) movedMeanwhile(t *testing.T) {
@@ -201,4 +224,50 @@ func (e *env) movedMeanwhile(t *testing.T) {
 	e.start(t)
 	e.mayAttach(t, launcher, v1alpha1.Attach{Chassis: "n1"})
 	e.isAt(t, port, "after")
+}
+
+// movedAndDeleted: a Port that is moved and deleted before the move is seen leaves its old row before its addresses are anybody else's.
+func (e *env) movedAndDeleted(t *testing.T) {
+	e.start(t) // the one before has ended with its test
+	e.create(t, newPort("move", "brief", "early", v1alpha1.PortSpec{}))
+	port := e.vmPort(t, key("move", "brief"), v1alpha1.PortReserved)
+	e.isAt(t, port, "early")
+	if err := e.retarget(t, key("move", "brief"), "never"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.api.Delete(t.Context(), port); err != nil {
+		t.Fatal(err)
+	}
+	e.isNowhereElse(t, port)
+}
+
+// deletedByForce: nor are those of a Port whose finalizer somebody takes away.
+func (e *env) deletedByForce(t *testing.T) {
+	e.start(t)
+	e.create(t, newPort("move", "forced", "forced", v1alpha1.PortSpec{}))
+	port := e.vmPort(t, key("move", "forced"), v1alpha1.PortReserved)
+	e.isAt(t, port, "forced")
+	before := port.DeepCopy()
+	port.Finalizers = nil
+	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.api.Delete(t.Context(), port); err != nil {
+		t.Fatal(err)
+	}
+	e.isNowhereElse(t, port)
+}
+
+// isNowhereElse waits until a Port is gone and somebody else has its addresses, and fails if a row of another name has them too.
+func (e *env) isNowhereElse(t *testing.T, port *v1alpha1.Port) {
+	t.Helper()
+	next := newPort(port.Namespace, port.Name+"-next", port.Name+"-next", v1alpha1.PortSpec{IPs: port.Status.IPs})
+	e.create(t, next)
+	e.vmPort(t, client.ObjectKeyFromObject(next), v1alpha1.PortReserved)
+	want := string(ident.VMPort(next.Namespace, next.Spec.Target.Name, ident.DefaultNetwork))
+	for _, ip := range port.Status.IPs {
+		if got := e.rowsWith(t, ip); !slices.Equal(got, []string{want}) {
+			t.Errorf("address %s is in rows %v, want %s alone", ip, got, want)
+		}
+	}
 }

@@ -144,6 +144,42 @@ func TestLifecycleSecondNetworksVM(t *testing.T) {
 	}, onNetworks("blue"))
 	e.told(t, alone, "PodNetworkMissing")
 	t.Run("declared", e.declaredSecond)
+	t.Run("moved to one that has a Port", e.movedToTakenSecond)
+}
+
+// movedToTakenSecond: a VM keeps the Port that it has on a second network, however much older the one is that is moved to it: it starts with it, moves with it, and stops with it.
+func (e *env) movedToTakenSecond(t *testing.T) {
+	spare := newPort("shop", "another-blue", "nobody", v1alpha1.PortSpec{Subnet: "blue"})
+	spare.Spec.Target.Network = "blue"
+	e.create(t, spare)
+	e.vmPort(t, key("shop", "another-blue"), v1alpha1.PortReserved)
+	vm := key("shop", "restored")
+	vmi := e.vmi(t, vm, onNetworks("blue"))
+	has := e.vmPort(t, key("shop", "restored-blue"), v1alpha1.PortBound)
+	if err := e.retarget(t, key("shop", "another-blue"), "restored"); err != nil {
+		t.Fatal(err)
+	}
+	e.unready(t, key("shop", "another-blue"), "TargetTaken")
+	source := e.launcher(t, vmi, "restored-1", "n1", nil)
+	e.selects(t, source, "blue")
+	if nic := e.carries(t, source, "blue"); nic.IPs[0].Addr().String() != has.Status.IPs[0] {
+		t.Errorf("the VM has %v on blue, want %v, which it had", nic.IPs, has.Status.IPs)
+	}
+	began := e.nic(t, vm, "blue", "n1", "")
+
+	vmim := e.migration(t, vmi)
+	target := e.launcher(t, vmi, "restored-2", "", vmim)
+	e.selects(t, target, "blue")
+	bind(t, e, target, "n2")
+	e.nic(t, vm, "blue", "n1,n2", "rarp")
+	e.carries(t, target, "blue")
+	e.migrationPhase(t, vmim, kubevirtv1.MigrationSucceeded)
+	e.podPhase(t, source, corev1.PodSucceeded)
+	e.nic(t, vm, "blue", "n2", "")
+	e.podPhase(t, target, corev1.PodSucceeded)
+	if row := e.nic(t, vm, "blue", string(ident.NoChassis), ""); row.UUID != began.UUID {
+		t.Errorf("the row was %s, is %s", began.UUID, row.UUID)
+	}
 }
 
 // declaredSecond: a VM's NICs on second networks have their Ports from when it is declared, whenever the definition comes, and until its template and its instance have them no more.

@@ -103,6 +103,21 @@ func relabelled(t *testing.T, e *env) {
 	e.inSubnet(t, key("label", "b"), "default")
 }
 
+// opened: a pod that asks for a Subnet that is not for its namespace gets an address there when the Subnet is for it.
+func opened(t *testing.T, e *env) {
+	e.newSubnet(t, subnetFor("tenants", "10.89.0.0/24", "nobody"), "InNetwork")
+	e.namespace(t, "tenant", map[string]string{"subnet": "tenant"})
+	p := newPod(key("tenant", "a"), "n1")
+	p.Annotations = map[string]string{v1alpha1.SubnetAnnotation: "tenants"}
+	e.create(t, p)
+	eventually(t, func() error { return e.eventOf(t, key("tenant", "a"), "SubnetNotAllowed") })
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"namespaceSelector":{"matchLabels":{"subnet":"tenant"}}}}`))
+	if err := e.api.Patch(t.Context(), subnet("tenants", v1alpha1.SubnetSpec{}), patch); err != nil {
+		t.Fatal(err)
+	}
+	e.inSubnet(t, key("tenant", "a"), "tenants")
+}
+
 // excluded: who has an address that is excluded keeps it; what is not excluded any more is given to those who wait.
 func excluded(t *testing.T, e *env) {
 	e.newSubnet(t, subnetFor("barred", "10.82.0.0/29", "barred", "10.82.0.3-10.82.0.6"), "InNetwork")

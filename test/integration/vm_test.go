@@ -423,22 +423,22 @@ func othersAddresses(t *testing.T, e *env, port *v1alpha1.Port) {
 	shared := subnet("shared", v1alpha1.SubnetSpec{CIDRs: []string{"10.66.0.0/24"}, NamespaceSelector: selectsAny("nobody")})
 	e.create(t, shared)
 	before := port.DeepCopy()
-	port.Spec.AllowedAddresses = []string{"10.9.0.0/24", "10.66.0.77", "100.64.0.0/30"}
+	port.Spec.AllowedAddresses = []string{"10.9.0.0/24", "10.66.0.77", "100.64.0.0/30", "169.254.0.0/16"}
 	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
 		t.Fatal(err)
 	}
-	allows(" 10.9.0.0/24", "10.66.0.77, 100.64.0.0/30")
+	allows(" 10.9.0.0/24", "10.66.0.77, 100.64.0.0/30, 169.254.0.0/16")
 	e.exclude(t, "shared", "10.66.0.77")
-	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30")
+	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30, 169.254.0.0/16")
 	later := subnet("later", v1alpha1.SubnetSpec{CIDRs: []string{"10.9.0.128/25"}, NamespaceSelector: selectsAny("nobody")})
 	e.create(t, later)
-	allows(" 10.66.0.77", "10.9.0.0/24, 100.64.0.0/30")
+	allows(" 10.66.0.77", "10.9.0.0/24, 100.64.0.0/30, 169.254.0.0/16")
 	for _, s := range []client.Object{shared, later} {
 		if err := e.api.Delete(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30")
+	allows(" 10.9.0.0/24 10.66.0.77", "100.64.0.0/30, 169.254.0.0/16")
 	before = port.DeepCopy()
 	port.Spec.AllowedAddresses = []string{"10.9.0.0/24"}
 	if err := e.api.Patch(t.Context(), port, client.MergeFrom(before)); err != nil {
