@@ -243,7 +243,8 @@ func (w *world) dieMoving(dir string) {
 		w.t.Fatal(err)
 	}
 	m := Member{Config: c, Database: d, API: w.api, Log: slog.Default()}
-	if err := m.move(w.t.Context(), d.raftAddress(d.Hosts[0])); err != nil {
+	r, err := w.api.Record(w.t.Context(), ProbeNB)
+	if err := errors.Join(err, m.move(w.t.Context(), found{want: d.raftAddress(d.Hosts[0]), record: r})); err != nil {
 		w.t.Fatal(err)
 	}
 	if err := errors.Join(os.Rename(d.File, m.newFile()), os.Rename(d.File+".former", d.File)); err != nil {

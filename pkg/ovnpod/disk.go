@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,14 +50,19 @@ func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
 	if err := w.Database.roomy(); err != nil && !s.Pretends && !w.last.Leader {
 		return err
 	}
+	return w.end(ctx, "it has given its database up")
+}
+
+// end ends the server: its container starts it again, as what Prepare makes of its file.
+func (w *Watcher) end(ctx context.Context, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	w.Log.Warn("ending the server, which has given its database up, for it to start again", "db", w.Database.Name)
+	w.Log.Warn("ending the server, for it to start again", "db", w.Database.Name, "reason", why)
 	var said string
 	if err := ovs.Call(ctx, w.Database.Control, "exit", []string{}, &said); err != nil {
 		return fmt.Errorf("end the server of %s: %w", w.Database.Name, err)
 	}
-	w.last = Status{}
+	w.last, w.recorded = Status{}, time.Time{}
 	return nil
 }
 

@@ -82,7 +82,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 // revived is what is logged of a member that led when its disk was full.
-const revived = "ending the server, which has given its database up"
+const revived = "it has given its database up"
 
 // newFullDisk is a cluster of which the third member's disk is full. What it returns in the end makes room.
 func newFullDisk(t *testing.T, unwatched bool) (w *world, first, third *run, room func()) {

@@ -74,6 +74,11 @@ func decide(f found) (step, string) {
 		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first"
 	case f.file && f.address != f.want && f.record.Cluster != "":
 		return stepRejoin, "this node's address was " + f.address
+	case f.file && f.address != f.want && !f.unasked: // a file of an earlier install, or the record was lost: with this address it would never be found
+		if f.ordinal == 0 {
+			return stepMove, "this node's address was " + f.address + ", and no cluster is known"
+		}
+		return stepWait, "this node's address was " + f.address + ", and no cluster is known: the StatefulSet's first pod makes one"
 	case f.file && f.record.Cluster != "" && f.record.Cluster != f.cluster:
 		return stepRejoin, "the file is of another cluster, " + f.cluster
 	case f.gap != "" && f.record.Cluster != "" && f.others:
@@ -178,7 +183,7 @@ func (m Member) apply(ctx context.Context, do step, host netip.Addr, f found) er
 	case stepCreate:
 		return m.create(ctx, f.want)
 	case stepMove:
-		return m.move(ctx, f.want)
+		return m.move(ctx, f)
 	}
 	d := m.Database
 	others := d.others(host)
@@ -210,7 +215,7 @@ func (m Member) create(ctx context.Context, address string) error {
 	if err := os.Rename(m.newFile(), m.Database.File); err != nil {
 		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
 	}
-	return m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster })
+	return m.API.Claim(ctx, m.Database.Kind, "", cluster) // who is late joins the other at its next start, as decide has it
 }
 
 func (m Member) newFile() string { return m.Database.File + ".new" }
@@ -228,7 +233,7 @@ func (m Member) createFrom(ctx context.Context, contents, address string) (clust
 }
 
 // move makes another cluster with the contents of this one. From the record on the others' files are of a former cluster, and they join this one.
-func (m Member) move(ctx context.Context, address string) error {
+func (m Member) move(ctx context.Context, f found) error {
 	plain := m.Database.File + ".standalone"
 	if err := remove(plain); err != nil {
 		return err
@@ -236,11 +241,11 @@ func (m Member) move(ctx context.Context, address string) error {
 	if _, err := databaseTool(ctx, "cluster-to-standalone", plain, m.Database.File); err != nil {
 		return err
 	}
-	cluster, err := m.createFrom(ctx, plain, address)
+	cluster, err := m.createFrom(ctx, plain, f.want)
 	if err != nil {
 		return err
 	}
-	if err := m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster }); err != nil {
+	if err := m.API.Claim(ctx, m.Database.Kind, f.record.Cluster, cluster); err != nil {
 		return err
 	}
 	return errors.Join(m.replace(), remove(plain))
