@@ -42,10 +42,19 @@ type Watcher struct {
 	tight bool
 	// recorded is when the API last knew the cluster.
 	recorded time.Time
+	// replicas is how many members there should be by the last look; counted: the file says surplus, what is to be said of it.
+	replicas int
+	counted  bool
+	surplus  string
 }
 
 // Watch runs watchers until ctx ends.
 func Watch(ctx context.Context, watchers ...*Watcher) error {
+	for _, w := range watchers {
+		if err := w.forget(); err != nil {
+			return err
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, w := range watchers {
 		g.Go(func() error { return w.run(ctx) })
@@ -83,7 +92,7 @@ func (w *Watcher) look(ctx context.Context) error {
 		w.Log.Info("state of the cluster's member", "db", w.Database.Name, "member", s.Member, "leads", s.Leader, "led", s.Led, "term", s.Term, "servers", len(s.servers))
 	}
 	w.last = s
-	whole := w.whole(ctx)
+	whole := errors.Join(w.whole(ctx), w.count(ctx, s))
 	if !s.Leader {
 		w.leads = time.Time{}
 		return whole
