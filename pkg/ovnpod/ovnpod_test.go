@@ -42,6 +42,7 @@ func TestDecide(t *testing.T) {
 		"it lacks what it could not write":              {member(func(f *found) { f.gap, f.others = "record 7 skips", true }), stepRejoin},
 		"it lacks that, and nobody else can have it":    {member(func(f *found) { f.gap = "record 7 skips" }), stepKeep},
 		"it lacks that, and nobody can be asked":        {member(func(f *found) { f.gap, f.others, f.record = "record 7 skips", true, Record{} }), stepKeep},
+		"it cannot be read":                             {found{file: true, broken: "unexpected file format", want: here, record: Record{Cluster: "c1"}}, stepRejoin},
 		"it was removed meanwhile":                      {member(func(f *found) { f.record.Removed = []string{"abcd@" + here} }), stepRejoin},
 		"another of this node was removed":              {member(func(f *found) { f.record.Removed = []string{"ffff@" + here} }), stepKeep},
 		"the node has another address":                  {member(func(f *found) { f.want = "tcp:10.0.0.9:6643" }), stepRejoin},
