@@ -60,7 +60,7 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		case s.Failed:
 			return fmt.Errorf("%s could not be written to the disk: is there room in %s of this node?", d.Name, c.StateDir)
 		case !s.Member:
-			return fmt.Errorf("%s has not joined its cluster yet", d.Name)
+			return fmt.Errorf("%s has not joined its cluster yet: do most of its members run? If none does, their copies are on other nodes with the label: cordon this node and delete this pod", d.Name)
 		case !s.Led:
 			return fmt.Errorf("the cluster of %s has no leader: are most of its members there?", d.Name)
 		}
