@@ -73,7 +73,7 @@ func decide(f found) (step, string) {
 		if f.ordinal == 0 {
 			return stepMove, "members reach one another by " + protocol(f.want) + ": now, and it was " + protocol(f.address) + ":"
 		}
-		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first"
+		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first; if it waits to join, it is on a node without a copy: cordon that one and delete the pod"
 	case f.file && f.address != f.want && f.record.Cluster != "":
 		return stepRejoin, "this node's address was " + f.address
 	case f.file && f.address != f.want && !f.unasked: // a file of an earlier install, or the record was lost: with this address it would never be found
