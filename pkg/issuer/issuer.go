@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -199,6 +200,18 @@ func covers(c *x509.Certificate, hosts []string) bool {
 	return true
 }
 
+// otherHosts is why a certificate is made anew that lacks a name or an address.
+const otherHosts = "the databases have other names"
+
+// hosts are the names and addresses that a certificate is for.
+func hosts(c *x509.Certificate) []string {
+	all := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		all = append(all, ip.String())
+	}
+	return all
+}
+
 // leafDue says why a certificate must be made anew; empty if it need not.
 func leafDue(have *pki.Material, unusable error, a pki.Authorities, want pki.Leaf, now time.Time) string {
 	switch {
@@ -209,7 +222,7 @@ func leafDue(have *pki.Material, unusable error, a pki.Authorities, want pki.Lea
 	case !trusts(a.Bundle(), have.Leaf()):
 		return "its authority is not trusted any more"
 	case !covers(have.Leaf(), want.Hosts):
-		return "the databases have other names"
+		return otherHosts
 	case have.Leaf().Subject.CommonName != want.Name:
 		return "it has another's name"
 	}

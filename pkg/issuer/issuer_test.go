@@ -5,12 +5,21 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
@@ -119,5 +128,44 @@ func TestAuthoritiesReadBack(t *testing.T) {
 	data[pki.KeyFile] = []byte("lost")
 	if _, err := decode(data); err == nil {
 		t.Error("an authority without its key was read")
+	}
+}
+
+// Two controllers have different lists of hosts while a setting changes. The certificates come to be for all of them, and are not made anew in turns.
+func TestTwoListsOfHosts(t *testing.T) {
+	api, writes := fake.NewClientset(), map[string]int{}
+	api.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if w, ok := a.(clienttesting.CreateAction); ok && (a.GetVerb() == "create" || a.GetVerb() == "update") { // an update has an object too
+			if secret, ok := w.GetObject().(*corev1.Secret); ok {
+				writes[secret.Name]++
+			}
+		}
+		return false, nil, nil
+	})
+	issuer := func(hosts ...string) *Issuer {
+		return &Issuer{
+			cfg: Config{Namespace: "godwit-system", AgentUser: agent, Hosts: hosts, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}, api: api, now: func() time.Time { return start },
+			requests: cache.NewSharedIndexInformer(&cache.ListWatch{}, &certificatesv1.CertificateSigningRequest{}, 0, nil),
+			expiry:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x", Help: "x"}, []string{"certificate"}),
+		}
+	}
+	old, changed := issuer("192.0.2.1", "db.example", "192.0.2.3"), issuer("192.0.2.1", "db.example", "fd00::4")
+	for range 3 {
+		if err := errors.Join(old.pass(t.Context()), changed.pass(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{Server, Admin} {
+		secret, err := api.CoreV1().Secrets("godwit-system").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := pki.ParseCertificates(secret.Data[pki.CertFile])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !covers(made[0], []string{"192.0.2.1", "db.example", "192.0.2.3", "fd00::4"}) || writes[name] != 2 {
+			t.Errorf("%s is for %v, and was written %d times, want it for all hosts after two", name, hosts(made[0]), writes[name])
+		}
 	}
 }

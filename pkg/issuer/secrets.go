@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -128,6 +129,9 @@ func (i *Issuer) leaf(ctx context.Context, name string, a pki.Authorities) error
 	missing, bundle := err != nil, pki.EncodeCertificates(a.Bundle()...)
 	have, unusable := (&pki.Files{Read: reader(secret.Data), CA: pki.CAFile, Cert: pki.CertFile, Key: pki.KeyFile}).Load()
 	why := leafDue(have, unusable, a, want, i.now())
+	if why == otherHosts { // its names too, until it is renewed: while a setting changes two issuers want different ones, and would make it anew in turns
+		want.Hosts = slices.Compact(slices.Sorted(slices.Values(slices.Concat(want.Hosts, hosts(have.Leaf())))))
+	}
 	data := maps.Clone(secret.Data)
 	switch {
 	case why != "":

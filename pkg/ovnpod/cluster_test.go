@@ -205,6 +205,25 @@ func TestMemberIsReplaced(t *testing.T) {
 	}
 }
 
+// TestMemberThatLeftComesBack: a member was told to leave its cluster, for good. Its file is no member's any more, and its pod joins anew.
+func TestMemberThatLeftComesBack(t *testing.T) {
+	w := newWorld(t, 3)
+	dir := t.TempDir()
+	first := w.start(0, 1, t.TempDir())
+	w.settled(first, 1)
+	second, third := w.start(1, 2, t.TempDir()), w.start(2, 3, dir)
+	w.settled(second, 3)
+	w.settled(third, 3)
+	var said string
+	if err := ovs.Call(t.Context(), third.database.Control, "cluster/leave", []string{third.database.Name}, &said); err != nil {
+		t.Fatal(err)
+	}
+	w.settled(first, 2)
+	w.until(func() error { return third.mentions("it has given its database up") }) // its server serves it no more, and is ended
+	third.end()
+	w.settled(w.start(2, 3, dir), 3)
+}
+
 // TestClusterGoesToTLS: all members end, and start again with remotes by TLS. The first makes a cluster of what it has, even if it dies in between, and the others join that; no row is lost.
 func TestClusterGoesToTLS(t *testing.T) {
 	w := newWorld(t, 3)
@@ -243,7 +262,8 @@ func (w *world) dieMoving(dir string) {
 		w.t.Fatal(err)
 	}
 	m := Member{Config: c, Database: d, API: w.api, Log: slog.Default()}
-	if err := m.move(w.t.Context(), d.raftAddress(d.Hosts[0])); err != nil {
+	r, err := w.api.Record(w.t.Context(), ProbeNB)
+	if err := errors.Join(err, m.move(w.t.Context(), found{want: d.raftAddress(d.Hosts[0]), record: r})); err != nil {
 		w.t.Fatal(err)
 	}
 	if err := errors.Join(os.Rename(d.File, m.newFile()), os.Rename(d.File+".former", d.File)); err != nil {
@@ -314,8 +334,18 @@ func TestLostDatabaseIsNotMadeAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Member{Config: c, Database: d, API: w.api, Log: slog.Default(), Addresses: d.Hosts}.Prepare(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "delete configmap godwit-ovn") {
-		t.Errorf("error %v, want one that says how to begin anew", err)
+	for name, file := range map[string][]byte{"none": nil, "one that cannot be read": []byte("OVSDB CLU")} {
+		if file != nil {
+			if err := os.WriteFile(d.File, file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err = Member{Config: c, Database: d, API: w.api, Log: slog.Default(), Addresses: d.Hosts}.Prepare(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "delete configmap godwit-ovn") {
+			t.Errorf("file: %s: error %v, want one that says how to begin anew", name, err)
+		}
+		if err := remove(d.File); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -2,10 +2,14 @@ package ovnpod
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,15 +24,18 @@ const unknownCluster = "unknown cluster"
 
 // room says how many bytes are free on the disk of the database's file, and how many there must be: to compact a database is to write it anew.
 func (d Database) room() (free, need uint64, err error) {
+	size := uint64(0) // of one that is still to come
 	info, err := os.Stat(d.File)
-	if err != nil {
+	if err == nil {
+		size = uint64(info.Size())
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return 0, 0, fmt.Errorf("find the size of a database: %w", err)
 	}
 	var disk unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(d.File), &disk); err != nil {
 		return 0, 0, fmt.Errorf("find how much room there is in %s: %w", filepath.Dir(d.File), err)
 	}
-	return disk.Bavail * uint64(disk.Bsize), max(uint64(info.Size()), leastRoom), nil
+	return disk.Bavail * uint64(disk.Bsize), max(size, leastRoom), nil
 }
 
 // roomy is an error where a copy of the database would not fit on its disk.
@@ -49,14 +56,19 @@ func (w *Watcher) revive(ctx context.Context, s Status, why error) error {
 	if err := w.Database.roomy(); err != nil && !s.Pretends && !w.last.Leader {
 		return err
 	}
+	return w.end(ctx, "it has given its database up")
+}
+
+// end ends the server: its container starts it again, as what Prepare makes of its file.
+func (w *Watcher) end(ctx context.Context, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	w.Log.Warn("ending the server, which has given its database up, for it to start again", "db", w.Database.Name)
+	w.Log.Warn("ending the server, for it to start again", "db", w.Database.Name, "reason", why)
 	var said string
 	if err := ovs.Call(ctx, w.Database.Control, "exit", []string{}, &said); err != nil {
 		return fmt.Errorf("end the server of %s: %w", w.Database.Name, err)
 	}
-	w.last = Status{}
+	w.last, w.recorded = Status{}, time.Time{}
 	return nil
 }
 
@@ -81,19 +93,24 @@ func (w *Watcher) whole(ctx context.Context) error {
 	return nil
 }
 
-// gaps are what ovsdb-tool says of a file that lacks entries between others, or at the end some that were committed.
-var gaps = []string{"skips past expected index", "advances commit index to"}
+// gaps are what ovsdb-tool says of a file that lacks entries between others, or at the end some that were committed, and of one whose server has left the cluster (cluster/leave), for good.
+var gaps = []string{"skips past expected index", "advances commit index to", "shows that the server left the cluster"}
 
 // gap says what a member's file lacks, empty for one that a server can start with. Another fault of it is the server's to tell: a record that was cut short when the machine died is none.
 func (d Database) gap(ctx context.Context) string {
-	_, err := databaseTool(ctx, "check-cluster", d.File)
-	if err == nil {
-		return ""
+	said, err := databaseTool(ctx, "check-cluster", d.File)
+	if err != nil {
+		said = err.Error()
 	}
-	for _, g := range gaps {
-		if strings.Contains(err.Error(), g) {
-			return err.Error()
-		}
+	if mentions(said, gaps) {
+		return said
 	}
 	return ""
+}
+
+// unreadable is what ovsdb-tool says of a file that has no header: it was cut short when it was made, on a full disk or as the machine died, or was overwritten.
+var unreadable = []string{"cannot identify file type", "unexpected file format", "(End of file)", "have SHA-1 hash"}
+
+func mentions(said string, texts []string) bool {
+	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(said, text) })
 }

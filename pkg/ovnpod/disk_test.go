@@ -82,7 +82,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 // revived is what is logged of a member that led when its disk was full.
-const revived = "ending the server, which has given its database up"
+const revived = "it has given its database up"
 
 // newFullDisk is a cluster of which the third member's disk is full. What it returns in the end makes room.
 func newFullDisk(t *testing.T, unwatched bool) (w *world, first, third *run, room func()) {
@@ -164,4 +164,46 @@ func (w *world) startsAgain(first, third *run) (joined bool) {
 		w.t.Error(err)
 	}
 	return joined
+}
+
+// TestFileThatCannotBeRead: a file that was cut short is put aside, and its member joins anew, when there is room; without other members the error says what to do.
+func TestFileThatCannotBeRead(t *testing.T) {
+	w := newWorld(t, 3)
+	dir := smallDisk(t)
+	first := w.start(0, 1, t.TempDir())
+	w.settled(first, 1)
+	w.settled(w.start(1, 2, t.TempDir()), 2)
+	third := w.start(2, 3, dir)
+	w.settled(third, 3)
+	third.end()
+	w.cutShort(third) // a record at the end: its server leaves that out
+	third = w.start(2, 3, dir)
+	w.settled(third, 3)
+	if err := third.mentions("step=keep"); err != nil {
+		t.Error(err)
+	}
+	for name, size := range map[string]int64{"nothing": 0, "half a header": 100} {
+		third.end()
+		if err := os.Truncate(third.database.File, size); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(3*retryInterval, fill(t, dir)) // it waits for room, and leaves no other file that was cut short
+		third = w.start(2, 3, dir)
+		w.settled(third, 3)
+		if err := third.mentions("the file cannot be read", "make room in"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// cutShort takes the last bytes of a member's file, as the machine's end may.
+func (w *world) cutShort(r *run) {
+	w.t.Helper()
+	info, err := os.Stat(r.database.File)
+	if err == nil {
+		err = os.Truncate(r.database.File, info.Size()-3)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }

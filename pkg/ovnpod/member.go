@@ -42,8 +42,8 @@ type found struct {
 	want    string
 	ordinal int
 	record  Record
-	// gap is what the file lacks; empty for nothing.
-	gap string
+	// gap is what the file lacks; empty for nothing. broken is why it cannot be read at all; nothing else is known of it then.
+	gap, broken string
 	// unasked: the API server does not answer, so that record says nothing.
 	unasked bool
 }
@@ -63,6 +63,8 @@ const (
 // decide says what to do, and why.
 func decide(f found) (step, string) {
 	switch {
+	case f.broken != "":
+		return stepRejoin, "the file cannot be read: " + f.broken
 	case f.file && slices.Contains(f.record.Removed, removedName(f.server, f.address)):
 		return stepRejoin, "this member was removed from the cluster while it was away"
 	case f.file && protocol(f.address) != protocol(f.want) && f.unasked:
@@ -71,13 +73,18 @@ func decide(f found) (step, string) {
 		if f.ordinal == 0 {
 			return stepMove, "members reach one another by " + protocol(f.want) + ": now, and it was " + protocol(f.address) + ":"
 		}
-		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first"
+		return stepWait, "the StatefulSet's first pod moves the cluster from " + protocol(f.address) + ": to " + protocol(f.want) + ": first; if it waits to join, it is on a node without a copy: cordon that one and delete the pod"
 	case f.file && f.address != f.want && f.record.Cluster != "":
 		return stepRejoin, "this node's address was " + f.address
+	case f.file && f.address != f.want && !f.unasked: // a file of an earlier install, or the record was lost: with this address it would never be found
+		if f.ordinal == 0 {
+			return stepMove, "this node's address was " + f.address + ", and no cluster is known"
+		}
+		return stepWait, "this node's address was " + f.address + ", and no cluster is known: the StatefulSet's first pod makes one"
 	case f.file && f.record.Cluster != "" && f.record.Cluster != f.cluster:
 		return stepRejoin, "the file is of another cluster, " + f.cluster
 	case f.gap != "" && f.record.Cluster != "" && f.others:
-		return stepRejoin, "the file lacks what could not be written when the disk was full: " + f.gap
+		return stepRejoin, "no server starts on the file: " + f.gap
 	case f.file:
 		return stepKeep, ""
 	case f.record.Cluster != "":
@@ -112,6 +119,9 @@ func (m Member) Prepare(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 		do, why := decide(f)
+		if err := m.Database.roomy(); err != nil && (do == stepJoin || do == stepRejoin) {
+			do, why = stepWait, why+", and "+err.Error() // a file that was cut short for want of room would be worse than none
+		}
 		if do != stepWait {
 			m.Log.Info("preparing the database", "db", m.Database.Name, "file", m.Database.File, "step", do, "reason", why, "address", f.want)
 			if err := m.apply(ctx, do, host, f); err != nil {
@@ -139,19 +149,22 @@ func (m Member) look(ctx context.Context, host netip.Addr) (f found, err error) 
 	}
 	if f.file {
 		if err := m.inspect(ctx, &f); err != nil {
-			return f, err
+			if !mentions(err.Error(), unreadable) {
+				return f, err // the disk, or the tool: the file may be good
+			}
+			f.broken = err.Error()
 		}
 	}
 	for {
 		if f.record, err = m.API.Record(ctx, m.Database.Kind); err == nil {
 			return f, m.finishMove(ctx, &f)
 		}
-		if f.file { // OVN has to be there for the API server, not the other way round
+		if f.file && f.broken == "" { // OVN has to be there for the API server, not the other way round
 			f.unasked = true
 			m.Log.Warn("starting with the file as it is, since the API server does not answer", "db", m.Database.Name, "error", err)
 			return f, nil
 		}
-		m.Log.Warn("waiting for the API server: there is no file, and it knows whether there is a cluster", "db", m.Database.Name, "error", err)
+		m.Log.Warn("waiting for the API server: there is no file that can be read, and it knows whether there is a cluster", "db", m.Database.Name, "error", err)
 		if err := pause(ctx, retryInterval); err != nil {
 			return f, fmt.Errorf("wait for the API server: %w", err)
 		}
@@ -178,26 +191,46 @@ func (m Member) apply(ctx context.Context, do step, host netip.Addr, f found) er
 	case stepCreate:
 		return m.create(ctx, f.want)
 	case stepMove:
-		return m.move(ctx, f.want)
+		return m.move(ctx, f)
 	}
+	others := m.Database.others(host)
+	if len(others) == 0 || f.record.Cluster == "" {
+		return m.forlorn(f)
+	}
+	return m.join(ctx, f, others)
+}
+
+// forlorn says what to do where there is nobody to have a copy from.
+func (m Member) forlorn(f found) error {
+	d, reason := m.Database, "is gone from this node"
+	switch {
+	case f.broken != "":
+		reason = fmt.Sprintf("on this node cannot be read (%s)", f.broken)
+	case f.file:
+		reason = fmt.Sprintf("on this node is not what it was (it is of cluster %s at %s, wanted is %s at %s)", f.cluster, f.address, f.record.Cluster, f.want)
+	}
+	known := d.Flag + " names no other node that could have a copy"
+	if f.record.Cluster == "" {
+		known = "no cluster is known"
+	}
+	return fmt.Errorf("database %s %s, and %s: if there is none, remove %s and kubectl -n %s delete configmap %s: "+
+		"Godwit makes an empty database and fills it from the API", d.Name, reason, known, d.File, m.Config.Namespace, RecordName)
+}
+
+// join makes the file of a member that has nothing yet, under another name first, as create does.
+func (m Member) join(ctx context.Context, f found, others []string) error {
 	d := m.Database
-	others := d.others(host)
-	if len(others) == 0 {
-		reason := "is gone from this node"
-		if f.file {
-			reason = fmt.Sprintf("on this node is not what it was (it is of cluster %s at %s, wanted is %s at %s)", f.cluster, f.address, f.record.Cluster, f.want)
-		}
-		return fmt.Errorf("database %s %s, and %s names no other node that could have a copy: if there is none, remove %s and kubectl -n %s delete configmap %s: "+
-			"Godwit makes an empty database and fills it from the API", d.Name, reason, d.Flag, d.File, m.Config.Namespace, RecordName)
+	if err := remove(m.newFile()); err != nil {
+		return err
 	}
-	if do == stepRejoin {
-		if err := os.Rename(d.File, d.File+".former"); err != nil { // one is kept, for a look at it
-			return fmt.Errorf("put the former file of %s aside: %w", d.Name, err)
-		}
+	args := append([]string{"--cid=" + f.record.Cluster, "join-cluster", m.newFile(), d.Name, f.want}, others...)
+	if _, err := databaseTool(ctx, args...); err != nil {
+		return errors.Join(err, remove(m.newFile()))
 	}
-	args := append([]string{"--cid=" + f.record.Cluster, "join-cluster", d.File, d.Name, f.want}, others...)
-	_, err := databaseTool(ctx, args...)
-	return err
+	if f.file {
+		return m.replace()
+	}
+	return m.rename()
 }
 
 // create makes the cluster under another name first: a file that was cut short when the machine died would never be completed. The record comes after the file, or it could
@@ -207,10 +240,10 @@ func (m Member) create(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(m.newFile(), m.Database.File); err != nil {
-		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
+	if err := m.rename(); err != nil {
+		return err
 	}
-	return m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster })
+	return m.API.Claim(ctx, m.Database.Kind, "", cluster) // who is late joins the other at its next start, as decide has it
 }
 
 func (m Member) newFile() string { return m.Database.File + ".new" }
@@ -228,7 +261,7 @@ func (m Member) createFrom(ctx context.Context, contents, address string) (clust
 }
 
 // move makes another cluster with the contents of this one. From the record on the others' files are of a former cluster, and they join this one.
-func (m Member) move(ctx context.Context, address string) error {
+func (m Member) move(ctx context.Context, f found) error {
 	plain := m.Database.File + ".standalone"
 	if err := remove(plain); err != nil {
 		return err
@@ -236,11 +269,11 @@ func (m Member) move(ctx context.Context, address string) error {
 	if _, err := databaseTool(ctx, "cluster-to-standalone", plain, m.Database.File); err != nil {
 		return err
 	}
-	cluster, err := m.createFrom(ctx, plain, address)
+	cluster, err := m.createFrom(ctx, plain, f.want)
 	if err != nil {
 		return err
 	}
-	if err := m.API.Remember(ctx, m.Database.Kind, func(r *Record) { r.Cluster = cluster }); err != nil {
+	if err := m.API.Claim(ctx, m.Database.Kind, f.record.Cluster, cluster); err != nil {
 		return err
 	}
 	return errors.Join(m.replace(), remove(plain))
@@ -255,6 +288,10 @@ func (m Member) replace() error {
 	if err := os.Link(m.Database.File, former); err != nil {
 		return fmt.Errorf("keep the former file of %s: %w", m.Database.Name, err)
 	}
+	return m.rename()
+}
+
+func (m Member) rename() error {
 	if err := os.Rename(m.newFile(), m.Database.File); err != nil {
 		return fmt.Errorf("put database %s in its place: %w", m.Database.Name, err)
 	}
@@ -276,6 +313,7 @@ func (m Member) finishMove(ctx context.Context, f *found) error {
 	if err := m.replace(); err != nil {
 		return err
 	}
+	f.broken = ""
 	return m.inspect(ctx, f)
 }
 

@@ -19,18 +19,20 @@ const (
 	ProbeSwitch     = "vswitchd"
 	ProbeController = "controller"
 	ProbeGate       = "gate"
+	// ProbeMembers is what looks after the members of both databases.
+	ProbeMembers = "members"
 	// ProbeUninstall is no daemon: whether the node is clean.
 	ProbeUninstall = "uninstall"
 )
 
 // Probes are their names.
 func Probes() []string {
-	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController, ProbeGate, ProbeUninstall}
+	return []string{ProbeNB, ProbeSB, ProbeNorthd, ProbeSwitchDB, ProbeSwitch, ProbeController, ProbeGate, ProbeMembers, ProbeUninstall}
 }
 
 // Alive returns nil when the daemon answers, or has no socket yet: what it needs is being prepared. One that ended has taken its container along.
 func (c *Config) Alive(ctx context.Context, daemon string) error {
-	if daemon == ProbeGate || daemon == ProbeUninstall {
+	if daemon == ProbeGate || daemon == ProbeMembers || daemon == ProbeUninstall {
 		return nil // what is wrong with it, another start does not mend
 	}
 	err := c.answers(ctx, daemon)
@@ -46,6 +48,7 @@ func (c *Config) answers(ctx context.Context, daemon string) error {
 }
 
 // Ready returns nil when the daemon does what it is there for: a database is a member of a cluster that has a leader, ovn-controller is connected to SB.
+// What looks after the members is ready when neither database has more than it should: the pod's readiness is what the next one's end waits for.
 func (c *Config) Ready(ctx context.Context, daemon string) error {
 	switch daemon {
 	case ProbeNB, ProbeSB:
@@ -57,13 +60,15 @@ func (c *Config) Ready(ctx context.Context, daemon string) error {
 		case s.Failed:
 			return fmt.Errorf("%s could not be written to the disk: is there room in %s of this node?", d.Name, c.StateDir)
 		case !s.Member:
-			return fmt.Errorf("%s has not joined its cluster yet", d.Name)
+			return fmt.Errorf("%s has not joined its cluster yet: do most of its members run? If none does, their copies are on other nodes with the label: cordon this node and delete this pod", d.Name)
 		case !s.Led:
 			return fmt.Errorf("the cluster of %s has no leader: are most of its members there?", d.Name)
 		}
 		return d.roomy()
 	case ProbeGate:
 		return c.opened(ctx)
+	case ProbeMembers:
+		return errors.Join(c.named(ProbeNB).fitting(), c.named(ProbeSB).fitting())
 	case ProbeUninstall:
 		return clean()
 	case ProbeController:

@@ -2,6 +2,7 @@ package ovnpod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,7 +68,7 @@ func recordOf(cm *corev1.ConfigMap, kind string) Record {
 	return Record{Cluster: cm.Data[kind+".cluster"], Removed: strings.Fields(cm.Data[kind+".removed"])}
 }
 
-// Remember changes what there is of a database.
+// Remember changes what there is of a database. Another cluster is put there by Claim alone.
 func (a API) Remember(ctx context.Context, kind string, change func(*Record)) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -99,6 +100,26 @@ func (a API) Remember(ctx context.Context, kind string, change func(*Record)) er
 	})
 	if err != nil {
 		return fmt.Errorf("write ConfigMap %s/%s: %w", a.Namespace, RecordName, err)
+	}
+	return nil
+}
+
+// ErrOtherCluster says that the API remembers another cluster than was expected.
+var ErrOtherCluster = errors.New("there is another cluster of the database")
+
+// Claim makes the API remember a cluster in the place of the one that it is expected to remember; empty: none. If it remembers a third, that stays, and the error is ErrOtherCluster:
+// of two clusters that came to be at the same time one is the database's.
+func (a API) Claim(ctx context.Context, kind, expected, cluster string) error {
+	var found string
+	if err := a.Remember(ctx, kind, func(r *Record) {
+		if found = r.Cluster; found == expected {
+			r.Cluster = cluster
+		}
+	}); err != nil {
+		return err
+	}
+	if found != expected && found != cluster {
+		return fmt.Errorf("%w: ConfigMap %s/%s has %s, and this one is %s", ErrOtherCluster, a.Namespace, RecordName, found, cluster)
 	}
 	return nil
 }

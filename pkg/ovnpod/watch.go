@@ -21,6 +21,8 @@ const (
 	watchInterval = 2 * time.Second
 	// silence is how long the leader has heard nothing of a member that is taken for gone, if there is another in its place.
 	silence = 20 * time.Second
+	// recordInterval is how often the leader looks whether the API still remembers its cluster.
+	recordInterval = 10 * time.Second
 	// convertTimeout bounds the conversion of a database to another schema.
 	convertTimeout = 5 * time.Minute
 )
@@ -38,12 +40,21 @@ type Watcher struct {
 	last  Status
 	// tight: there was no room for a copy of the database, and its file has not been written anew since.
 	tight bool
-	// recorded: the API knows the cluster.
-	recorded bool
+	// recorded is when the API last knew the cluster.
+	recorded time.Time
+	// replicas is how many members there should be by the last look; counted: the file says surplus, what is to be said of it.
+	replicas int
+	counted  bool
+	surplus  string
 }
 
 // Watch runs watchers until ctx ends.
 func Watch(ctx context.Context, watchers ...*Watcher) error {
+	for _, w := range watchers {
+		if err := w.forget(); err != nil {
+			return err
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, w := range watchers {
 		g.Go(func() error { return w.run(ctx) })
@@ -81,7 +92,7 @@ func (w *Watcher) look(ctx context.Context) error {
 		w.Log.Info("state of the cluster's member", "db", w.Database.Name, "member", s.Member, "leads", s.Leader, "led", s.Led, "term", s.Term, "servers", len(s.servers))
 	}
 	w.last = s
-	whole := w.whole(ctx)
+	whole := errors.Join(w.whole(ctx), w.count(ctx, s))
 	if !s.Leader {
 		w.leads = time.Time{}
 		return whole
@@ -92,16 +103,49 @@ func (w *Watcher) look(ctx context.Context) error {
 	return errors.Join(whole, w.record(ctx, s), w.dismiss(ctx, s), w.convert(ctx), w.listen(ctx))
 }
 
-// record tells the API of a cluster that it does not know.
+// record tells the API of a cluster that it does not know. It may know another: two came to be at the same time, as where a copy of an earlier install lies on one node and the first pod starts on one without,
+// or it was restored from an earlier day. The cluster to which most pods belong is the database's then, since there can be one such; a server of any other is ended, and joins that one when it starts again.
 func (w *Watcher) record(ctx context.Context, s Status) error {
-	if w.recorded || s.Cluster == "" {
+	if s.Cluster == "" || !w.recorded.IsZero() && w.Now().Sub(w.recorded) < recordInterval {
 		return nil
 	}
-	if err := w.API.Remember(ctx, w.Database.Kind, func(r *Record) { r.Cluster = s.Cluster }); err != nil {
+	err := w.API.Claim(ctx, w.Database.Kind, "", s.Cluster)
+	if errors.Is(err, ErrOtherCluster) {
+		return w.settle(ctx, s, err)
+	}
+	if err != nil {
 		return err
 	}
-	w.recorded = true
+	w.recorded = w.Now()
 	return nil
+}
+
+// settle is for a leader whose cluster is not the one that the API remembers.
+func (w *Watcher) settle(ctx context.Context, s Status, why error) error {
+	known, err := w.API.Record(ctx, w.Database.Kind)
+	if err != nil {
+		return err
+	}
+	replicas, err := w.API.Replicas(ctx)
+	if err != nil {
+		return err
+	}
+	if most(s, replicas) {
+		w.Log.Warn("most members are in this cluster: it is the database's", "db", w.Database.Name, "cluster", s.Cluster, "was", known.Cluster)
+		return w.API.Claim(ctx, w.Database.Kind, known.Cluster, s.Cluster)
+	}
+	return errors.Join(why, w.end(ctx, "it leads another cluster than the database's, and joins that when it starts again"))
+}
+
+// most says whether most of the pods are in the leader's cluster, and speak.
+func most(s Status, replicas int) bool {
+	live := 0
+	for _, one := range s.servers {
+		if one.Self || one.Silent >= 0 && one.Silent <= silence {
+			live++
+		}
+	}
+	return 2*live > replicas
 }
 
 // superfluous picks the member to remove: there are more than there should be, and this one has been silent for longest. A member that came with an empty disk, on

@@ -45,6 +45,12 @@ func TestInstallChart(t *testing.T) {
 	if n, ok := without["Deployment/godwit-system/godwit-controller"]["spec"].(map[string]any); !ok || fmt.Sprint(n["replicas"]) != "1" {
 		t.Errorf("a value does not arrive: %v", n["replicas"])
 	}
+	bound := map[string]map[string]any{}
+	collect(t, bound, render(t, top, `--set-string=controllerNodeSelector.godwit\.dev/ovn-central=`))
+	nodes, _, err := unstructured.NestedStringMap(bound["Deployment/godwit-system/godwit-controller"], "spec", "template", "spec", "nodeSelector")
+	if value, ok := nodes["godwit.dev/ovn-central"]; err != nil || !ok || value != "" {
+		t.Errorf("the controller runs on nodes %v (%v), want those with the label alone", nodes, err)
+	}
 	for key := range without {
 		if strings.Contains(key, "ov") && strings.Contains(key, "Set/") && !strings.Contains(key, "agent") {
 			t.Errorf("%s is there although OVN is somebody else's", key)
