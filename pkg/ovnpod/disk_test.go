@@ -187,7 +187,8 @@ func TestFileThatCannotBeRead(t *testing.T) {
 		if err := os.Truncate(third.database.File, size); err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(3*retryInterval, fill(t, dir)) // it waits for room, and leaves no other file that was cut short
+		timer := time.AfterFunc(3*retryInterval, fill(t, dir)) // it waits for room, and leaves no other file that was cut short
+		t.Cleanup(func() { timer.Stop() })
 		third = w.start(2, 3, dir)
 		w.settled(third, 3)
 		if err := third.mentions("the file cannot be read", "make room in"); err != nil {
