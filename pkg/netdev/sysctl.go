@@ -58,26 +58,26 @@ func keepRouterAdvertisements() error {
 	if err != nil {
 		return fmt.Errorf("list routes from router advertisements: %w", err)
 	}
+	forwards, err := hasSysctl("net/ipv6/conf/all/forwarding", "1")
+	if err != nil || forwards && len(routes) == 0 {
+		return err
+	}
 	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
-	forwards, err := hasSysctl("net/ipv6/conf/all/forwarding", "1")
-	if err != nil {
-		return err
-	}
 	for _, l := range links {
+		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.Attrs().Index })
+		if !routed && (forwards || switched(l)) {
+			continue
+		}
 		conf := "net/ipv6/conf/" + l.Attrs().Name
 		accepts, err := hasSysctl(conf+"/accept_ra", "1")
-		if err != nil {
+		own, ownErr := hasSysctl(conf+"/forwarding", "1")
+		if err := errors.Join(err, ownErr); err != nil {
 			return err
 		}
-		own, err := hasSysctl(conf+"/forwarding", "1")
-		if err != nil {
-			return err
-		}
-		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.Attrs().Index })
-		if !accepts || !routed && (forwards || own || switched(l)) {
+		if !accepts || own && !routed {
 			continue
 		}
 		if err := writeSysctl(conf+"/accept_ra", "2"); err != nil {
