@@ -49,8 +49,8 @@ func (h Host) EnableForwarding(addrs []netip.Prefix) error {
 	})
 }
 
-// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links that listen to routers: with forwarding on, 1 means "ignore them", and the node would lose its default route some minutes later, or never get one
-// from a router that is later than the node. On a host that forwards already 1 means so, and stays, unless the link has its routes from routers all the same.
+// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links that listen to routers: with forwarding on, 1 means "ignore them", and the node would lose its default route some minutes
+// later, or never get one from a router that is later than the node. On a host that forwards already 1 means so, and stays, unless the link has its routes from routers all the same.
 func keepRouterAdvertisements() error {
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
