@@ -171,8 +171,8 @@ func chooseTunnel(cfg Config, internal []netip.Addr, addrs []netdev.HostAddr, cu
 	return t, nil
 }
 
-// better says whether tunnels are to end at a rather than at b, which comes before it in the kernel's order. IPv4 has the smaller header. What tunnels end at now stays as long as it can: other nodes would have to make
-// theirs anew, and of IPv6 the kernel's first is the latest, which may be another's to hand on. So may be an address without a network around it.
+// better says whether tunnels are to end at a rather than at b, which comes before it in the kernel's order. IPv4 has the smaller header. What tunnels end at now stays as long as it
+// can: other nodes would have to make theirs anew, and of IPv6 the kernel's first is the latest, which may be another's to hand on. So may be an address without a network around it.
 func better(a, b *netdev.HostAddr, current netip.Addr) bool {
 	for _, has := range []func(*netdev.HostAddr) bool{
 		func(h *netdev.HostAddr) bool { return h.Addr.Addr().Is4() },

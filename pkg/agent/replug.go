@@ -86,7 +86,8 @@ func (l *leftovers) replug(ctx context.Context, db switchDB, link netdev.HostSid
 	return nil
 }
 
-// leaves says whether a launcher is to have no port of its own accord: it is being deleted, or a migration may still end with it, or has failed, and it is for OVN and the source's agent to say when the VM is here.
+// leaves says whether a launcher is to have no port of its own accord: it is being deleted, or a migration may still end with it, or has failed, and it is for OVN and the source's agent to say
+// when the VM is here.
 func (l *leftovers) leaves(at *attachment, pod *corev1.Pod) bool {
 	if at.id.VMI == nil {
 		return false

@@ -49,8 +49,8 @@ func (h Host) EnableForwarding(addrs []netip.Prefix) error {
 	})
 }
 
-// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links that listen to routers: with forwarding on, 1 means "ignore them", and the node would lose its default route some minutes later, or never get one
-// from a router that is later than the node. On a host that forwards already 1 means so, and stays, unless the link has its routes from routers all the same.
+// keepRouterAdvertisements sets accept_ra from 1 to 2 on the links that listen to routers: with forwarding on, 1 means "ignore them", and the node would lose its default route some minutes
+// later, or never get one from a router that is later than the node. On a host that forwards already 1 means so, and stays, unless the link has its routes from routers all the same.
 func keepRouterAdvertisements() error {
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
@@ -58,26 +58,26 @@ func keepRouterAdvertisements() error {
 	if err != nil {
 		return fmt.Errorf("list routes from router advertisements: %w", err)
 	}
+	forwards, err := hasSysctl("net/ipv6/conf/all/forwarding", "1")
+	if err != nil || forwards && len(routes) == 0 {
+		return err
+	}
 	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
-	forwards, err := hasSysctl("net/ipv6/conf/all/forwarding", "1")
-	if err != nil {
-		return err
-	}
 	for _, l := range links {
+		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.Attrs().Index })
+		if !routed && (forwards || switched(l)) {
+			continue
+		}
 		conf := "net/ipv6/conf/" + l.Attrs().Name
 		accepts, err := hasSysctl(conf+"/accept_ra", "1")
-		if err != nil {
+		own, ownErr := hasSysctl(conf+"/forwarding", "1")
+		if err := errors.Join(err, ownErr); err != nil {
 			return err
 		}
-		own, err := hasSysctl(conf+"/forwarding", "1")
-		if err != nil {
-			return err
-		}
-		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.LinkIndex == l.Attrs().Index })
-		if !accepts || !routed && (forwards || own || switched(l)) {
+		if !accepts || own && !routed {
 			continue
 		}
 		if err := writeSysctl(conf+"/accept_ra", "2"); err != nil {
