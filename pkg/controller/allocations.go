@@ -173,8 +173,10 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.remember(h)
+	a.consult(&ask)
 	if has, ok := a.held[h]; ok {
 		if ips := a.pools[has.subnet].Of(h.owner(has.uid)); has.uid == uid && ask.content(has.subnet, ips) {
+			a.lend(h, ask.claim, ips)
 			return has.subnet, ips, nil
 		}
 		a.free(h, has)
@@ -184,16 +186,21 @@ func (a *allocations) take(h holder, uid types.UID, subnet string, ask request) 
 		a.wait(subnet, h, ask.turn)
 		return "", nil, fmt.Errorf("Subnet %s: %w", subnet, errNoSubnet)
 	}
+	if other, ok := a.borrower(ask.claim.key); ok && ask.had == nil {
+		a.wait(subnet, h, ask.turn)
+		return "", nil, fmt.Errorf("Subnet %s: %w: %s has those of IPAMClaim %s", subnet, ipam.ErrTaken, other, ask.claim.key)
+	}
 	owner := h.owner(uid)
-	a.borrow(ask.claim, pool)
+	a.borrow(ask.claim.key, pool)
 	if ask.had == nil || pool.Claim(owner, ask.had) != nil {
 		if _, err := pool.Allocate(owner, ask.wanted...); err != nil {
-			_ = a.keepClaim(ask.claim) // what it borrowed a moment ago
+			_ = a.keepClaim(ask.claim.key) // what it borrowed a moment ago
 			a.wait(subnet, h, ask.turn)
 			return "", nil, fmt.Errorf("Subnet %s: %w", subnet, err)
 		}
 	}
 	a.held[h] = holding{uid: uid, subnet: subnet}
+	a.lend(h, ask.claim, pool.Of(owner))
 	a.stopWaiting(subnet, h)
 	a.queues.subnets.enqueueAfter(types.NamespacedName{Name: subnet}, statusDelay)
 	return subnet, pool.Of(owner), nil
@@ -207,7 +214,7 @@ type request struct {
 	wanted []netip.Addr
 	in     string
 	// claim is the IPAMClaim that it has its addresses by, the zero value for none.
-	claim types.NamespacedName
+	claim ipamClaim
 	// turn is what turn said before its Subnet was chosen.
 	turn uint64
 }

@@ -106,12 +106,42 @@ func (a *allocations) forgetClaim(key types.NamespacedName) {
 	}
 }
 
-// lend notes that a pod's interface has its addresses by an IPAMClaim.
-func (a *allocations) lend(h holder, c ipamClaim) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// consult asks for what an IPAMClaim has got since it was read: of pods that wait for a new one, one is the first.
+func (a *allocations) consult(ask *request) {
+	if c, ok := a.claims.has[ask.claim.key]; ok && c.uid == ask.claim.uid && len(ask.claim.ips) == 0 {
+		ask.claim.ips, ask.wanted = c.ips, c.ips
+	}
+}
+
+// borrower is the pod's interface that has an IPAMClaim's addresses.
+func (a *allocations) borrower(key types.NamespacedName) (holder, bool) {
+	if key.Name == "" {
+		return holder{}, false
+	}
+	for h, lent := range a.claims.lent {
+		if lent == key {
+			return h, true
+		}
+	}
+	return holder{}, false
+}
+
+// lend notes that a pod's interface has its addresses by an IPAMClaim, which has none, or these. One that has others has them by none.
+func (a *allocations) lend(h holder, c ipamClaim, ips []netip.Prefix) {
+	addrs := addrsOf(ips)
+	if c.key.Name == "" || len(c.ips) > 0 && !slices.Equal(c.ips, addrs) {
+		return
+	}
+	c.ips = addrs
 	a.claims.lent[h] = c.key
 	a.claims.has[c.key] = c
+}
+
+// hasBy is the IPAMClaim by which a pod's interface has its addresses, the zero value if by none.
+func (a *allocations) hasBy(h holder) types.NamespacedName {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.claims.lent[h]
 }
 
 // borrow lets a pod have what an IPAMClaim keeps in a pool.
@@ -137,10 +167,8 @@ func (a *allocations) keepClaim(key types.NamespacedName) error {
 	if _, held := a.held[c.holder()]; !ok || held {
 		return nil
 	}
-	for _, lent := range a.claims.lent {
-		if lent == key {
-			return nil
-		}
+	if _, ok := a.borrower(key); ok {
+		return nil
 	}
 	for subnet, pool := range a.pools {
 		if !within(c.ips, pool.Spec()) {

@@ -215,19 +215,19 @@ func (r *podReconciler) decideByClaim(ctx context.Context, pod *corev1.Pod, name
 	if name == "" {
 		return r.decideOne(ctx, pod, n)
 	}
-	n.claim = types.NamespacedName{Namespace: pod.Namespace, Name: name}
-	obj, err := r.byClaim.get(ctx, n.claim)
+	key := types.NamespacedName{Namespace: pod.Namespace, Name: name}
+	obj, err := r.byClaim.get(ctx, key)
 	if err != nil {
 		return v1alpha1.Identity{}, err
 	}
 	if obj == nil {
-		return v1alpha1.Identity{}, r.refuse(pod, n, reasonNoClaim, fmt.Sprintf("there is no IPAMClaim %s, to which ipam-claim-reference refers: the interface is made when it is there", n.claim))
+		return v1alpha1.Identity{}, r.refuse(pod, n, reasonNoClaim, fmt.Sprintf("there is no IPAMClaim %s, to which ipam-claim-reference refers: the interface is made when it is there", key))
 	}
 	claim, err := parseClaim(obj)
 	if err != nil {
-		return v1alpha1.Identity{}, r.refuse(pod, n, v1alpha1.ReasonInvalid, fmt.Sprintf("IPAMClaim %s: %v", n.claim, err))
+		return v1alpha1.Identity{}, r.refuse(pod, n, v1alpha1.ReasonInvalid, fmt.Sprintf("IPAMClaim %s: %v", key, err))
 	}
-	if known, ok := r.alloc.claimed(n.claim); ok && known.uid == claim.uid {
+	if known, ok := r.alloc.claimed(key); ok && known.uid == claim.uid {
 		claim = known
 	}
 	if len(claim.ips) > 0 {
@@ -236,12 +236,11 @@ func (r *podReconciler) decideByClaim(ctx context.Context, pod *corev1.Pod, name
 			n.wishes.ips = append(n.wishes.ips, ip.String())
 		}
 	}
+	n.claim = claim
 	id, err := r.decideOne(ctx, pod, n)
-	if err != nil || len(claim.ips) > 0 && !slices.Equal(claim.ips, addrsOf(id.IPs)) {
+	if err != nil || r.alloc.hasBy(n.holder) != key {
 		return id, err // a pod that has others keeps them
 	}
-	claim.ips = addrsOf(id.IPs)
-	r.alloc.lend(n.holder, claim)
 	return id, r.byClaim.record(ctx, obj, pod, id.IPs)
 }
 

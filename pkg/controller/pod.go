@@ -94,7 +94,7 @@ type nicRequest struct {
 	wishes  wishes
 	current v1alpha1.Identity
 	// claim is the IPAMClaim by which it has its addresses, the zero value for none.
-	claim types.NamespacedName
+	claim ipamClaim
 }
 
 // decide finds out what the pod's identity is, allocating its addresses when it has none.

@@ -5,20 +5,23 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 )
 
-// maxWindow bounds the addresses of one family that a pool gives out: the first 2^24 of the range. An IPv6 /64 has more than any cluster needs, and
-// a bitmap of the window costs 2 MiB; a family has two.
+// maxWindow bounds the addresses of one family that a pool gives out by itself: the first 2^24 of the range. An IPv6 /64 has more than any cluster needs, and
+// a bitmap of the window costs 2 MiB; a family has two. Of those beyond it an owner gets the one that it asks for.
 const maxWindow = 1 << 24
 
 // family is the addresses of one prefix as bitmaps over offsets from the network address.
 type family struct {
 	cidr    netip.Prefix
 	gateway netip.Addr
-	size    int64    // offsets in the window
-	taken   []uint64 // offsets that somebody has
-	barred  []uint64 // offsets that are not given out; somebody may have one from before it was excluded
-	left    int64    // offsets that are neither
+	size    int64                   // offsets in the window
+	taken   []uint64                // offsets that somebody has
+	barred  []uint64                // offsets that are not given out; somebody may have one from before it was excluded
+	far     map[netip.Addr]struct{} // addresses beyond the window that somebody has
+	exclude []Range
+	left    int64 // offsets that are neither
 	used    int64
 	cursor  int64 // where the search for the next free offset starts: after the last one given out
 }
@@ -29,7 +32,7 @@ func newFamily(cidr netip.Prefix, gateway netip.Addr, exclude []Range) *family {
 		size = 1 << host
 	}
 	n := (size + 63) / 64
-	f := &family{cidr: cidr, gateway: gateway, size: size, taken: make([]uint64, n), barred: make([]uint64, n), left: size}
+	f := &family{cidr: cidr, gateway: gateway, size: size, taken: make([]uint64, n), barred: make([]uint64, n), far: map[netip.Addr]struct{}{}, exclude: exclude, left: size}
 	f.bar(0) // the network address; in IPv6 the subnet-router anycast address (RFC 4291, 2.6.1)
 	if cidr.Addr().Is4() {
 		f.barAddr(Last(cidr)) // broadcast
@@ -125,33 +128,42 @@ func (f *family) next() (netip.Addr, bool) {
 
 // free says why a cannot be given out now; nil if it can.
 func (f *family) free(a netip.Addr) error {
-	o, ok := f.offset(a)
-	if !ok || has(f.barred, o) {
+	excluded := slices.ContainsFunc(f.exclude, func(r Range) bool { return !a.Less(r.First) && !r.Last.Less(a) })
+	if f.reserved(a) || excluded {
 		return fmt.Errorf("%w: %s is not an address of %s that can be given out", ErrOutOfRange, a, f.cidr)
 	}
-	return f.untaken(a, o)
+	return f.untaken(a)
 }
 
 // claimable says why nobody can have a already; nil if somebody may. Being excluded is no reason: that says what is given out from now on.
 func (f *family) claimable(a netip.Addr) error {
-	o, ok := f.offset(a)
-	if !ok || o == 0 || a == f.gateway || a.Is4() && a == Last(f.cidr) {
+	if f.reserved(a) {
 		return fmt.Errorf("%w: %s is not an address of %s that anybody can have", ErrOutOfRange, a, f.cidr)
 	}
-	return f.untaken(a, o)
+	return f.untaken(a)
 }
 
-func (f *family) untaken(a netip.Addr, o int64) error {
-	if has(f.taken, o) {
+// reserved says whether nobody can have a: it is not of the range, its network or broadcast address, or the gateway.
+func (f *family) reserved(a netip.Addr) bool {
+	return !f.cidr.Contains(a) || a == f.cidr.Addr() || a == f.gateway || a.Is4() && a == Last(f.cidr)
+}
+
+func (f *family) untaken(a netip.Addr) error {
+	_, taken := f.far[a]
+	if o, near := f.offset(a); taken || near && has(f.taken, o) {
 		return fmt.Errorf("%w: %s", ErrTaken, a)
 	}
 	return nil
 }
 
 func (f *family) take(a netip.Addr) {
-	o, _ := f.offset(a)
-	f.taken[o/64] |= 1 << (o % 64)
 	f.used++
+	o, near := f.offset(a)
+	if !near {
+		f.far[a] = struct{}{}
+		return
+	}
+	f.taken[o/64] |= 1 << (o % 64)
 	if !has(f.barred, o) {
 		f.left--
 		f.cursor = (o + 1) % f.size
@@ -159,9 +171,13 @@ func (f *family) take(a netip.Addr) {
 }
 
 func (f *family) put(a netip.Addr) {
-	o, _ := f.offset(a)
-	f.taken[o/64] &^= 1 << (o % 64)
 	f.used--
+	o, near := f.offset(a)
+	if !near {
+		delete(f.far, a)
+		return
+	}
+	f.taken[o/64] &^= 1 << (o % 64)
 	if !has(f.barred, o) {
 		f.left++
 	}

@@ -165,6 +165,47 @@ func TestAllocateWanted(t *testing.T) {
 	}
 }
 
+// Of an IPv6 range every address can be had by who asks for it, or had it, though the pool gives out the first of them by itself.
+func TestAllocateBeyondWindow(t *testing.T) {
+	spec := mustSpec(t, []string{"fd00:50::/64"}, []string{"fd00:50::aaaa:0:0:1"}, []string{"fd00:50::bbbb:0:0:0-fd00:50::bbbb:0:0:f"})
+	p, slaac := New(spec), netip.MustParseAddr("fd00:50::867:aff:fef4:6")
+	if got, err := p.Allocate("a", slaac); err != nil || got[0].Addr() != slaac {
+		t.Fatalf("%v, %v; want %s", got, err, slaac)
+	}
+	if got, err := p.Allocate("b"); err != nil || got[0].Addr().String() != "fd00:50::1" {
+		t.Errorf("%v, %v; want the first of the range", got, err)
+	}
+	used, available := p.Usage()
+	for text, want := range map[string]error{
+		slaac.String(): ErrTaken, "fd00:50::aaaa:0:0:1": ErrOutOfRange, "fd00:50::bbbb:0:0:7": ErrOutOfRange, "fd00:51::867:aff:fef4:6": ErrOutOfRange,
+	} {
+		if ips, err := p.Allocate("c", netip.MustParseAddr(text)); !errors.Is(err, want) {
+			t.Errorf("%s: %v, %v; want %v", text, ips, err, want)
+		}
+	}
+	if used != 2 || available != maxWindow-2 {
+		t.Errorf("%d used, %d available; want 2 and what is left of the window", used, available)
+	}
+
+	next, err := p.With(spec)
+	if err != nil || next.Of("a")[0].Addr() != slaac {
+		t.Fatalf("%v: a has %v after a change, want %s", err, next.Of("a"), slaac)
+	}
+	if err := next.Claim("c", []netip.Addr{slaac}); !errors.Is(err, ErrTaken) {
+		t.Errorf("claimed twice: %v", err)
+	}
+	if err := next.Claim("d", []netip.Addr{netip.MustParseAddr("fd00:50::bbbb:0:0:7")}); err != nil {
+		t.Errorf("one that was had before it was excluded: %v", err)
+	}
+	next.Release("a")
+	if err := next.Claim("c", []netip.Addr{slaac}); err != nil {
+		t.Errorf("after it was released: %v", err)
+	}
+	if used, _ := next.Usage(); used != 3 {
+		t.Errorf("%d used, want 3", used)
+	}
+}
+
 // A pool is compared with a plain map over any order of operations, with a restart (a new pool that claims what the old one gave out) at any point.
 func TestPoolProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

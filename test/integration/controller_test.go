@@ -285,8 +285,9 @@ func badSubnets(t *testing.T, e *env) {
 	if err := e.api.Get(t.Context(), types.NamespacedName{Name: "default"}, &s); err != nil {
 		t.Fatal(err)
 	}
+	before := s.DeepCopy()
 	s.Spec.CIDRs = []string{"10.0.0.0/16"}
-	if err := e.api.Update(t.Context(), &s); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "cannot be changed") {
+	if err := e.api.Patch(t.Context(), &s, client.MergeFrom(before)); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "cannot be changed") {
 		t.Errorf("changing cidrs: %v", err)
 	}
 }
