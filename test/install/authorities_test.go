@@ -14,13 +14,10 @@ import (
 	"github.com/godwit-cni/godwit/pkg/issuer"
 	"github.com/godwit-cni/godwit/pkg/pki"
 	"github.com/godwit-cni/godwit/test/lab"
-	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
-// signs are the authorities' Secrets, and where central's pods have what each signs: in which container.
-var signs = map[string]struct{ container, dir string }{
-	issuer.NodesAuthority: {"sb", "/etc/godwit-ovn/server/"}, issuer.AdminsAuthority: {"nb", "/etc/godwit-ovn/admin/"},
-}
+// signs are the authorities' Secrets, and the volumes in which central's pods have what each signs.
+var signs = map[string]string{issuer.NodesAuthority: "server-tls", issuer.AdminsAuthority: "admin-tls"}
 
 // authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: central's members then show its certificates, nodes go on with those that they have until those are renewed,
 // and pods are heard all along. Agents are started again because they look once an hour, ovn-controllers and the controller so that they connect anew.
@@ -39,7 +36,7 @@ func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 				data[pki.CAFile] = append(data[pki.CAFile], pki.EncodeCertificates(next.Certificate)...)
 			})
 		}
-		eventually(t, func() error { return trusted(t, l, successors) })
+		eventually(t, func() error { return trusted(t, l, client, successors) })
 		rollout(t, l, "daemonset/godwit-agent")
 		eventually(t, func() error { return trustedByNodes(t, l, successors[issuer.NodesAuthority].Certificate) })
 		t.Logf("everybody trusted the successors after %s", time.Since(start).Round(time.Second))
@@ -52,7 +49,7 @@ func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 				data["next.crt"], data["next.key"] = pki.EncodeCertificates(next.Certificate), key
 			})
 		}
-		eventually(t, func() error { return shown(t, l, successors) })
+		eventually(t, func() error { return shown(t, l, client, successors) })
 		t.Logf("central's members had the successors' certificates after %s", time.Since(start).Round(time.Second))
 		rollout(t, l, "daemonset/ovn-controller", "deployment/godwit-controller")
 		everyMemberSeesAll(t, l)
@@ -93,12 +90,15 @@ func changeSecret(t *testing.T, client kubernetes.Interface, name string, change
 	})
 }
 
-// certificates are those of a file that every member of central has.
-func certificates(t *testing.T, l *lab.Lab, authority, file string) (all [][]*x509.Certificate, err error) {
+// certificates are those of a file that every member of central has, as its kubelet has brought it: the image has nothing to read it with.
+func certificates(t *testing.T, l *lab.Lab, client kubernetes.Interface, authority, file string) (all [][]*x509.Certificate, err error) {
 	t.Helper()
-	of := signs[authority]
 	for i := range members {
-		text, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", i), "-c", of.container, "--", "cat", of.dir+file)
+		pod, err := client.CoreV1().Pods(lab.Namespace).Get(t.Context(), fmt.Sprintf("ovn-central-%d", i), metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		text, err := l.Exec(t.Context(), pod.Spec.NodeName, "cat", fmt.Sprintf("/var/lib/kubelet/pods/%s/volumes/kubernetes.io~secret/%s/%s", pod.UID, signs[authority], file))
 		if err != nil {
 			return nil, err
 		}
@@ -112,9 +112,9 @@ func certificates(t *testing.T, l *lab.Lab, authority, file string) (all [][]*x5
 }
 
 // trusted is nil when every member of central trusts the successors.
-func trusted(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
+func trusted(t *testing.T, l *lab.Lab, client kubernetes.Interface, successors map[string]pki.Authority) error {
 	t.Helper()
-	return everyMemberHas(t, l, successors, pki.CAFile, func(bundle []*x509.Certificate, next *x509.Certificate) error {
+	return everyMemberHas(t, l, client, successors, pki.CAFile, func(bundle []*x509.Certificate, next *x509.Certificate) error {
 		if !slices.ContainsFunc(bundle, next.Equal) {
 			return fmt.Errorf("it has %d authorities, and not this one", len(bundle))
 		}
@@ -123,18 +123,18 @@ func trusted(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) erro
 }
 
 // shown is nil when every member of central has certificates of the successors.
-func shown(t *testing.T, l *lab.Lab, successors map[string]pki.Authority) error {
+func shown(t *testing.T, l *lab.Lab, client kubernetes.Interface, successors map[string]pki.Authority) error {
 	t.Helper()
-	return everyMemberHas(t, l, successors, pki.CertFile, func(certs []*x509.Certificate, next *x509.Certificate) error {
+	return everyMemberHas(t, l, client, successors, pki.CertFile, func(certs []*x509.Certificate, next *x509.Certificate) error {
 		return certs[0].CheckSignatureFrom(next)
 	})
 }
 
 // everyMemberHas is nil when what every member of central has in a file is right for each successor.
-func everyMemberHas(t *testing.T, l *lab.Lab, successors map[string]pki.Authority, file string, right func(have []*x509.Certificate, next *x509.Certificate) error) error {
+func everyMemberHas(t *testing.T, l *lab.Lab, client kubernetes.Interface, successors map[string]pki.Authority, file string, right func(have []*x509.Certificate, next *x509.Certificate) error) error {
 	t.Helper()
 	for name, next := range successors {
-		all, err := certificates(t, l, name, file)
+		all, err := certificates(t, l, client, name, file)
 		if err != nil {
 			return err
 		}
