@@ -64,33 +64,26 @@ func (l *leftovers) run(ctx context.Context) {
 func (l *leftovers) pass(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
-	if err := l.removeStale(ctx); err != nil {
-		return err
-	}
-	if err := l.giveBack(ctx); err != nil {
-		return err
-	}
 	seen := map[suspect]bool{}
-	err := l.sweep(ctx, "no pod of this node has it", func(p ovs.PortStatus) (bool, error) {
-		s := suspect{link: p.Name, container: p.Owner.Container}
-		if !orphan(p, l.inputs.pod(p.Owner.Pod)) {
-			return false, nil
-		}
-		seen[s] = true
-		return l.over(s), nil
-	})
-	if err != nil {
-		return err
-	}
-	if err := l.unplugged(ctx, seen); err != nil {
-		return err
-	}
+	err := errors.Join(
+		l.removeStale(ctx),
+		l.giveBack(ctx),
+		l.sweep(ctx, "no pod of this node has it", func(p ovs.PortStatus) (bool, error) {
+			s := suspect{link: p.Name, container: p.Owner.Container}
+			if !orphan(p, l.inputs.pod(p.Owner.Pod)) {
+				return false, nil
+			}
+			seen[s] = true
+			return l.over(s), nil
+		}),
+		l.unplugged(ctx, seen),
+	)
 	for s := range l.since {
-		if !seen[s] {
+		if !seen[s] { // or was not looked at: its time begins anew
 			delete(l.since, s)
 		}
 	}
-	return nil
+	return err
 }
 
 // giveBack gives those ports to OVN again that a migration has taken from it and that is over, without having failed: its agent was away, or the database, when the VM came after all.

@@ -114,6 +114,21 @@ func TestLeftoversGoAfterTheGrace(t *testing.T) {
 	}
 }
 
+// What cannot be put right keeps nothing else.
+func TestLeftoversGoBesideWhatFails(t *testing.T) {
+	b, l, clock := leftoverBench(t)
+	b.node.fail = map[string]error{"LinkMAC": errors.New("no answer of the kernel")}
+	gone := netdev.HostName("gone", "eth0")
+	var err error
+	for _, d := range []time.Duration{0, leftoverGrace} {
+		*clock = clock.Add(d)
+		err = l.pass(t.Context())
+	}
+	if _, there := b.node.ports[gone]; err == nil || there {
+		t.Errorf("error %v, and the port of a pod that is gone is there: %v; want the kernel's, and no port", err, there)
+	}
+}
+
 // What is seen to belong to somebody in between has its whole grace again, and so has what another ADD has made under the name.
 func TestLeftoversGraceBeginsAnew(t *testing.T) {
 	b, l, clock := leftoverBench(t)
