@@ -136,8 +136,9 @@ func (e *env) nodeReady(t *testing.T, name string) {
 	if err := e.api.Get(t.Context(), client.ObjectKey{Name: name}, &n); err != nil {
 		t.Fatal(err)
 	}
+	was := n.DeepCopy()
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-	if err := e.api.Status().Update(t.Context(), &n); err != nil {
+	if err := e.api.Status().Patch(t.Context(), &n, client.MergeFrom(was)); err != nil { // the controller writes the Node too
 		t.Fatal(err)
 	}
 }

@@ -100,8 +100,9 @@ func TestLifecycleOperations(t *testing.T) {
 	if move.Status.Progress != 100 || move.Status.Completed == nil {
 		t.Errorf("the operation is over, and is %+v", move.Status)
 	}
+	was := move.DeepCopy()
 	move.Spec.TargetNode = "n1"
-	if err := e.api.Update(t.Context(), move); err == nil || !strings.Contains(err.Error(), "cannot be changed") {
+	if err := e.api.Patch(t.Context(), move, client.MergeFrom(was)); err == nil || !strings.Contains(err.Error(), "cannot be changed") {
 		t.Errorf("another target for an operation: %v, want it refused", err)
 	}
 
