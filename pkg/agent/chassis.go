@@ -177,9 +177,9 @@ func better(a, b *netdev.HostAddr, current netip.Addr) bool {
 	for _, has := range []func(*netdev.HostAddr) bool{
 		func(h *netdev.HostAddr) bool { return h.Addr.Addr().Is4() },
 		func(h *netdev.HostAddr) bool { return !h.Temporary },
-		func(h *netdev.HostAddr) bool { return h.Addr.Addr() == current },
 		func(h *netdev.HostAddr) bool { return h.Link != loopback },
 		func(h *netdev.HostAddr) bool { return !h.Addr.IsSingleIP() },
+		func(h *netdev.HostAddr) bool { return h.Addr.Addr() == current },
 	} {
 		if has(a) != has(b) {
 			return has(a)

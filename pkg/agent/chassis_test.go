@@ -32,6 +32,7 @@ func TestTunnelStays(t *testing.T) {
 		"a temporary one and no other":    {[]netdev.HostAddr{private}, "", "fd00:1::aa"},
 		"IPv4 has come":                   {[]netdev.HostAddr{five, addr("eth1", "198.51.100.1/24")}, "fd00:1::5", "198.51.100.1"},
 		"one on lo":                       {[]netdev.HostAddr{addr("lo", "198.51.100.9/32"), addr("eth1", "198.51.100.1/24")}, "", "198.51.100.1"},
+		"tunnels ended on lo until now":   {[]netdev.HostAddr{addr("lo", "198.51.100.9/32"), addr("eth1", "198.51.100.1/24")}, "198.51.100.9", "198.51.100.1"},
 		"what is on lo was asked for":     {[]netdev.HostAddr{addr("lo", "198.51.100.9/32")}, "", "198.51.100.9"},
 		"one of several of an IPv4 link":  {[]netdev.HostAddr{addr("eth1", "198.51.100.1/24"), addr("eth1", "198.51.100.2/24")}, "198.51.100.2", "198.51.100.2"},
 		"somebody's that is not the rule": {[]netdev.HostAddr{five, addr("eth2", "fd00:2::1/64")}, "fd00:2::1", "fd00:1::5"},

@@ -95,7 +95,7 @@ func (h *heart) run(ctx context.Context) {
 	}
 }
 
-// beat renews the Lease, then the addresses. It says whether the addresses have changed, which nobody was told.
+// beat renews the Lease, then the addresses. The CNI plugin's file and its configuration matter to pods that start, and not to it. It says whether the addresses have changed, which nobody was told.
 func (h *heart) beat(ctx context.Context) (again bool) {
 	node := h.inputs.node()
 	if node == nil || h.ready.lacks(compGateway) || !h.inputs.selected(node.Labels) {
@@ -103,7 +103,7 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 		h.running, h.held = 0, h.loans.keep(nil, 0)
 		return false
 	}
-	if h.ready.err() != nil { // what forwards does so still: the addresses end by themselves if this lasts, as the controller's patience does
+	if h.ready.err(compInstall) != nil { // what forwards does so still: the addresses end by themselves if this lasts, as the controller's patience does
 		h.running = 0
 		return false
 	}

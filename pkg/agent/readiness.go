@@ -66,16 +66,18 @@ func (r *readiness) set(component, reason string) (changed bool) {
 	return true
 }
 
-// err is nil when nothing is missing.
-func (r *readiness) err() error {
+// err is nil when nothing is missing, or nothing beside some components.
+func (r *readiness) err(beside ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.missing) == 0 {
-		return nil
-	}
-	reasons := make([]string, 0, len(r.missing))
+	var reasons []string
 	for _, c := range slices.Sorted(maps.Keys(r.missing)) {
-		reasons = append(reasons, c+": "+r.missing[c])
+		if !slices.Contains(beside, c) {
+			reasons = append(reasons, c+": "+r.missing[c])
+		}
+	}
+	if len(reasons) == 0 {
+		return nil
 	}
 	return fmt.Errorf("%w: %s", errNotReady, strings.Join(reasons, "; "))
 }

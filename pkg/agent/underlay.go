@@ -73,18 +73,18 @@ func renewed(had, got []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// renewedRoutes adds to routes those that the link has got since, each in the place of what it had to the same destination: with the same metric, or, as earlier agents remembered them, with none.
+// renewedRoutes adds to routes those that the link has got since, each in the place of what it had to the same destination: with the same metric, or, as earlier agents remembered those by the same gateway, with none.
 func renewedRoutes(had, got []string) []string {
-	place := func(route string) (dst, metric string) {
+	parts := func(route string) (dst, gateway, metric string) {
 		dst, rest, _ := strings.Cut(route, ">")
-		_, metric, _ = strings.Cut(rest, ">")
-		return dst, metric
+		gateway, metric, _ = strings.Cut(rest, ">")
+		return dst, gateway, metric
 	}
 	out := slices.DeleteFunc(slices.Clone(had), func(h string) bool {
-		dst, metric := place(h)
+		dst, gateway, metric := parts(h)
 		return !slices.Contains(got, h) && slices.ContainsFunc(got, func(g string) bool {
-			d, m := place(g)
-			return d == dst && (m == metric || metric == "")
+			d, gw, m := parts(g)
+			return d == dst && (m == metric || metric == "" && gw == gateway)
 		})
 	})
 	for _, g := range got {

@@ -148,7 +148,10 @@ func (r *egressReconciler) taken(ctx context.Context, subnet *v1alpha1.Subnet, a
 		for _, a := range nodes.Items[i].Status.Addresses {
 			if ip, err := netip.ParseAddr(a.Address); err == nil && slices.Contains(want, ip) {
 				if slices.Contains(had, ip) {
-					out.claimed = fmt.Sprintf("node %s says that %s of egress.addresses is its own: the Subnet keeps it; look at the Node's status.addresses, and at who writes them", nodes.Items[i].Name, ip)
+					text := fmt.Sprintf("node %s says that %s of egress.addresses is its own: the Subnet keeps it; look at the Node's status.addresses, and at who writes them", nodes.Items[i].Name, ip)
+					if out.claimed == "" || text < out.claimed { // of several always the same: the cache has no order
+						out.claimed = text
+					}
 					continue
 				}
 				return ownership{taken: fmt.Sprintf("%s of egress.addresses is node %s's own: choose one that nobody has", ip, nodes.Items[i].Name)}, nil

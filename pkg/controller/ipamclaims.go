@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ipam"
 	"github.com/godwit-cni/godwit/pkg/nad"
 )
 
@@ -74,15 +75,24 @@ func (c *ipamClaims) watch(ctx context.Context) error {
 		WithOptions(options(1)).Complete(c)
 }
 
-// having asks for the IPAMClaims that have addresses: a Subnet that is changed may be for their namespaces now.
-func (c *ipamClaims) having(ctx context.Context, _ client.Object) []reconcile.Request {
+// having asks for the IPAMClaims that have addresses of a Subnet's ranges: if it is changed, it may be for their namespaces now.
+func (c *ipamClaims) having(ctx context.Context, o client.Object) []reconcile.Request {
+	subnet, ok := o.(*v1alpha1.Subnet)
+	if !ok {
+		return nil
+	}
+	cidrs, _ := ipam.ParseCIDRs(subnet.Spec.CIDRs) // its own reconciler tells what is wrong
 	all, err := c.list(ctx)
 	if err != nil {
 		c.log.Error("the IPAMClaims that have addresses cannot be found", "error", err)
 	}
 	var out []reconcile.Request
 	for i := range all {
-		out = append(out, reconcile.Request{NamespacedName: all[i].key})
+		if slices.ContainsFunc(all[i].ips, func(a netip.Addr) bool {
+			return slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(a) })
+		}) {
+			out = append(out, reconcile.Request{NamespacedName: all[i].key})
+		}
 	}
 	return out
 }

@@ -72,6 +72,11 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read Port %s: %w", req.NamespacedName, err)
 	}
+	if was := r.alloc.uidOf(portHolder(req.NamespacedName)); was != "" && was != port.UID { // another of this name went, and was not finalized
+		if err := r.vacate(ctx, req.NamespacedName, was); err != nil {
+			return reconcile.Result{}, fmt.Errorf("Port %s, another than before: %w", req.NamespacedName, err)
+		}
+	}
 	vm := vmKey(&port)
 	vmi, err := r.virt.vmi(ctx, r.api, vm)
 	if err != nil {

@@ -44,6 +44,9 @@ func (r *vmReconciler) decideLive(ctx context.Context, vm types.NamespacedName, 
 	if err != nil {
 		return migration.Decision{}, fmt.Errorf("read the VMI: %w", err)
 	}
+	if vmi != nil && !hasPodNetwork(vmi) { // as in Reconcile
+		vmi = nil
+	}
 	pods, err := r.launchersLive(ctx, vm, vmi, o.pods, d)
 	if err != nil {
 		return migration.Decision{}, err

@@ -133,6 +133,8 @@ func TestTargetIsMissedInTheAPIToo(t *testing.T) {
 	former.vmi, former.source, former.target, former.vmim = all.vmi.DeepCopy(), nil, nil, nil
 	former.vmi.UID, former.vmi.Status.Phase = "former", kubevirtv1.Succeeded
 	begun.vmi, begun.target, begun.vmim = all.vmi.DeepCopy(), nil, nil
+	elsewhere := all.vmi.DeepCopy()
+	elsewhere.Spec.Domain.Devices.AutoattachPodInterface = new(bool)
 	begun.vmi.Status.Phase = kubevirtv1.Succeeded
 	for name, c := range map[string]struct {
 		cache, live apart
@@ -157,6 +159,7 @@ func TestTargetIsMissedInTheAPIToo(t *testing.T) {
 		"its launcher is not in the cache yet":         {empty, settled, migration.ReasonNoLauncher, true, true},
 		"nor has that its node there":                  {waiting, settled, migration.ReasonLauncherUnscheduled, true, true},
 		"the cache has the VMI that was before":        {former, settled, migration.ReasonVMIFinished, true, true},
+		"it begins without the pod network":            {stopped, apart{vmi: elsewhere, source: all.source}, migration.ReasonNoVMI, false, true},
 		"the VMI is gone":                              {stopped, stopped, migration.ReasonNoVMI, false, true},
 		"its launcher is gone":                         {empty, empty, migration.ReasonNoLauncher, false, true},
 		"its launcher has no node":                     {waiting, waiting, migration.ReasonLauncherUnscheduled, false, true},

@@ -24,7 +24,7 @@ func (w *Watcher) count(ctx context.Context, s Status) error {
 	if !s.Member || !slices.ContainsFunc(s.servers, func(one raft.Server) bool { return one.Self }) {
 		return nil // it does not know its cluster yet
 	}
-	if len(s.servers) > max(1, w.replicas) {
+	if n := len(s.servers); n > 1 && n != w.replicas { // one alone needs no API server
 		replicas, err := w.API.Replicas(ctx)
 		if err != nil {
 			return err
