@@ -102,15 +102,48 @@ func TestReplugPassesOver(t *testing.T) {
 			t.Errorf("ports %v", b.node.ports)
 		}
 	})
-	t.Run("a launcher that is being deleted", func(t *testing.T) {
-		b, l, _ := replugBench(t)
-		now := metav1.Now()
-		pod := podA(nil)
-		pod.DeletionTimestamp = &now
-		if at := (&attachment{id: identity{Identity: v1alpha1.Identity{VMI: &v1alpha1.Instance{}}}}); !l.leaves(at, pod) || l.leaves(at, podA(nil)) || l.leaves(&attachment{}, pod) {
-			t.Errorf("of all pods it is a launcher that is being deleted which leaves: %v", b.node.ports)
-		}
-	})
+}
+
+// A launcher has its port back when its VM is known to be there: not as long as a migration may still end otherwise, nor after one that has failed, nor while it is being deleted.
+func TestReplugLeavesLaunchers(t *testing.T) {
+	for name, c := range map[string]struct {
+		result    v1alpha1.MigrationResult
+		deleted   bool
+		replugged bool
+	}{
+		"the VM has come":           {v1alpha1.MigrationSucceeded, false, true},
+		"it may come":               {"", false, false},
+		"it has not come":           {v1alpha1.MigrationFailed, false, false},
+		"it came, and is to go now": {v1alpha1.MigrationSucceeded, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWatched(t)
+			w.pm.Status.Result = c.result
+			w.records.add(w.pm)
+			link := w.target(t)
+			if c.deleted {
+				pod, now := targetPod(), metav1.Now()
+				pod.DeletionTimestamp = &now
+				w.pods.Modify(pod)
+			}
+			eventually(t, "what the agent knows", func() error {
+				pod := w.inputs.pod("ns/a")
+				if !w.observer.migrations[sideTarget].HasSynced() || pod == nil || c.deleted != (pod.DeletionTimestamp != nil) {
+					return errors.New("not the migrations, or the pod as it was")
+				}
+				return nil
+			})
+			w.node.mu.Lock()
+			clear(w.node.ports)
+			w.node.mu.Unlock()
+			newLeftovers(w.attacher).passes(t, 2)
+			w.node.mu.Lock()
+			defer w.node.mu.Unlock()
+			if _, back := w.node.ports[link]; back != c.replugged {
+				t.Errorf("the port is back: %v, want %v", back, c.replugged)
+			}
+		})
+	}
 }
 
 // A link of an earlier version says for which pod it is, and not which port it had: whoever reads the log is told.
