@@ -128,15 +128,15 @@ func (a *allocations) borrower(key types.NamespacedName) (holder, bool) {
 
 // lend notes that a pod's interface has its addresses by an IPAMClaim, which has none, or these. One that has others has them by none.
 func (a *allocations) lend(h holder, c ipamClaim, ips []netip.Prefix) {
-	addrs := addrsOf(ips)
 	if c.key.Name == "" {
 		return
 	}
+	addrs := addrsOf(ips)
 	if len(c.ips) > 0 && !slices.Equal(c.ips, addrs) {
 		if a.claims.lent[h] == c.key { // a controller that begins goes by what the pod refers to
 			delete(a.claims.lent, h)
 		}
-		_ = a.keepClaim(c.key) // the claim's addresses are somebody's else: setClaim says so
+		_ = a.keepClaim(c.key) // where somebody else has them, setClaim says so
 		return
 	}
 	c.ips = addrs

@@ -88,9 +88,7 @@ func (c *ipamClaims) having(ctx context.Context, o client.Object) []reconcile.Re
 	}
 	var out []reconcile.Request
 	for i := range all {
-		if slices.ContainsFunc(all[i].ips, func(a netip.Addr) bool {
-			return slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(a) })
-		}) {
+		if within(all[i].ips, ipam.Spec{CIDRs: cidrs}) {
 			out = append(out, reconcile.Request{NamespacedName: all[i].key})
 		}
 	}

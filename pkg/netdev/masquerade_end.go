@@ -13,7 +13,7 @@ import (
 // connection alone is translated, so that one that never pauses would keep an address that may be somebody else's by now. A connection of TCP that left under the host's own address stays:
 // under another it would not be the same.
 func (h Host) EndTranslated(m Masquerade, former []Translation) error {
-	filter := &retranslated{Masquerade: m, known: map[netip.Addr]struct{}{}}
+	filter := &retranslated{Masquerade: m, known: map[netip.Addr]struct{}{}, direct: slices.Concat(m.Sources, m.Except)}
 	for _, t := range slices.Concat(former, m.Translations) {
 		filter.known[t.To] = struct{}{}
 	}
@@ -36,10 +36,11 @@ func endConnections(filter netlink.CustomConntrackFilter) error {
 	return nil
 }
 
-// retranslated is a filter of connections whose source is translated otherwise by now. known are the addresses that nobody else translates to.
+// retranslated is a filter of connections whose source is translated otherwise by now. known are the addresses that nobody else translates to; what goes to direct is not translated.
 type retranslated struct {
 	Masquerade
-	known map[netip.Addr]struct{}
+	known  map[netip.Addr]struct{}
+	direct []netip.Prefix
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter. Other zones than 0 are Open vSwitch's.
@@ -58,6 +59,6 @@ func (r *retranslated) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 		return true
 	}
 	to, ok := netip.AddrFromSlice(flow.Forward.DstIP)
-	direct := slices.ContainsFunc(slices.Concat(r.Sources, r.Except), func(p netip.Prefix) bool { return p.Contains(to.Unmap()) })
-	return i >= 0 && ok && !direct && flow.Forward.Protocol == unix.IPPROTO_UDP && flow.Forward.DstIP.Equal(flow.Reverse.SrcIP)
+	return i >= 0 && ok && flow.Forward.Protocol == unix.IPPROTO_UDP && flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) &&
+		!slices.ContainsFunc(r.direct, func(p netip.Prefix) bool { return p.Contains(to.Unmap()) })
 }
