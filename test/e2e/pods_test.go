@@ -58,7 +58,7 @@ func server(ns, name, node string) *corev1.Pod {
 				Name: "server", Image: lab.BusyboxImage, Command: []string{"/bin/echoserver"}, Args: []string{"-name", name},
 				ReadinessProbe: &corev1.Probe{
 					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(80)}},
-					PeriodSeconds: 1,
+					PeriodSeconds: 1, TimeoutSeconds: 5, FailureThreshold: 10, // a machine that stands still for a second takes no endpoint away
 				},
 			}},
 		},

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// askTimeout bounds a question to a control port. Stopping a run takes endTimeout at worst.
-const askTimeout = time.Minute
+// askTimeout bounds a question to a control port. Stopping a run takes twice endTimeout at worst, and longer in a guest that the machine lets wait.
+const askTimeout = 3 * time.Minute
 
 // maxAnswer bounds an answer: a result of MaxLength.
 const maxAnswer = 256 << 20
