@@ -548,7 +548,7 @@ func TestRestartKeepsWhatWasReported(t *testing.T) {
 	start := time.Now()
 	c.frames <- frame.Seen{At: at(start, 0), RARP: true}
 	c.frames <- frame.Seen{At: at(start, time.Millisecond)}
-	before := w.records.reported(t, w.pm, sideTarget)
+	before := w.records.whole(t, w.pm)
 	w.stop()
 	delete(w.links.open, netdev.HostName("c1", "eth0"))
 	w.pods.Modify(readyPod())

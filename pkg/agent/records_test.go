@@ -136,6 +136,18 @@ func (r *records) reported(t *testing.T, pm *v1alpha1.PortMigration, s side) v1a
 	return v1alpha1.Observation{}
 }
 
+// whole waits for the target's report that has the VM's first frame: an agent that is slow reports the announcement before that.
+func (r *records) whole(t *testing.T, pm *v1alpha1.PortMigration) (o v1alpha1.Observation) {
+	t.Helper()
+	eventually(t, "a report with a first frame", func() error {
+		if o = r.reported(t, pm, sideTarget); o.FirstFrame == nil {
+			return errors.New("the VM has announced itself and sent nothing yet")
+		}
+		return nil
+	})
+	return o
+}
+
 // A record in another namespace that names a migration's UID has no say in it: the VM is announced, and what was seen goes to its own record.
 func TestRecordOfAnotherNamespace(t *testing.T) {
 	w := newWatched(t)

@@ -304,7 +304,7 @@ func TestSwitchoverThatComesLate(t *testing.T) {
 	first := time.Now()
 	c.frames <- frame.Seen{At: at(first, 0), RARP: true}
 	c.frames <- frame.Seen{At: at(first, time.Millisecond)}
-	before := w.records.reported(t, w.pm, sideTarget)
+	before := w.records.whole(t, w.pm)
 	if _, err := s.Handle(t.Context(), moving, stopped); err != nil {
 		t.Errorf("a late signal: %v", err)
 	}

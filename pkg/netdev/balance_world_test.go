@@ -184,6 +184,9 @@ func (w *world) servePods(pods int, port int) (four, six []netip.AddrPort) {
 	return four, six
 }
 
+// answered is how long an answer may take on a machine that does other things, silent how long none has come for that is not to come.
+const answered, silent = 20 * time.Second, time.Second
+
 // dial connects; src is the client's address, any if empty.
 func (w *world) dial(h Host, src, network, addr string) (net.Conn, error) {
 	d := net.Dialer{}
@@ -192,7 +195,7 @@ func (w *world) dial(h Host, src, network, addr string) (net.Conn, error) {
 	} else if src != "" {
 		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(src)}
 	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), answered)
 	defer cancel()
 	var conn net.Conn
 	err := h.do(func() (err error) { conn, err = d.DialContext(ctx, network, addr); return err })
@@ -209,8 +212,29 @@ func (w *world) ask(h Host, network, addr string) (answer, error) {
 	return hear(conn, network)
 }
 
+// isSilent says that nothing comes back of an attempt to connect.
+func (w *world) isSilent(h Host, network, addr string) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), silent)
+	defer cancel()
+	return h.do(func() error {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		switch {
+		case err == nil:
+			return errors.Join(fmt.Errorf("%s is connected", addr), conn.Close())
+		case timedOut(err):
+			return nil
+		}
+		return err
+	})
+}
+
+// hear is what a connection's backend says; of UDP, asked once.
 func hear(conn net.Conn, network string) (answer, error) {
-	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
+	within := answered
+	if network == "udp" {
+		within = silent // some of what is asked so is not to be answered
+	}
+	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
 		return answer{}, err
 	}
 	if network == "udp" {

@@ -1,13 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -37,23 +38,17 @@ func TestPodChurn(t *testing.T) {
 			create(t, p)
 		}
 		ready(t, ns, atOnce)
-		gone := map[string]bool{}
-		w, err := cluster.api.Watch(t.Context(), &corev1.PodList{}, client.InNamespace(ns))
-		if err != nil {
-			t.Fatal(err)
-		}
 		if err := cluster.api.DeleteAllOf(t.Context(), &corev1.Pod{}, client.InNamespace(ns)); err != nil {
 			t.Fatal(err)
 		}
-		for ev := range w.ResultChan() {
-			if p, ok := ev.Object.(*corev1.Pod); ok && ev.Type == watch.Deleted {
-				gone[p.Name] = true
+		eventually(t, time.Minute, func(ctx context.Context) error {
+			var left corev1.PodList
+			err := cluster.api.List(ctx, &left, client.InNamespace(ns))
+			if err == nil && len(left.Items) > 0 {
+				err = fmt.Errorf("%d pods are there still", len(left.Items))
 			}
-			if len(gone) == atOnce {
-				break
-			}
-		}
-		w.Stop()
+			return err
+		})
 	}
 	consistent(t)
 }

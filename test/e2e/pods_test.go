@@ -65,6 +65,13 @@ func server(ns, name, node string) *corev1.Pod {
 	}
 }
 
+// quietServer is a server whom no probe of the kubelet's asks: its namespace has the connections of the test alone.
+func quietServer(ns, name, node string) *corev1.Pod {
+	p := server(ns, name, node)
+	p.Spec.Containers[0].ReadinessProbe = nil
+	return p
+}
+
 // onHost is a server on its node's own network, on ports that nothing else uses.
 func onHost(ns, name, node string) *corev1.Pod {
 	p := server(ns, name, node)

@@ -181,7 +181,7 @@ func (w *policyWorld) differences(ctx context.Context, already right) (asked int
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(6)
-	check := func(questions []question, ask func(ctx context.Context, cmd ...string) (string, error)) {
+	check := func(questions []question, ask func(ctx context.Context, targets ...string) (string, error)) {
 		if already[questions[0].from] > 0 {
 			return
 		}
@@ -216,9 +216,10 @@ func (w *policyWorld) differences(ctx context.Context, already right) (asked int
 	}
 	for i := range w.pods {
 		p := &w.pods[i]
-		check(w.ofPod(p), func(ctx context.Context, targets ...string) (string, error) {
+		questions := w.ofPod(p)
+		check(questions, func(ctx context.Context, targets ...string) (string, error) {
 			if p.vm != nil {
-				return p.askInGuest(ctx, targets)
+				return p.askInGuest(ctx, w.order(questions, min(patience(permittedWithin), watchedLongest)))
 			}
 			return inPod(ctx, p.Namespace, p.Name, append([]string{"/bin/probe", "-timeout", "1s"}, targets...)...)
 		})

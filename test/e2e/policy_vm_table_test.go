@@ -58,13 +58,13 @@ func (p *worldPod) desk() (*echo.Desk, error) {
 	return echo.NewDesk(traffic.Place{Namespace: ns}.Dial, netip.AddrPortFrom(p.ips[0], echo.DeskPort)), nil
 }
 
-// askInGuest asks every target once, and prints what probe prints.
-func (p *worldPod) askInGuest(ctx context.Context, targets []string) (string, error) {
+// askInGuest asks every question once, those of an order, and prints what probe prints.
+func (p *worldPod) askInGuest(ctx context.Context, o echo.Order) (string, error) {
 	desk, err := p.desk()
 	if err != nil {
 		return "", err
 	}
-	tallies, err := askedOnce(ctx, desk, targets, forbiddenWithin)
+	tallies, err := askedOnce(ctx, desk, o)
 	if err != nil {
 		return "", fmt.Errorf("VM %s: %w", p.vm, err)
 	}
@@ -79,12 +79,9 @@ func (p *worldPod) askInGuest(ctx context.Context, targets []string) (string, er
 	return strings.Join(lines, "\n"), nil
 }
 
-// askedOnce has a guest ask every target once, and returns what became of it.
-func askedOnce(ctx context.Context, desk *echo.Desk, targets []string, within time.Duration) ([]echo.Tally, error) {
-	order := echo.Order{Every: time.Hour}
-	for _, target := range targets {
-		order.Questions = append(order.Questions, echo.Question{Target: target, Within: within})
-	}
+// askedOnce has a guest ask every question of an order once, and returns what became of it.
+func askedOnce(ctx context.Context, desk *echo.Desk, order echo.Order) ([]echo.Tally, error) {
+	order.Every = time.Hour
 	if err := desk.Begin(ctx, order); err != nil {
 		return nil, err
 	}

@@ -107,14 +107,14 @@ func (c *course) end(t *testing.T, guest passage.End) (broken int, text string) 
 // finds has the guest connect to Services, once by their names, as its lease has told it where the cluster's DNS is, and once at each of their addresses.
 func finds(ctx context.Context, t *testing.T, s *passage.Scene, services ...*corev1.Service) error {
 	t.Helper()
-	var targets []string
+	var order echo.Order
 	for _, svc := range services {
 		for _, host := range append([]string{svc.Name + "." + svc.Namespace + ".svc.cluster.local"}, svc.Spec.ClusterIPs...) {
-			targets = append(targets, "tcp://"+net.JoinHostPort(host, strconv.Itoa(permittedEcho)))
+			order.Questions = append(order.Questions, echo.Question{Target: "tcp://" + net.JoinHostPort(host, strconv.Itoa(permittedEcho)), Within: patience(askTimeout)})
 		}
 	}
 	desk := echo.NewDesk(machinePlace(t, "node3").Dial, netip.AddrPortFrom(s.Guest.IPs[0], echo.DeskPort))
-	tallies, err := askedOnce(ctx, desk, targets, patience(askTimeout))
+	tallies, err := askedOnce(ctx, desk, order)
 	if err != nil {
 		return err
 	}

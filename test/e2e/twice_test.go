@@ -28,7 +28,7 @@ func once(t *testing.T, vm *lab.VM, result *traffic.Result, arrivals *traffic.Ar
 	}
 	entries = slices.DeleteFunc(entries, func(e kubevirt.Entry) bool { return e.Event != string(guest.Stopped) })
 	for _, at := range again {
-		if slices.ContainsFunc(entries, func(e kubevirt.Entry) bool { return !e.Time.Before(at) && e.Time.Sub(at) <= inFlight }) {
+		if slices.ContainsFunc(entries, func(e kubevirt.Entry) bool { return !e.Time.Before(at) && e.Time.Sub(at) <= busy(inFlight) }) {
 			t.Logf("VM %s got a probe twice that was on its way when QEMU stopped it, sent at %s", vm, at)
 			continue
 		}

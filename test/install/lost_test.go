@@ -1,6 +1,7 @@
 package install
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -41,7 +42,10 @@ func databasesLost(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		everyMemberSeesAll(t, l)
 		back = time.Since(start)
 		eventually(t, func() error {
-			now := boundPorts(t, l)
+			now, err := boundPorts(t.Context(), l)
+			if err != nil {
+				return err
+			}
 			for pod := range before {
 				if port := "pod/" + pod + "/default"; !slices.Contains(now, port) {
 					return fmt.Errorf("the new southbound database lacks %s: it has %v", port, now)
@@ -122,12 +126,8 @@ func identities(t *testing.T, client kubernetes.Interface) map[string]identity {
 }
 
 // boundPorts are the southbound database's ports of pods and nodes.
-func boundPorts(t *testing.T, l *lab.Lab) []string {
-	t.Helper()
-	said, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare",
+func boundPorts(ctx context.Context, l *lab.Lab) ([]string, error) {
+	said, err := fixture.Kubectl(ctx, l, "-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare",
 		"--columns=logical_port", "find", "port_binding", `type=""`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Fields(said)
+	return strings.Fields(said), err
 }

@@ -41,13 +41,22 @@ func moves(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	}
 }
 
+const (
+	// heldFor is for how long a connection may make no progress before it counts as broken: while databases have no leader TCP sends again later and later.
+	heldFor = 5 * time.Minute
+	// underWay is for how long at most one makes none that goes on.
+	underWay = 3 * time.Second
+)
+
 func thereAndBack(t *testing.T, l *lab.Lab, client kubernetes.Interface, s *passage.Scene) error {
 	ctx := t.Context()
 	want, err := s.State(ctx)
 	if err != nil {
 		return err
 	}
-	held, err := s.Exchange(ctx, passage.Holding(traffic.MaxLength))
+	spec := passage.Holding(traffic.MaxLength)
+	spec.Silence.Duration = heldFor
+	held, err := s.Exchange(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -60,6 +69,13 @@ func thereAndBack(t *testing.T, l *lab.Lab, client kubernetes.Interface, s *pass
 	eventually(t, func() error {
 		now, err := s.State(ctx)
 		return errors.Join(append(want.Changes(now), err)...)
+	})
+	eventually(t, func() error {
+		idle, err := held.Idle(ctx)
+		if err == nil && idle > underWay {
+			err = fmt.Errorf("a connection has made no progress for %s", idle)
+		}
+		return err
 	})
 	to, from, err := held.Stop(ctx)
 	if err != nil {

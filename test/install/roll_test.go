@@ -122,10 +122,19 @@ func rolls(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	}
 }
 
-// nobodyLeaves waits until the pods of earlier tests are gone: besidePods says what a link that goes does to others.
+// nobodyLeaves waits until the pods of earlier tests are gone, and the namespaces that take theirs with them: besidePods says what a link that goes does to others.
 func nobodyLeaves(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	eventually(t, func() error {
+		namespaces, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range namespaces.Items {
+			if n := &namespaces.Items[i]; n.DeletionTimestamp != nil {
+				return fmt.Errorf("namespace %s is being deleted still", n.Name)
+			}
+		}
 		pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			return err

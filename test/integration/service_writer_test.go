@@ -107,7 +107,7 @@ func (b *serviceBed) wanted() []string {
 func TestServiceWriter(t *testing.T) {
 	t.Parallel()
 	b := newServiceBed(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := b.Apply(ctx, b.writer.Compare()); err != nil {
 		t.Fatal(err)
