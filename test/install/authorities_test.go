@@ -16,11 +16,13 @@ import (
 	"github.com/godwit-cni/godwit/test/lab"
 )
 
-// signs are the authorities' Secrets, and the volumes in which central's pods have what each signs.
-var signs = map[string]string{issuer.NodesAuthority: "server-tls", issuer.AdminsAuthority: "admin-tls"}
+// signs are the authorities' Secrets, what each signs for central, and the volumes in which central's pods have that.
+var signs = map[string]struct{ secret, volume string }{
+	issuer.NodesAuthority: {issuer.Server, "server-tls"}, issuer.AdminsAuthority: {issuer.Admin, "admin-tls"},
+}
 
-// authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: central's members then show its certificates, nodes go on with those that they have until those are renewed,
-// and pods are heard all along. Agents are started again because they look once an hour, ovn-controllers and the controller so that they connect anew.
+// authoritiesRotate gives both authorities a successor, which everybody trusts before it signs: who has a certificate goes on with it until it is renewed, as here central's members because somebody deletes their Secrets, then
+// a node, and pods are heard all along. Agents are started again because they look once an hour, ovn-controllers and the controller so that they connect anew.
 func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	const days = 24 * time.Hour
 	successors := map[string]pki.Authority{}
@@ -48,6 +50,12 @@ func authoritiesRotate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 			changeSecret(t, client, name, func(data map[string][]byte) {
 				data["next.crt"], data["next.key"] = pki.EncodeCertificates(next.Certificate), key
 			})
+		}
+		eventually(t, func() error { return sign(t, client, successors) })
+		for _, of := range signs {
+			if err := client.CoreV1().Secrets(lab.Namespace).Delete(t.Context(), of.secret, metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		eventually(t, func() error { return shown(t, l, client, successors) })
 		t.Logf("central's members had the successors' certificates after %s", time.Since(start).Round(time.Second))
@@ -98,7 +106,7 @@ func certificates(t *testing.T, l *lab.Lab, client kubernetes.Interface, authori
 		if err != nil {
 			return nil, err
 		}
-		text, err := l.Exec(t.Context(), pod.Spec.NodeName, "cat", fmt.Sprintf("/var/lib/kubelet/pods/%s/volumes/kubernetes.io~secret/%s/%s", pod.UID, signs[authority], file))
+		text, err := l.Exec(t.Context(), pod.Spec.NodeName, "cat", fmt.Sprintf("/var/lib/kubelet/pods/%s/volumes/kubernetes.io~secret/%s/%s", pod.UID, signs[authority].volume, file))
 		if err != nil {
 			return nil, err
 		}
@@ -120,6 +128,25 @@ func trusted(t *testing.T, l *lab.Lab, client kubernetes.Interface, successors m
 		}
 		return nil
 	})
+}
+
+// sign is nil when the successors sign what is asked for.
+func sign(t *testing.T, client kubernetes.Interface, successors map[string]pki.Authority) error {
+	t.Helper()
+	for name, next := range successors {
+		secret, err := client.CoreV1().Secrets(lab.Namespace).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		certs, err := pki.ParseCertificates(secret.Data[pki.CertFile])
+		if err != nil {
+			return fmt.Errorf("Secret %s: %w", name, err)
+		}
+		if !certs[0].Equal(next.Certificate) {
+			return fmt.Errorf("the authority of Secret %s is the one of before", name)
+		}
+	}
+	return nil
 }
 
 // shown is nil when every member of central has certificates of the successors.
