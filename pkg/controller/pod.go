@@ -149,7 +149,7 @@ func (r *podReconciler) decideOne(ctx context.Context, pod *corev1.Pod, n nicReq
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "AddressChanged", "AllocateAddress",
 			"another has %v, the pod gets %v: its interface still has the old address; delete the pod", has, ips)
 	}
-	mac, err := r.decideMAC(pod, n, ips)
+	mac, err := r.decideMAC(pod, n, subnet, ips)
 	if err != nil {
 		return v1alpha1.Identity{}, err
 	}
@@ -168,7 +168,7 @@ func (r *podReconciler) refuse(pod *corev1.Pod, n nicRequest, reason, message st
 }
 
 // decideMAC: what the pod has, else what it asks for, else one that follows from its first address.
-func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, ips []netip.Prefix) (v1alpha1.MAC, error) {
+func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, subnet string, ips []netip.Prefix) (v1alpha1.MAC, error) {
 	mac := v1alpha1.MAC(ident.MAC(ips[0].Addr()))
 	if ownMAC(pod, n.current) {
 		mac = n.current.MAC
@@ -183,11 +183,11 @@ func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, ips []netip.Pre
 	}
 	holder := n.holder
 	if mac.String() != ident.MAC(ips[0].Addr()).String() {
-		if reason, message := r.alloc.claimMAC(holder, mac, ips); reason != "" {
+		if reason, message := r.alloc.claimMAC(holder, subnet, mac, ips); reason != "" {
 			return nil, r.refuse(pod, n, reason, message)
 		}
 	}
-	r.alloc.keepMAC(holder, mac)
+	r.alloc.keepMAC(holder, subnet, mac)
 	return mac, nil
 }
 
