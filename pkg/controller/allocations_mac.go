@@ -17,7 +17,7 @@ import (
 // switchMAC is a MAC, written as v1alpha1.MAC writes it, on the switch of a Subnet. On another switch it may be another's.
 type switchMAC struct{ subnet, mac string }
 
-// macs is who has which MAC, and who waits for one. Pods that ask for none are not in it: theirs follow from their addresses.
+// macs is who has which MAC, and who waits for one. Pods of IPv4 that ask for none are not in it: theirs follow from their addresses.
 type macs struct {
 	owner   map[switchMAC]holder
 	of      map[holder][]switchMAC
@@ -127,7 +127,8 @@ func (a *allocations) keepMAC(h holder, subnet string, mac v1alpha1.MAC) {
 	a.macs.release(h, switchMAC{subnet, mac.String()}, a.enqueue)
 }
 
-// restoreMACs takes back the MACs that Ports have by their status, and pods by their identity. Of two Ports that have the same the older one keeps it.
+// restoreMACs takes back the MACs that Ports have by their status, and pods by their identity. Of two that have the same the older one keeps it: pods that asked for theirs come before Ports,
+// and those that did not after them.
 func (a *allocations) restoreMACs(ctx context.Context) error {
 	var list v1alpha1.PortList
 	if err := a.api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
@@ -138,17 +139,24 @@ func (a *allocations) restoreMACs(ctx context.Context) error {
 		ports = append(ports, &list.Items[i])
 	}
 	slices.SortFunc(ports, olderPort)
-	var pods corev1.PodList
-	if err := a.api.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
+	var podList corev1.PodList
+	if err := a.api.List(ctx, &podList, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list pods to restore their MACs: %w", err)
 	}
+	pods := make([]*corev1.Pod, 0, len(podList.Items))
+	for i := range podList.Items {
+		pods = append(pods, &podList.Items[i])
+	}
+	slices.SortStableFunc(pods, func(x, y *corev1.Pod) int { return x.CreationTimestamp.Compare(y.CreationTimestamp.Time) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for i := range pods.Items {
-		p := &pods.Items[i]
+	var made []attachment
+	for _, p := range pods {
 		for _, at := range attachments(p, identityOf(p)) {
 			if ownMAC(p, at.Identity) {
 				a.macs.take(at.holder, switchMAC{at.Subnet, at.MAC.String()})
+			} else if networked(p) && len(at.IPs) > 0 && at.IPs[0].Addr().Is6() {
+				made = append(made, at)
 			}
 		}
 	}
@@ -157,10 +165,13 @@ func (a *allocations) restoreMACs(ctx context.Context) error {
 			a.macs.take(portHolder(client.ObjectKeyFromObject(p)), switchMAC{p.Status.Subnet, p.Status.MAC})
 		}
 	}
+	for _, at := range made {
+		a.macs.take(at.holder, switchMAC{at.Subnet, at.MAC.String()})
+	}
 	return nil
 }
 
-// ownMAC says whether a pod has a MAC that it has asked for. A VM's launcher has the VM's.
+// ownMAC says whether a pod has another MAC than the one that follows from its address: one that it has asked for, or that was made because another had that. A VM's launcher has the VM's.
 func ownMAC(pod *corev1.Pod, id v1alpha1.Identity) bool {
 	return networked(pod) && id.PodUID == string(pod.UID) && id.VMI == nil && len(id.IPs) > 0 && id.MAC.String() != ident.MAC(id.IPs[0].Addr()).String()
 }

@@ -21,10 +21,11 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ipam"
 )
 
-// apiOf is a cache with some Ports and one Subnet, and no pods.
+// apiOf is a cache with some Ports, pods, and one Subnet.
 type apiOf struct {
 	client.Client
 	ports  []v1alpha1.Port
+	pods   []corev1.Pod
 	subnet v1alpha1.Subnet
 	lists  int
 	err    error
@@ -34,6 +35,9 @@ func (a *apiOf) List(_ context.Context, list client.ObjectList, _ ...client.List
 	if ports, ok := list.(*v1alpha1.PortList); ok {
 		a.lists++
 		ports.Items = a.ports
+	}
+	if pods, ok := list.(*corev1.PodList); ok {
+		pods.Items = a.pods
 	}
 	return a.err
 }

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -41,5 +42,25 @@ func TestMACsOfIPv6(t *testing.T) {
 	nic := e.carries(t, launcher, "blue")
 	if id := e.mayAttach(t, launcher, v1alpha1.Attach{Chassis: "n1"}); id.MAC.String() == nic.MAC.String() || fmt.Sprint(nic.IPs) != "[fd00:b1::2/64]" {
 		t.Errorf("the VM's NICs are %+v and %+v, want two MACs", id, nic)
+	}
+	// Whoever asks for an address that ends as another's, or will, neither gets that one's frames nor keeps it from having a network.
+	has := map[string]bool{}
+	for _, pod := range []struct{ name, ip string }{{"now", "fd00:a::1:0:2"}, {"later", "fd00:a::1:0:4"}, {"fourth", "fd00:a::4"}} {
+		p := newPod(key("a", pod.name), "n1")
+		p.Annotations = map[string]string{v1alpha1.IPsAnnotation: pod.ip}
+		e.create(t, p)
+		id, row := e.served(t, key("a", pod.name))
+		if mac := id.MAC.String(); mac == macs[0] || has[mac] || !strings.HasPrefix(row.Addresses[0], mac+" ") {
+			t.Errorf("pod %s has MAC %s and row %v, want a MAC of its own", pod.name, mac, row.Addresses)
+		}
+		has[id.MAC.String()] = true
+	}
+	e.stop()
+	e.start(t)
+	third := newPod(key("a", "third"), "n1")
+	third.Annotations = map[string]string{v1alpha1.IPsAnnotation: "fd00:a::2:0:4"}
+	e.create(t, third)
+	if id, _ := e.served(t, key("a", "third")); has[id.MAC.String()] {
+		t.Errorf("after a restart a pod has MAC %s, which another has", id.MAC)
 	}
 }
