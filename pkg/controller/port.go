@@ -164,7 +164,7 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if err != nil {
 		return metav1.Condition{}, err
 	}
-	where.inUse = uses(vmi, port)
+	where.inUse = inUse(vmi, port)
 	next.Phase, next.Node = where.phase(next.Phase)
 	next.EgressNode = row.anchor(next.EgressNode)
 	if port.DeletionTimestamp != nil {

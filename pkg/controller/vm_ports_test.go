@@ -85,3 +85,22 @@ func TestLongName(t *testing.T) {
 		t.Errorf("%q is no name of an object: a part of it ends in a dash's place", got)
 	}
 }
+
+// A Port is in use as long as its VM may run, not as long as KubeVirt keeps the instance.
+func TestInUse(t *testing.T) {
+	port := portWith("vm", 1, v1alpha1.PortStatus{})
+	port.Spec.Target.Name, port.Spec.Target.Network = "vm", podNetwork
+	for phase, want := range map[kubevirtv1.VirtualMachineInstancePhase]bool{
+		kubevirtv1.Scheduling: true, kubevirtv1.Running: true, kubevirtv1.Succeeded: false, kubevirtv1.Failed: false,
+	} {
+		vmi := &kubevirtv1.VirtualMachineInstance{}
+		vmi.Namespace, vmi.Name, vmi.Status.Phase = "ns", "vm", phase
+		vmi.Spec.Networks = []kubevirtv1.Network{*kubevirtv1.DefaultPodNetwork()}
+		if inUse(vmi, &port) != want || carries(vmi, &port) != want || !uses(vmi, &port) {
+			t.Errorf("%s: in use %v, carried %v, the VM's %v; want %v, %v, true", phase, inUse(vmi, &port), carries(vmi, &port), uses(vmi, &port), want, want)
+		}
+	}
+	if inUse(nil, &port) {
+		t.Error("in use without an instance")
+	}
+}
