@@ -190,7 +190,7 @@ func (r *vmReconciler) launcherNICs(ctx context.Context, o observed, pod *corev1
 			continue
 		}
 		activation, ok := may[network]
-		if !ok {
+		if !ok || !agreed(o.vmi, o.ports[network]) {
 			continue
 		}
 		alone := o
