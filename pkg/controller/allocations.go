@@ -252,7 +252,7 @@ func (a *allocations) release(h holder) {
 	if has, ok := a.held[h]; ok {
 		a.free(h, has)
 	}
-	a.macs.release(h, "", a.enqueue)
+	a.macs.release(h, switchMAC{}, a.enqueue)
 }
 
 func (a *allocations) free(h holder, has holding) {

@@ -21,10 +21,11 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ipam"
 )
 
-// apiOf is a cache with some Ports and one Subnet, and no pods.
+// apiOf is a cache with some Ports, pods, and one Subnet.
 type apiOf struct {
 	client.Client
 	ports  []v1alpha1.Port
+	pods   []corev1.Pod
 	subnet v1alpha1.Subnet
 	lists  int
 	err    error
@@ -34,6 +35,9 @@ func (a *apiOf) List(_ context.Context, list client.ObjectList, _ ...client.List
 	if ports, ok := list.(*v1alpha1.PortList); ok {
 		a.lists++
 		ports.Items = a.ports
+	}
+	if pods, ok := list.(*corev1.PodList); ok {
+		pods.Items = a.pods
 	}
 	return a.err
 }
@@ -228,7 +232,8 @@ func TestMACs(t *testing.T) {
 		}
 		one, two := mac("02:00:00:00:00:01"), mac("02:00:00:00:00:02")
 		a := newTestAllocations(t, &apiOf{ports: []v1alpha1.Port{
-			portWith("younger", 2, v1alpha1.PortStatus{MAC: one.String()}), portWith("older", 1, v1alpha1.PortStatus{MAC: one.String()}),
+			portWith("younger", 2, v1alpha1.PortStatus{Subnet: "a", MAC: one.String()}), portWith("older", 1, v1alpha1.PortStatus{Subnet: "a", MAC: one.String()}),
+			portWith("elsewhere", 3, v1alpha1.PortStatus{Subnet: "b", MAC: one.String()}),
 		}})
 		asked := queueOf(t, &a.queues.ports)
 		if err := a.restoreMACs(t.Context()); err != nil {
@@ -237,7 +242,7 @@ func TestMACs(t *testing.T) {
 		older, younger, third := portHolder(portKey("older")), portHolder(portKey("younger")), portHolder(portKey("third"))
 		take := func(h holder, m v1alpha1.MAC, want holder) {
 			t.Helper()
-			if has, ok := a.takeMAC(h, m); has != want || ok != (has == h) {
+			if has, ok := a.takeMAC(h, switchMAC{"a", m.String()}); has != want || ok != (has == h) {
 				t.Errorf("%v takes %s: it is %v's, %t; want %v's", h.key, m, has.key, ok, want.key)
 			}
 		}
@@ -249,7 +254,7 @@ func TestMACs(t *testing.T) {
 		if got := asked(); len(got) > 0 {
 			t.Errorf("asked for %v while the row has its MAC", got)
 		}
-		a.keepMAC(older, two)
+		a.keepMAC(older, "a", two)
 		synctest.Wait()
 		if got := asked(); !slices.Equal(got, []string{"younger"}) {
 			t.Errorf("asked for %v, want the one that waits for %s", got, one)
@@ -263,6 +268,10 @@ func TestMACs(t *testing.T) {
 		take(third, two, third)
 		a.release(younger)
 		a.release(third)
+		if m := a.macs; len(m.owner) != 1 || len(m.of) != 1 {
+			t.Errorf("%+v, want what the Port of another Subnet has", m)
+		}
+		a.release(portHolder(portKey("elsewhere")))
 		if m := a.macs; len(m.owner)+len(m.of)+len(m.waiting) > 0 {
 			t.Errorf("left behind: %+v", m)
 		}

@@ -149,7 +149,7 @@ func (r *podReconciler) decideOne(ctx context.Context, pod *corev1.Pod, n nicReq
 		r.events.Eventf(pod, nil, corev1.EventTypeWarning, "AddressChanged", "AllocateAddress",
 			"another has %v, the pod gets %v: its interface still has the old address; delete the pod", has, ips)
 	}
-	mac, err := r.decideMAC(pod, n, ips)
+	mac, err := r.decideMAC(pod, n, subnet, ips)
 	if err != nil {
 		return v1alpha1.Identity{}, err
 	}
@@ -167,27 +167,30 @@ func (r *podReconciler) refuse(pod *corev1.Pod, n nicRequest, reason, message st
 	return errWaiting
 }
 
-// decideMAC: what the pod has, else what it asks for, else one that follows from its first address.
-func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, ips []netip.Prefix) (v1alpha1.MAC, error) {
-	mac := v1alpha1.MAC(ident.MAC(ips[0].Addr()))
-	if ownMAC(pod, n.current) {
+// decideMAC: what the pod has, else what it asks for, else one that is made of its first address. Of IPv4 no two have the same, and nobody need claim it.
+func (r *podReconciler) decideMAC(pod *corev1.Pod, n nicRequest, subnet string, ips []netip.Prefix) (v1alpha1.MAC, error) {
+	first := ips[0].Addr()
+	made := v1alpha1.MAC(ident.MAC(first))
+	var mac v1alpha1.MAC
+	if ownMAC(pod, n.current) || n.current.MAC.String() == made.String() {
 		mac = n.current.MAC
 	} else if n.current.PodUID == "" { // it has none yet; one that has keeps it, whatever is asked for later
-		asked, err := n.wishes.hardware()
-		if err != nil {
+		var err error
+		if mac, err = n.wishes.hardware(); err != nil {
 			return nil, r.refuse(pod, n, v1alpha1.ReasonInvalid, err.Error())
 		}
-		if asked != nil {
-			mac = asked
-		}
 	}
-	holder := n.holder
-	if mac.String() != ident.MAC(ips[0].Addr()).String() {
-		if reason, message := r.alloc.claimMAC(holder, mac, ips); reason != "" {
+	switch {
+	case first.Is4() && (mac == nil || mac.String() == made.String()):
+		mac = made
+	case mac == nil:
+		mac = r.alloc.makeMAC(n.holder, subnet, first, 0)
+	default:
+		if reason, message := r.alloc.claimMAC(n.holder, subnet, mac, ips); reason != "" {
 			return nil, r.refuse(pod, n, reason, message)
 		}
 	}
-	r.alloc.keepMAC(holder, mac)
+	r.alloc.keepMAC(n.holder, subnet, mac)
 	return mac, nil
 }
 

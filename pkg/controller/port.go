@@ -131,8 +131,8 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if err != nil || cond.Type != "" {
 		return cond, err
 	}
-	mac := decideMAC(port, vmi, ips)
-	if cond := r.claimMAC(port, mac, ips); cond.Type != "" {
+	mac, cond := r.decideMAC(port, vmi, subnet, ips)
+	if cond.Type != "" {
 		return cond, nil
 	}
 	next.Subnet, next.MAC, next.IPs = subnet, mac.String(), nil
@@ -159,12 +159,12 @@ func (r *portReconciler) ensure(ctx context.Context, port *v1alpha1.Port, vmi *k
 	if err != nil {
 		return metav1.Condition{}, err
 	}
-	r.alloc.keepMAC(portHolder(client.ObjectKeyFromObject(port)), mac)
+	r.alloc.keepMAC(portHolder(client.ObjectKeyFromObject(port)), subnet, mac)
 	where, err := r.locate(ctx, row)
 	if err != nil {
 		return metav1.Condition{}, err
 	}
-	where.inUse = uses(vmi, port)
+	where.inUse = inUse(vmi, port)
 	next.Phase, next.Node = where.phase(next.Phase)
 	next.EgressNode = row.anchor(next.EgressNode)
 	if port.DeletionTimestamp != nil {

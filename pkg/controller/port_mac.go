@@ -9,12 +9,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
-	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
-// decideMAC: what the VM's definition says, else the Port's, else what the port has, else one that follows from its first address. What a port has
-// stays though the VM is stopped.
-func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Prefix) v1alpha1.MAC {
+// askedMAC: what the VM's definition says, else the Port's, else what the port has; nil if there is none of these. What a port has stays though the VM is stopped.
+func askedMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance) v1alpha1.MAC {
 	asked := ""
 	if uses(vmi, port) {
 		asked = macOf(vmi, port.Spec.Target.Network)
@@ -24,13 +22,22 @@ func decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips 
 			return v1alpha1.MAC(mac)
 		}
 	}
-	return v1alpha1.MAC(ident.MAC(ips[0].Addr()))
+	return nil
 }
 
-// claimMAC gives a Port's MAC to it, or says why it cannot have it.
-func (r *portReconciler) claimMAC(port *v1alpha1.Port, mac v1alpha1.MAC, ips []netip.Prefix) metav1.Condition {
-	if reason, message := r.alloc.claimMAC(portHolder(client.ObjectKeyFromObject(port)), mac, ips); reason != "" {
-		return condition(metav1.ConditionFalse, reason, message)
+// decideMAC gives a Port the MAC that is asked for, or says why it cannot have it; where none is asked for one that is made of its first address. Two IPv6 Subnets have many of their
+// addresses' last bytes in common, and a guest's NICs shall not have one MAC: on second networks it is not made of these alone.
+func (r *portReconciler) decideMAC(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, subnet string, ips []netip.Prefix) (v1alpha1.MAC, metav1.Condition) {
+	h, mac := portHolder(client.ObjectKeyFromObject(port)), askedMAC(port, vmi)
+	if mac == nil {
+		from := 0
+		if port.Spec.Target.Network != podNetwork && ips[0].Addr().Is6() {
+			from = 1
+		}
+		return r.alloc.makeMAC(h, subnet, ips[0].Addr(), from), metav1.Condition{}
 	}
-	return metav1.Condition{}
+	if reason, message := r.alloc.claimMAC(h, subnet, mac, ips); reason != "" {
+		return nil, condition(metav1.ConditionFalse, reason, message)
+	}
+	return mac, metav1.Condition{}
 }

@@ -13,7 +13,7 @@ type whereabouts struct {
 	// requested is the row's requested-chassis; chassis is the one that has claimed the port, empty if none has.
 	requested string
 	chassis   ident.ChassisName
-	// inUse: there is a VMI that uses the Port.
+	// inUse: there is a VMI that uses the Port, and has not ended.
 	inUse bool
 }
 

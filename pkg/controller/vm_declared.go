@@ -1,7 +1,7 @@
 package controller
 
 // VirtualMachine reconciler: a VM has its Port from the moment at which it is declared, though it does not run.
-// In:   VirtualMachines (template, uid), whether they have an instance; their Ports; NetworkAttachmentDefinitions of the template's networks.
+// In:   VirtualMachines (template, uid), whether they have an instance that may run; their Ports; NetworkAttachmentDefinitions of the template's networks.
 // Out:  Ports for NICs that have none, as vm_ports.go makes them; Ports deleted whose NIC the template has no more, unless reclaimPolicy keeps them.
 
 import (
@@ -50,6 +50,9 @@ func (r *declaredReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 		return reconcile.Result{}, err
 	}
 	declared := instanceOf(&vm)
+	if vmi != nil && vmi.IsFinal() {
+		vmi = nil // it stays until the VM is started again, or deleted, and needs nothing
+	}
 	if vmi == nil { // what runs is the business of vm.go
 		err = r.plug(ctx, req.NamespacedName, declared)
 	}

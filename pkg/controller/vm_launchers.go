@@ -21,8 +21,8 @@ import (
 // server to wait for is in the way of the next decision, which for a migration's target comes as soon as it has a node.
 func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Snapshot, d migration.Decision) error {
 	port := o.ports[podNetwork]
-	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 {
-		return nil // the Port's reconciler asks for this VM again when it has its addresses
+	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 || !agreed(o.vmi, port) {
+		return nil // the Port's reconciler asks for this VM again when it has its addresses and its MAC
 	}
 	base, err := r.identity(ctx, o, port)
 	if err != nil || base.MTU == 0 {
@@ -52,6 +52,13 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 		errs = append(errs, writeIdentity(ctx, r.api, pod, id))
 	}
 	return errors.Join(errs...)
+}
+
+// agreed says whether a Port has the MAC that its VMI's definition asks for, if it asks for one. Its reconciler sees the VMI later than the VM's may; and a launcher's link keeps the MAC with
+// which it was made, from which nothing passes port security once the Port has the other.
+func agreed(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
+	asked, err := net.ParseMAC(macOf(vmi, port.Spec.Target.Network))
+	return err != nil || len(asked) != 6 || asked.String() == port.Status.MAC
 }
 
 // identity is what all launchers of a VM have in common.

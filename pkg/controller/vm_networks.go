@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -140,13 +141,19 @@ func (r *vmReconciler) ensureSecond(ctx context.Context, vmi *kubevirtv1.Virtual
 	return r.makeSecond(ctx, vmi, network, conf)
 }
 
-// makeSecond creates the Port of a VMI's NIC on a second network: under the names of both, or under a longer one where that is taken.
-func (r *vmReconciler) makeSecond(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string, conf nad.Config) (*v1alpha1.Port, error) {
-	both := vmi.Name + "-" + network
-	names := []string{both, longName(both, network)}
-	if len(both) > maxName {
-		names = names[1:]
+// secondNames are what the Port of a VMI's NIC on a second network may be called, the best first. Names of networks may have capital letters, underscores, and a dash at the end, which those
+// of objects may not.
+func secondNames(vmi, network string) []string {
+	both := vmi + "-" + network
+	if len(validation.IsDNS1123Subdomain(both)) > 0 {
+		return []string{longName(vmi, network)}
 	}
+	return []string{both, longName(both, network)}
+}
+
+// makeSecond creates the Port of a VMI's NIC on a second network: under the names of both, or under a longer one where that is taken or is no name.
+func (r *vmReconciler) makeSecond(ctx context.Context, vmi *kubevirtv1.VirtualMachineInstance, network string, conf nad.Config) (*v1alpha1.Port, error) {
+	names := secondNames(vmi.Name, network)
 	for _, name := range names {
 		port := newPort(vmi, network)
 		if port.Name = name; conf.Subnet != "" { // held to the Subnets that are for its namespace, as by the annotation of a template
@@ -190,7 +197,7 @@ func (r *vmReconciler) launcherNICs(ctx context.Context, o observed, pod *corev1
 			continue
 		}
 		activation, ok := may[network]
-		if !ok {
+		if !ok || !agreed(o.vmi, o.ports[network]) {
 			continue
 		}
 		alone := o

@@ -91,9 +91,14 @@ func uses(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
 	return !owned
 }
 
-// carries says whether a VMI uses a Port and has a NIC for it: one that was unplugged while the VM runs needs none.
+// carries says whether a VMI that may run uses a Port and has a NIC for it: one that was unplugged while the VM runs needs none.
 func carries(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
-	return uses(vmi, port) && slices.Contains(networksOf(vmi), port.Spec.Target.Network)
+	return inUse(vmi, port) && slices.Contains(networksOf(vmi), port.Spec.Target.Network)
+}
+
+// inUse says whether a VMI that may run uses a Port: one that has ended does not, though it stays there until it is started again or deleted.
+func inUse(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
+	return uses(vmi, port) && !vmi.IsFinal()
 }
 
 // portFor is the Port of a VMI's NIC among those of its name, nil if there is none.

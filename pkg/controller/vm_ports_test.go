@@ -3,11 +3,13 @@ package controller
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/events"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -83,5 +85,42 @@ func TestLongName(t *testing.T) {
 	}
 	if got := longName(strings.Repeat("x", maxName-10)+".y", "a"); strings.Contains(got, ".-") {
 		t.Errorf("%q is no name of an object: a part of it ends in a dash's place", got)
+	}
+}
+
+// The Port of a NIC on a second network has a name that the API takes, whatever KubeVirt takes for a network's.
+func TestSecondNames(t *testing.T) {
+	if got, want := secondNames("web", "blue"), []string{"web-blue", longName("web-blue", "blue")}; !slices.Equal(got, want) {
+		t.Errorf("names %v, want %v", got, want)
+	}
+	seen := map[string]string{}
+	for _, network := range []string{"blue", "Blue", "net_1", "net-", "net_", "_", strings.Repeat("n", 63)} {
+		for _, vm := range []string{"web", strings.Repeat("v", 63), strings.Repeat("v", maxName-1)} {
+			for _, name := range secondNames(vm, network) {
+				if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || seen[name] != "" {
+					t.Errorf("network %s of VM %s: Port %q: %v; it is that of network %q too", network, vm, name, problems, seen[name])
+				}
+				seen[name] = network
+			}
+		}
+	}
+}
+
+// A Port is in use as long as its VM may run, not as long as KubeVirt keeps the instance.
+func TestInUse(t *testing.T) {
+	port := portWith("vm", 1, v1alpha1.PortStatus{})
+	port.Spec.Target.Name, port.Spec.Target.Network = "vm", podNetwork
+	for phase, want := range map[kubevirtv1.VirtualMachineInstancePhase]bool{
+		kubevirtv1.Scheduling: true, kubevirtv1.Running: true, kubevirtv1.Succeeded: false, kubevirtv1.Failed: false,
+	} {
+		vmi := &kubevirtv1.VirtualMachineInstance{}
+		vmi.Namespace, vmi.Name, vmi.Status.Phase = "ns", "vm", phase
+		vmi.Spec.Networks = []kubevirtv1.Network{*kubevirtv1.DefaultPodNetwork()}
+		if inUse(vmi, &port) != want || carries(vmi, &port) != want || !uses(vmi, &port) {
+			t.Errorf("%s: in use %v, carried %v, the VM's %v; want %v, %v, true", phase, inUse(vmi, &port), carries(vmi, &port), uses(vmi, &port), want, want)
+		}
+	}
+	if inUse(nil, &port) {
+		t.Error("in use without an instance")
 	}
 }

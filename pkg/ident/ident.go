@@ -104,14 +104,24 @@ func HostSet(family string) string { return "godwit_hosts_" + family }
 // ElsewhereSet is the address set of one family of the ranges of Subnets whose pods do not leave the cluster through their own nodes.
 func ElsewhereSet(family string) string { return "godwit_elsewhere_" + family }
 
-// MAC derives a port's MAC address from its first IP address, so that it is unique wherever the address is: 0a:67 (locally administered,
-// unicast) and the last four bytes of the address.
+// MAC derives a port's MAC address from its first IP address: 0a:67 (locally administered, unicast) and the last four bytes of the address. That is unique wherever the
+// address is, if it is of IPv4. Of IPv6 two addresses may have these bytes in common: see SpareMAC.
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.AsSlice()
 	mac := net.HardwareAddr{0x0a, 0x67, 0, 0, 0, 0}
 	copy(mac[2:], b[len(b)-4:])
 	return mac
 }
+
+// SpareMAC is the n-th MAC address, from 1 on, that a port may have instead of MAC's: 0a:69 and four bytes of a hash of the whole address. It is in no reserved range: whoever
+// uses it has to find out that nobody has it.
+func SpareMAC(addr netip.Addr, n int) net.HardwareAddr {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(addr.AsSlice(), uint64(n)))
+	return append(net.HardwareAddr{0x0a, 0x69}, sum[:4]...)
+}
+
+// Spare says whether an address is one that SpareMAC could make.
+func Spare(mac net.HardwareAddr) bool { return len(mac) == 6 && mac[0] == 0x0a && mac[1] == 0x69 }
 
 // Derived says whether an address is one that MAC or GatewayMAC could make.
 func Derived(mac net.HardwareAddr) bool {

@@ -39,7 +39,12 @@ func TestMACs(t *testing.T) {
 	if a.String() == b.String() || a.String() != GatewayMAC(SubnetSwitch("a")).String() {
 		t.Errorf("gateways have %s and %s", a, b)
 	}
-	for _, mac := range [][]byte{a, b, MAC(netip.MustParseAddr("255.255.255.255"))} {
+	one, other := netip.MustParseAddr("fd00::7"), netip.MustParseAddr("fd00::1:0:7")
+	spare, again, next, others := SpareMAC(one, 1), SpareMAC(one, 1), SpareMAC(one, 2), SpareMAC(other, 1)
+	if spare.String() != again.String() || spare.String() == next.String() || spare.String() == others.String() || !Spare(spare) || Derived(spare) || Spare(MAC(one)) {
+		t.Errorf("spare addresses are %s, %s again, %s, and another's %s", spare, again, next, others)
+	}
+	for _, mac := range [][]byte{a, b, MAC(netip.MustParseAddr("255.255.255.255")), spare} {
 		if mac[0]&1 != 0 || mac[0]&2 == 0 {
 			t.Errorf("%x is not a locally administered unicast address", mac)
 		}

@@ -45,6 +45,7 @@ func TestLifecycleStrategies(t *testing.T) {
 	t.Run("networks of the template", e.replugged)
 	t.Run("deleted in a migration", e.deletedInMigration)
 	t.Run("asks for what another has", e.declaredTwice)
+	t.Run("ended, and kept by KubeVirt", e.endedAndKept)
 }
 
 // declare creates a VM that is not started by anybody.
@@ -301,4 +302,32 @@ func (e *env) declaredTwice(t *testing.T) {
 	if got := e.vmPort(t, client.ObjectKeyFromObject(second), v1alpha1.PortReserved).Status.IPs[0]; got != "10.244.88.8" {
 		t.Errorf("the second VM has %s, want what it asked for", got)
 	}
+}
+
+// endedAndKept: an instance that has ended, and stays, uses its Port no more: the Port can be deleted, which makes another, and can be given to another VM.
+func (e *env) endedAndKept(t *testing.T) {
+	manual := kubevirtv1.RunStrategyManual
+	vm := e.declare(t, "ended", func(vm *kubevirtv1.VirtualMachine) { vm.Spec.RunStrategy = &manual })
+	k := client.ObjectKeyFromObject(vm)
+	vmi := e.begins(t, vm, "ended-1", "n1")
+	before := vmi.DeepCopy()
+	vmi.Status.Phase = kubevirtv1.Succeeded
+	if err := e.api.Patch(t.Context(), vmi, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	port := e.vmPort(t, k, v1alpha1.PortReserved)
+	if err := e.api.Delete(t.Context(), port); err != nil {
+		t.Fatal(err)
+	}
+	var next *v1alpha1.Port
+	eventually(t, func() error {
+		if next = e.vmPort(t, k, v1alpha1.PortReserved); next.UID == port.UID {
+			return fmt.Errorf("Port %s is still there: %+v", port.Name, next.Status)
+		}
+		return nil
+	})
+	if err := e.retarget(t, k, "ended-restored"); err != nil {
+		t.Fatal(err)
+	}
+	e.isAt(t, next, "ended-restored")
 }

@@ -144,6 +144,7 @@ func TestLifecycleSecondNetworksVM(t *testing.T) {
 	}, onNetworks("blue"))
 	e.told(t, alone, "PodNetworkMissing")
 	t.Run("declared", e.declaredSecond)
+	t.Run("named as no object can be", e.oddlyNamedSecond)
 	t.Run("moved to one that has a Port", e.movedToTakenSecond)
 }
 
@@ -180,6 +181,19 @@ func (e *env) movedToTakenSecond(t *testing.T) {
 	if row := e.nic(t, vm, "blue", string(ident.NoChassis), ""); row.UUID != began.UUID {
 		t.Errorf("the row was %s, is %s", began.UUID, row.UUID)
 	}
+}
+
+// oddlyNamedSecond: the names that KubeVirt takes for networks are more than those of objects. A NIC on such a network has its Port too.
+func (e *env) oddlyNamedSecond(t *testing.T) {
+	vmi := e.vmi(t, key("shop", "odd"), onNetworks("blue"), func(v *kubevirtv1.VirtualMachineInstance) {
+		v.Spec.Networks[1].Name, v.Spec.Domain.Devices.Interfaces[1].Name = "Net_1-", "Net_1-"
+	})
+	launcher := e.launcher(t, vmi, "odd-1", "n1", nil)
+	e.selects(t, launcher, "Net_1-")
+	if nic := e.carries(t, launcher, "Net_1-"); nic.Subnet != "blue" {
+		t.Errorf("the NIC is %+v, want one in Subnet blue", nic)
+	}
+	e.nic(t, key("shop", "odd"), "Net_1-", "n1", "")
 }
 
 // declaredSecond: a VM's NICs on second networks have their Ports from when it is declared, whenever the definition comes, and until its template and its instance have them no more.
