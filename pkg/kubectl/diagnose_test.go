@@ -418,25 +418,6 @@ warn  OVN's databases and the nodes' Open vSwitch could not be looked at: they d
 	}
 }
 
-// TestDiagnoseLasting: what only one of two looks finds was under way.
-func TestDiagnoseLasting(t *testing.T) {
-	at := func(lines ...line) diagnosis { return diagnosis{Checks: lines} }
-	stays, comes := line{"pins", stuck, "a is wrong", "x"}, line{"pins", stuck, "b is wrong", "x"}
-	other := line{Check: "mtu", Grade: fine, Finding: "all is well"}
-	for name, c := range map[string]struct{ first, second, want diagnosis }{
-		"stays":        {at(stays, other), at(stays, comes, other), at(stays, other)},
-		"came":         {at(other), at(comes, other), at(line{Check: "pins", Grade: fine, Finding: "what differed was under way"}, other)},
-		"went":         {at(stays, other), at(other), at(other)},
-		"one and one":  {at(stays), at(comes), at(line{Check: "pins", Grade: fine, Finding: "what differed was under way"})},
-		"order is not": {at(comes, stays), at(stays, comes), at(stays, comes)},
-	} {
-		got := lasting(c.first, c.second)
-		if diff := cmp.Diff(c.want.Checks, got.Checks); diff != "" {
-			t.Errorf("%s: %s", name, diff)
-		}
-	}
-}
-
 // TestDiagnoseReport: what a bug's reader needs is there, in the file and as JSON, and of Secrets nothing but a date.
 func TestDiagnoseReport(t *testing.T) {
 	objects := append(recordedObjects(t), &corev1.Secret{

@@ -74,7 +74,7 @@ func (p preflight) judge() diagnosis {
 		{"history", p.history()},
 	} {
 		for _, v := range c.found {
-			d.Checks = append(d.Checks, line{c.name, v.grade, v.finding, v.remedy})
+			d.Checks = append(d.Checks, v.of(c.name))
 		}
 	}
 	d.count()
