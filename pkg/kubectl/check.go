@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,7 +87,7 @@ func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err err
 		}
 	}
 	p.services, p.nodes = services.Items, nodes.Items
-	p.ports = slices.DeleteFunc(ports.Items, func(port v1alpha1.Port) bool { return port.Spec.Target.Name != vm })
+	p.ports = interfacesOf(ports.Items, vm)
 	if p.agents, err = c.agents(ctx); err != nil {
 		return p, err
 	}

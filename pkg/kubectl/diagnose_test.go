@@ -272,6 +272,11 @@ func TestDiagnoseFaults(t *testing.T) {
 		"other addresses of a VM": {func(f *facts) {
 			row(f, func(r *logicalPort) { r.addresses = []string{"0a:67:0a:f4:00:02 10.244.0.99"} })
 		}, []string{`fail rows: Port default/vm1 has 0a:67:0a:f4:00:02 10.244.0.2 fd00:10:244::2 by its status, "0a:67:0a:f4:00:02 10.244.0.99" by the northbound database`}},
+		"a Port whose interface another has": {func(f *facts) {
+			p := *f.ports[0].DeepCopy()
+			p.Name, p.Status.IPs, p.Status.Conditions = "moved", []string{"10.244.0.99"}, []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reasonTargetTaken}}
+			f.ports = append(f.ports, p)
+		}, nil},
 		"claimed elsewhere": {func(f *facts) { b := f.bindings[vm]; b.chassis = "node2"; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " is claimed by node2, and asks for node3 → docs/runbooks.md, GodwitForbiddenClaim"}},
 		"claimed by nobody": {func(f *facts) { b := f.bindings[vm]; b.chassis = ""; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " of pod default/virt-launcher-vm1-mt6d5 is claimed by no node, and asks for node3 → does ovn-controller run"}},
 		"not up":            {func(f *facts) { b := f.bindings[vm]; b.up = false; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " is claimed by node3 and not up"}},

@@ -94,15 +94,16 @@ func (c cluster) find(ctx context.Context, text string) (end, error) {
 	return end{}, fmt.Errorf("%s is %s as well as %s: say which, as vm:%s or service:%s", text, found[0].name, found[1].name, text, text)
 }
 
-// vmEnd is a VM's first NIC, nil if there is none.
+// vmEnd is a VM's NIC on the pod network, or else its first that has an address; nil if there is none.
 func (c cluster) vmEnd(ctx context.Context, key client.ObjectKey) (*end, error) {
 	var ports v1alpha1.PortList
 	if err := c.api.List(ctx, &ports, client.InNamespace(key.Namespace)); err != nil {
 		return nil, fmt.Errorf("list the Ports in namespace %s: %w", key.Namespace, explained(err))
 	}
-	for i := range ports.Items {
-		p := &ports.Items[i]
-		if p.Spec.Target.Name != key.Name || len(p.Status.IPs) == 0 {
+	own := interfacesOf(ports.Items, key.Name)
+	for i := range own {
+		p := &own[i]
+		if len(p.Status.IPs) == 0 {
 			continue
 		}
 		e, err := portEnd(p)
@@ -132,6 +133,9 @@ func portEnd(p *v1alpha1.Port) (*end, error) {
 	e := &end{
 		name: fmt.Sprintf("VM %s/%s", p.Namespace, p.Spec.Target.Name), port: string(ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network)),
 		node: p.Status.Node, subnet: p.Status.Subnet, egress: p.Status.EgressNode, namespace: p.Namespace,
+	}
+	if network := p.Spec.Target.Network; network != ident.DefaultNetwork {
+		e.name += ", network " + network
 	}
 	var err error
 	if e.mac, err = net.ParseMAC(p.Status.MAC); err != nil {
@@ -215,7 +219,7 @@ func (c cluster) at(ctx context.Context, a netip.Addr) (end, error) {
 		}
 	}
 	for i := range ports.Items {
-		if len(ports.Items[i].Status.IPs) == 0 {
+		if len(ports.Items[i].Status.IPs) == 0 || taken(&ports.Items[i]) {
 			continue
 		}
 		if e, err := portEnd(&ports.Items[i]); err == nil && has(e) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -49,8 +48,7 @@ func (c cluster) port(ctx context.Context, w io.Writer, name string, f format) e
 	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
 		return fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
 	}
-	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
-	if len(ports) > 0 {
+	if ports := portsOf(list.Items, name); len(ports) > 0 {
 		return c.vmPorts(ctx, w, ports, f)
 	}
 	var pod corev1.Pod
@@ -90,7 +88,7 @@ func (c cluster) vmPorts(ctx context.Context, w io.Writer, ports []v1alpha1.Port
 	rows := [][]string{{"VM", c.namespace + "/" + vm}}
 	for i := range ports {
 		rows = append(rows, portRows(&ports[i])...)
-		if f != wide || ports[i].Status.MAC == "" {
+		if f != wide || ports[i].Status.MAC == "" || taken(&ports[i]) {
 			continue
 		}
 		e, err := portEnd(&ports[i])

@@ -41,8 +41,7 @@ func (c cluster) viewOf(ctx context.Context, name, nic string) (view, error) {
 	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
 		return view{}, fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
 	}
-	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
-	if len(ports) > 0 {
+	if ports := interfacesOf(list.Items, name); len(ports) > 0 {
 		return vmView(ports, nic)
 	}
 	var pod corev1.Pod
