@@ -46,7 +46,7 @@ func ready() preflight {
 	}
 	well := errand.Fitness{Controller: "23.03.1", Handoff: true}
 	return preflight{
-		vmi: vmi, ports: []v1alpha1.Port{port}, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
+		vmi: vmi, ports: []v1alpha1.Port{port}, mtu: 1442, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
 		agents:    map[string]bool{"node1": true, "node2": true, "node3": true},
 		echoes:    map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
 		ovn:       &ovnReleases{controllers: map[string]errand.Fitness{"node1": well, "node2": well, "node3": well}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
@@ -181,6 +181,38 @@ func TestDrainPlan(t *testing.T) {
 			text += "error: " + err.Error() + "\n"
 		}
 		golden(t, file, text)
+	}
+}
+
+// A VM's MTU is what its launcher was told, whatever the nodes carry since.
+func TestMTUOfAVM(t *testing.T) {
+	launcher := func(name, vmi string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "00000000-0000-4000-8000-000000000001"}}
+		text := podIdentity(t, string(p.UID))
+		p.Annotations = map[string]string{v1alpha1.IdentityAnnotation: strings.Replace(text, `"nics"`, `"vmi":{"name":"web1","uid":"`+vmi+`"},"nics"`, 1)}
+		return p
+	}
+	p := ready()
+	p.vmi.UID = "u-1"
+	for i := range p.nodes {
+		p.nodes[i].Annotations[v1alpha1.MTUAnnotation] = []string{"8942", "1442", "1342"}[i]
+	}
+	agent := agentPod("node1")
+	agent.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	objects := []client.Object{p.vmi, agent, &p.nodes[0], &p.nodes[1], &p.nodes[2]}
+	for want, pods := range map[int][]client.Object{1442: {launcher("virt-launcher-web1-x", "u-1")}, 0: {launcher("virt-launcher-web1-x", "u-2")}} {
+		got, err := clusterOf(t, nil, append(pods, objects...)...).preflight(t.Context(), "web1")
+		if err != nil || got.mtu != want {
+			t.Errorf("the VM's MTU is %d, want %d (%v)", got.mtu, want, err)
+		}
+		p.mtu = got.mtu
+		var found []string
+		for _, v := range p.destinations() {
+			found = append(found, v.finding)
+		}
+		if warned := strings.Join(found, "\n"); strings.Contains(warned, "node2 carries") || strings.Contains(warned, "node3 carries packets of 1342 bytes, the VM has an MTU of 1442") != (want == 1442) {
+			t.Errorf("MTU %d: %s", want, warned)
+		}
 	}
 }
 
