@@ -58,3 +58,45 @@ func TestPortsOfAVM(t *testing.T) {
 		t.Errorf("port tells of them in another order:\n%s", text)
 	}
 }
+
+// A pod's interfaces on second networks are told too, and found by their addresses.
+func TestPortOfAPodWithNICs(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "00000000-0000-4000-8000-000000000001"}, Spec: corev1.PodSpec{NodeName: "node1"}}
+	pod.Annotations = map[string]string{v1alpha1.IdentityAnnotation: podIdentity(t, string(pod.UID))}
+	c := clusterOf(t, nil, pod)
+	var out bytes.Buffer
+	if err := c.port(t.Context(), &out, "db", asTable); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "port-nics.txt", out.String())
+	if e, err := c.find(t.Context(), "10.9.0.5"); err != nil || e.name != "pod shop/db, network shop/storage" || e.port != "pod/shop/db/net1" {
+		t.Errorf("10.9.0.5 is %s, %s (%v)", e.name, e.port, err)
+	}
+}
+
+// With -o wide OVN is asked for each of them.
+func TestPortOfAPodWithNICsInside(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "00000000-0000-4000-8000-000000000001"}}
+	pod.Annotations = map[string]string{v1alpha1.IdentityAnnotation: podIdentity(t, string(pod.UID))}
+	const none = `{"data":[],"headings":["name"]}`
+	said := answers{"ovn-central-0" + askNB: status("leader")}
+	ask := func(program, columns, rest string) {
+		container := map[string]string{"ovn-nbctl": "nb", "ovn-sbctl": "sb"}[program]
+		said["ovn-central-0/"+container+": "+program+" --no-leader-only --format=json --columns="+columns+" "+rest] = answer{stdout: none}
+	}
+	for _, port := range []string{"pod/shop/db/default", "pod/shop/db/net1"} {
+		ask("ovn-nbctl", "_uuid,up,options,external_ids", `find Logical_Switch_Port name="`+port+`"`)
+		ask("ovn-sbctl", "chassis,additional_chassis,up,options", `find Port_Binding logical_port="`+port+`"`)
+	}
+	ask("ovn-sbctl", "_uuid,name", "list Chassis")
+	ask("ovn-nbctl", "name,vips", "list Load_Balancer")
+	var out bytes.Buffer
+	if err := clusterOf(t, said, pod, ovnPod("ovn-central-0", centralComponent, "node1")).port(t.Context(), &out, "db", wide); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"no port pod/shop/db/default:", "no port pod/shop/db/net1:"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}
