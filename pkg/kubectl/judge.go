@@ -71,6 +71,7 @@ func (p preflight) judge() diagnosis {
 		{"nodes", p.destinations()},
 		{"tunnels", p.tunnels()},
 		{"ovn", p.releases()},
+		{"agents", p.unheard()},
 		{"policies", []verdict{p.isolated()}},
 		{"services", p.localServices()},
 		{"history", p.history()},

@@ -133,6 +133,10 @@ func TestJudge(t *testing.T) {
 		"ovn of two series": func(p *preflight) {
 			p.ovn.controllers["node2"], p.ovn.controllers["node3"], p.ovn.northd = errand.Fitness{Controller: "24.03.2"}, errand.Fitness{Controller: "23.06.0-139.el9"}, "24.03.5-20.33.0-78.0"
 		},
+		"agent silent": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
+			p.ovn.controllers["node2"] = errand.Fitness{Controller: "23.03.1", HandoffError: "ask the agent at --metrics-address :9476: connection refused"}
+		},
 		"ovn unknown": func(p *preflight) { p.ovn.controllers["node2"], p.ovn.northd = errand.Fitness{}, "none" },
 		"not ready": func(p *preflight) {
 			p.nodes[1].Status.Conditions, p.nodes[2].Status.Conditions[0].Status = nil, corev1.ConditionUnknown
@@ -245,8 +249,8 @@ func TestAskReleases(t *testing.T) {
 	p := ready()
 	p.agents["node3"] = false
 	said := answers{
-		"agent-node1/agent: godwit-agent fitness": {stdout: `{"controller":"23.03.1","handoff":true}`},
-		"agent-node2/agent: godwit-agent fitness": {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
+		"agent-node1/agent: godwit-agent fitness --metrics-address=127.0.0.1:9500 --ovn-run-dir=/run/other": {stdout: `{"controller":"23.03.1","handoff":true}`},
+		"agent-node2/agent: godwit-agent fitness":                                                           {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
 	}
 	for what, test := range map[string]struct {
 		objects []client.Object
@@ -259,7 +263,11 @@ func TestAskReleases(t *testing.T) {
 	} {
 		said["ovn-central-0/nb: ovs-appctl -t /run/ovn/ovnnb_db.ctl cluster/status OVN_Northbound"] = answer{stdout: "Name: OVN_Northbound\nStatus: cluster member\nRole: follower\n"}
 		said["ovn-central-0/nb: ovn-nbctl --timeout=15 --no-leader-only get NB_Global . options:northd_internal_version"] = answer{stdout: test.northd}
-		c := clusterOf(t, said, append(test.objects, agentPod("node1"), agentPod("node2"))...)
+		elsewhere := agentPod("node1")
+		elsewhere.Spec.Containers = []corev1.Container{{Name: "other", Args: []string{"--ovn-run-dir=/none"}}, {Name: agentComponent, Args: []string{"--node-name=$(NODE_NAME)", "--metrics-address", "127.0.0.1:9500", "--ovn-run-dir=/run/other"}}}
+		unknown := agentPod("node2")
+		unknown.Spec.Containers = []corev1.Container{{Name: agentComponent, Args: []string{"--metrics-address=$(ADDRESS)"}}}
+		c := clusterOf(t, said, append(test.objects, elsewhere, unknown)...)
 		c.askReleases(t.Context(), &p)
 		if got := p.ovn.controllers["node1"]; got != (errand.Fitness{Controller: "23.03.1", Handoff: true}) || p.ovn.unasked["node1"] != nil || len(p.ovn.controllers) != 2 {
 			t.Errorf("%s: node1 has %+v, %v, of %v", what, got, p.ovn.unasked["node1"], p.ovn.controllers)
