@@ -430,7 +430,7 @@ func TestDiagnoseReport(t *testing.T) {
 	})
 	for _, o := range objects {
 		if m, ok := o.(*corev1.ConfigMap); ok {
-			m.Data["GODWIT_SB_REMOTE"] = "ssl:172.30.0.11:6642"
+			m.Data["GODWIT_SB_REMOTE"], m.Data["GODWIT_OTLP_ENDPOINT"] = "ssl:172.30.0.11:6642", "https://me:very-secret@collector:4318/v1/traces?key=very-secret"
 		}
 		if l, ok := o.(*coordinationv1.Lease); ok {
 			l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now().Add(time.Hour)}
@@ -450,12 +450,12 @@ func TestDiagnoseReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"fail  unread: Secret godwit-ovn-admin", "# Nodes\nnode1", "ovn-central-0 on node3, Running", "Role: leader", "Open vSwitch on node3", "vm/default/vm1/default  0a:67:0a:f4:00:02 10.244.0.2", "GODWIT_UNDERLAY=172.30.1.0/24"} {
+	for _, part := range []string{"fail  unread: Secret godwit-ovn-admin", "# Nodes\nnode1", "ovn-central-0 on node3, Running", "Role: leader", "Open vSwitch on node3", "vm/default/vm1/default  0a:67:0a:f4:00:02 10.244.0.2", "GODWIT_UNDERLAY=172.30.1.0/24", "GODWIT_OTLP_ENDPOINT=https://…collector:4318/v1/traces…\n"} {
 		if !strings.Contains(string(text), part) {
 			t.Errorf("the report lacks %q", part)
 		}
 	}
-	if strings.Contains(string(text)+out.String(), "very secret") {
+	if said := string(text) + out.String(); strings.Contains(said, "very secret") || strings.Contains(said, "very-secret") {
 		t.Error("a key is in the report")
 	}
 }
