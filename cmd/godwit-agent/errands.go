@@ -118,7 +118,11 @@ func fitnessCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
 			defer cancel()
-			found := errand.Fitness{Handoff: agent.HandsOver(ctx, cfg.MetricsAddress)}
+			var found errand.Fitness
+			var err error
+			if found.Handoff, err = agent.HandsOver(ctx, cfg.MetricsAddress); err != nil {
+				found.HandoffError = err.Error()
+			}
 			said, err := ovs.Ask(ctx, filepath.Join(cfg.OVNRunDir, "ovn-controller*.ctl"), "version")
 			if found.Controller = ovs.ParseVersion(said); err != nil {
 				found.Error = err.Error()

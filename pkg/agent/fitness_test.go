@@ -25,17 +25,20 @@ func TestHandsOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if HandsOver(t.Context(), address) {
-		t.Error("it does not hand over")
+	if on, err := HandsOver(t.Context(), address); on || err != nil {
+		t.Errorf("it does not hand over: %t, %v", on, err)
 	}
 	m.handingOff.Set(1)
 	for _, a := range []string{address, ":" + port} {
-		if !HandsOver(t.Context(), a) {
-			t.Errorf("%s: it hands over", a)
+		if on, err := HandsOver(t.Context(), a); !on || err != nil {
+			t.Errorf("%s: it hands over: %t, %v", a, on, err)
 		}
 	}
+	if on, err := HandsOver(t.Context(), address+"/elsewhere"); on || err == nil {
+		t.Errorf("an address that is none: %t, %v", on, err)
+	}
 	server.Close()
-	if HandsOver(t.Context(), address) {
-		t.Error("nobody says that it hands over")
+	if on, err := HandsOver(t.Context(), address); on || err == nil || !strings.Contains(err.Error(), "--metrics-address "+address) {
+		t.Errorf("nobody says that it hands over: %t, %v", on, err)
 	}
 }

@@ -37,6 +37,7 @@ type Fitness struct {
 	// Controller is the release of the ovn-controller that runs, as it says itself: 23.03.1. Error is why nobody knows, empty if somebody does.
 	Controller string `json:"controller,omitempty"`
 	Error      string `json:"error,omitempty"`
-	// Handoff: the agent hands the connections of VMs over, and takes them. False where it does not say so.
-	Handoff bool `json:"handoff,omitempty"`
+	// Handoff: the agent hands the connections of VMs over, and takes them. HandoffError is why nobody knows, empty if somebody does.
+	Handoff      bool   `json:"handoff,omitempty"`
+	HandoffError string `json:"handoffError,omitempty"`
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,6 +73,7 @@ func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err err
 		return p, fmt.Errorf("read VMI %s/%s: %w", c.namespace, vm, err)
 	}
 	var ports v1alpha1.PortList
+	var pods corev1.PodList
 	var services corev1.ServiceList
 	var nodes corev1.NodeList
 	for _, l := range []struct {
@@ -81,14 +81,15 @@ func (c cluster) preflight(ctx context.Context, vm string) (p preflight, err err
 		what string
 		in   []client.ListOption
 	}{
-		{&ports, "Ports", []client.ListOption{client.InNamespace(c.namespace)}}, {&services, "Services", []client.ListOption{client.InNamespace(c.namespace)}}, {&nodes, "Nodes", nil},
+		{&ports, "Ports", []client.ListOption{client.InNamespace(c.namespace)}}, {&pods, "pods", []client.ListOption{client.InNamespace(c.namespace)}},
+		{&services, "Services", []client.ListOption{client.InNamespace(c.namespace)}}, {&nodes, "Nodes", nil},
 	} {
 		if err := c.api.List(ctx, l.list, l.in...); err != nil {
 			return p, fmt.Errorf("list %s: %w", l.what, explained(err))
 		}
 	}
 	p.services, p.nodes = services.Items, nodes.Items
-	p.ports = slices.DeleteFunc(ports.Items, func(port v1alpha1.Port) bool { return port.Spec.Target.Name != vm })
+	p.ports, p.mtu = interfacesOf(ports.Items, vm), toldMTU(pods.Items, p.vmi)
 	if p.agents, err = c.agents(ctx); err != nil {
 		return p, err
 	}

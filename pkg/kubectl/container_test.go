@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 )
 
 // answers are containers that answer a command line with a recorded output, by "POD/CONTAINER: ARGS"; what is not there fails.
@@ -54,7 +56,9 @@ func clusterOf(t *testing.T, in containers, objects ...client.Object) cluster {
 	if err := kinds(scheme); err != nil {
 		t.Fatal(err)
 	}
-	return cluster{api: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build(), containers: in, namespace: "shop", system: systemNamespace}
+	ofVM := func(o client.Object) []string { return []string{o.(*v1alpha1.PortMigration).Spec.VMI.Name} }
+	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithIndex(&v1alpha1.PortMigration{}, "spec.vmi.name", ofVM).Build()
+	return cluster{api: api, containers: in, namespace: "shop", system: systemNamespace}
 }
 
 // ovnPod is a running pod of a component of OVN's.

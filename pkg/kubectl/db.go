@@ -26,7 +26,7 @@ func (s *session) dbCommand() *cobra.Command {
 		Short: "Who is a member of OVN's databases, who leads, who is behind",
 		Long: `status asks every member of the northbound and the southbound database for what it says of its cluster. BEHIND is how many entries of the log a member lacks, by the leader's word, and HEARD
 how long ago the leader had an answer of it. FILE is the size of the member's file, which the server compacts from time to time. -o wide has the members' addresses and logs besides.
-It exits with 1 if a database has no leader, or a member does not answer.`,
+It exits with 1 if a database has no leader, or a member does not answer, has failed or has not joined.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if columns != "" && columns != string(wide) {
 				return fmt.Errorf("-o %s: wide is all that there is", columns)
@@ -65,6 +65,30 @@ type dbMember struct {
 	err       error
 	// size is its file's, in bytes; 0 if it is not known.
 	size int64
+}
+
+// problem is what is wrong with it, nil if nothing is.
+func (m dbMember) problem() error {
+	switch {
+	case m.err != nil:
+		return fmt.Errorf("does not answer: %w", m.err)
+	case m.status.Failed:
+		return fmt.Errorf("could not write to its disk, and has given up: make room in /var/lib/godwit/ovn of %s, and it starts again by itself (docs/ovn-pods.md)", m.node)
+	case !m.status.Member:
+		return errors.New("has not joined its cluster, or is cut off from it: its pod's logs; are raft's ports (6643, 6644) open between the nodes?")
+	}
+	return nil
+}
+
+// role is what it does, as far as it says: of one that gave up, what it was says nothing; one that joins is a follower of nobody yet.
+func (m dbMember) role() string {
+	switch {
+	case m.status.Failed:
+		return "failed"
+	case !m.status.Member && m.status.Role != "candidate": // that is one which is cut off
+		return "joining"
+	}
+	return m.status.Role
 }
 
 // dbStatus prints both databases.
@@ -127,12 +151,12 @@ type membership struct {
 	members []dbMember
 }
 
-// write prints them, those that run in no pod among them, and is an error if one does not answer or none leads.
+// write prints them, those that run in no pod among them, and is an error if something is wrong with one, or none leads.
 func (ms membership) write(w io.Writer, columns format) error {
 	var problems []error
 	for _, m := range ms.members {
-		if m.err != nil {
-			problems = append(problems, fmt.Errorf("%s: member in %s does not answer: %w", ms.name, m.pod, m.err))
+		if err := m.problem(); err != nil {
+			problems = append(problems, fmt.Errorf("%s: member in %s %w", ms.name, m.pod, err))
 		}
 	}
 	leader := ms.leader()
@@ -180,13 +204,9 @@ func (ms membership) rows(leader *dbMember) [][]string {
 		}
 		self := m.status.Self()
 		known[self.Address] = true
-		role := m.status.Role
-		if !m.status.Member {
-			role = "joining"
-		}
 		behind, heard := lag(leader, self.Address)
 		rows = append(rows, []string{
-			m.pod, m.node, role, fmt.Sprint(m.status.Term), behind, heard, bytesText(m.size), self.Address, fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), fmt.Sprint(m.status.Uncommitted),
+			m.pod, m.node, m.role(), fmt.Sprint(m.status.Term), behind, heard, bytesText(m.size), self.Address, fmt.Sprintf("%d-%d", m.status.First, m.status.End-1), fmt.Sprint(m.status.Uncommitted),
 		})
 	}
 	if leader == nil {

@@ -44,6 +44,25 @@ func TestDatabaseStatus(t *testing.T) {
 	}
 }
 
+// A member that has given up, one that has not joined and one that is cut off are told as such, and are an error.
+func TestDatabaseStatusOfNoMember(t *testing.T) {
+	leader := raft.Parse("Status: cluster member\nRole: leader\nLeader: self\nTerm: 3\n")
+	for said, want := range map[string][2]string{
+		"Status: failed\nRole: leader\nLeader: self\n":                                {"failed", "OVN_Northbound: member in ovn-central-1 could not write to its disk, and has given up: make room in /var/lib/godwit/ovn of node2"},
+		"Status: joining cluster\nRole: follower\n":                                   {"joining", "OVN_Northbound: member in ovn-central-1 has not joined its cluster"},
+		"Status: disconnected from the cluster (election timeout)\nRole: candidate\n": {"candidate", "or is cut off from it"},
+	} {
+		var out bytes.Buffer
+		err := membership{northbound, []dbMember{{pod: "ovn-central-0", node: "node1", status: leader}, {pod: "ovn-central-1", node: "node2", status: raft.Parse(said)}}}.write(&out, asTable)
+		if err == nil || !strings.Contains(err.Error(), want[1]) || strings.Contains(err.Error(), "no leader") {
+			t.Errorf("%q: %v, want %s", said, err, want[1])
+		}
+		if !strings.Contains(out.String(), "ovn-central-1   node2   "+want[0]) {
+			t.Errorf("%q: want the role %s\n%s", said, want[0], out.String())
+		}
+	}
+}
+
 func TestBackup(t *testing.T) {
 	said := answers{"ovn-central-0" + askNB: status("leader"), "ovn-central-0/nb: ovsdb-client backup unix:/run/ovn/ovnnb_db.sock OVN_Northbound": {stdout: "OVSDB JSON …"}}
 	c := clusterOf(t, said, ovnPod("ovn-central-0", centralComponent, "node1"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +37,8 @@ type line struct {
 	Grade   grade  `json:"grade"`
 	Finding string `json:"finding"`
 	Remedy  string `json:"remedy,omitempty"`
+	// Lasts is the finding without what changes while it lasts; empty where nothing does.
+	Lasts string `json:"-"`
 }
 
 // write tells a person.
@@ -140,7 +143,7 @@ func examine(f *facts) diagnosis {
 			wrong = []verdict{{grade: fine, finding: well}}
 		}
 		for _, v := range wrong {
-			d.Checks = append(d.Checks, line{c.name, v.grade, v.finding, v.remedy})
+			d.Checks = append(d.Checks, v.of(c.name))
 		}
 	}
 	d.count()
@@ -159,30 +162,6 @@ func (d *diagnosis) count() {
 			d.Failures++
 		}
 	}
-}
-
-// lasting is the second of two diagnoses without what the first did not find. A check of which nothing is left is well.
-func lasting(first, second diagnosis) diagnosis {
-	out := diagnosis{Time: second.Time}
-	for i, l := range second.Checks {
-		found := func(of diagnosis) bool {
-			return slices.ContainsFunc(of.Checks, func(have line) bool {
-				return have.Check == l.Check && have.Grade == l.Grade && have.Finding == l.Finding
-			})
-		}
-		if l.Grade == fine || found(first) {
-			out.Checks = append(out.Checks, l)
-			continue
-		}
-		others := slices.ContainsFunc(second.Checks, func(have line) bool {
-			return have.Check == l.Check && slices.ContainsFunc(first.Checks, func(was line) bool { return was.Check == l.Check && was.Finding == have.Finding })
-		})
-		if last := i == len(second.Checks)-1 || second.Checks[i+1].Check != l.Check; last && !others {
-			out.Checks = append(out.Checks, line{Check: l.Check, Grade: fine, Finding: "what differed was under way"})
-		}
-	}
-	out.count()
-	return out
 }
 
 // json tells a program.
@@ -236,6 +215,9 @@ func writeReport(file string, f *facts, d diagnosis) (err error) {
 	return nil
 }
 
+// secrets are what may be one in a setting that is a URL: who asks, and the query.
+var secrets = regexp.MustCompile(`^([a-z]+://)?.*@|\?.*`)
+
 // report is the diagnosis with what it is of. Of Secrets there is nothing in facts but when they expire.
 func (f *facts) report(w io.Writer, d diagnosis) {
 	say(w, "Godwit, kubectl ovn diagnose, %s\n", d.Time.UTC().Format(time.RFC3339))
@@ -260,7 +242,7 @@ func (f *facts) report(w io.Writer, d diagnosis) {
 	}
 	say(w, "\n# Settings")
 	for _, k := range sortedKeys(f.settings) {
-		say(w, "%s=%s", k, f.settings[k])
+		say(w, "%s=%s", k, secrets.ReplaceAllString(f.settings[k], "$1…"))
 	}
 	say(w, "\n# Chassis")
 	for _, c := range f.chassis {

@@ -78,7 +78,7 @@ func databaseNames() map[string]string {
 func (r *reading) miss(g grade, what string, err error, remedy string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.unread = append(r.unread, verdict{g, fmt.Sprintf("%s could not be looked at: %v", what, err), remedy})
+	r.unread = append(r.unread, verdict{g, fmt.Sprintf("%s could not be looked at: %s", what, passing(err.Error())), remedy})
 }
 
 func (r *reading) readAPI(ctx context.Context) error {

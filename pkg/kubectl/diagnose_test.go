@@ -272,6 +272,11 @@ func TestDiagnoseFaults(t *testing.T) {
 		"other addresses of a VM": {func(f *facts) {
 			row(f, func(r *logicalPort) { r.addresses = []string{"0a:67:0a:f4:00:02 10.244.0.99"} })
 		}, []string{`fail rows: Port default/vm1 has 0a:67:0a:f4:00:02 10.244.0.2 fd00:10:244::2 by its status, "0a:67:0a:f4:00:02 10.244.0.99" by the northbound database`}},
+		"a Port whose interface another has": {func(f *facts) {
+			p := *f.ports[0].DeepCopy()
+			p.Name, p.Status.IPs, p.Status.Conditions = "moved", []string{"10.244.0.99"}, []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reasonTargetTaken}}
+			f.ports = append(f.ports, p)
+		}, nil},
 		"claimed elsewhere": {func(f *facts) { b := f.bindings[vm]; b.chassis = "node2"; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " is claimed by node2, and asks for node3 → docs/runbooks.md, GodwitForbiddenClaim"}},
 		"claimed by nobody": {func(f *facts) { b := f.bindings[vm]; b.chassis = ""; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " of pod default/virt-launcher-vm1-mt6d5 is claimed by no node, and asks for node3 → does ovn-controller run"}},
 		"not up":            {func(f *facts) { b := f.bindings[vm]; b.up = false; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " is claimed by node3 and not up"}},
@@ -418,25 +423,6 @@ warn  OVN's databases and the nodes' Open vSwitch could not be looked at: they d
 	}
 }
 
-// TestDiagnoseLasting: what only one of two looks finds was under way.
-func TestDiagnoseLasting(t *testing.T) {
-	at := func(lines ...line) diagnosis { return diagnosis{Checks: lines} }
-	stays, comes := line{"pins", stuck, "a is wrong", "x"}, line{"pins", stuck, "b is wrong", "x"}
-	other := line{Check: "mtu", Grade: fine, Finding: "all is well"}
-	for name, c := range map[string]struct{ first, second, want diagnosis }{
-		"stays":        {at(stays, other), at(stays, comes, other), at(stays, other)},
-		"came":         {at(other), at(comes, other), at(line{Check: "pins", Grade: fine, Finding: "what differed was under way"}, other)},
-		"went":         {at(stays, other), at(other), at(other)},
-		"one and one":  {at(stays), at(comes), at(line{Check: "pins", Grade: fine, Finding: "what differed was under way"})},
-		"order is not": {at(comes, stays), at(stays, comes), at(stays, comes)},
-	} {
-		got := lasting(c.first, c.second)
-		if diff := cmp.Diff(c.want.Checks, got.Checks); diff != "" {
-			t.Errorf("%s: %s", name, diff)
-		}
-	}
-}
-
 // TestDiagnoseReport: what a bug's reader needs is there, in the file and as JSON, and of Secrets nothing but a date.
 func TestDiagnoseReport(t *testing.T) {
 	objects := append(recordedObjects(t), &corev1.Secret{
@@ -444,7 +430,7 @@ func TestDiagnoseReport(t *testing.T) {
 	})
 	for _, o := range objects {
 		if m, ok := o.(*corev1.ConfigMap); ok {
-			m.Data["GODWIT_SB_REMOTE"] = "ssl:172.30.0.11:6642"
+			m.Data["GODWIT_SB_REMOTE"], m.Data["GODWIT_OTLP_ENDPOINT"] = "ssl:172.30.0.11:6642", "https://me:very-secret@collector:4318/v1/traces?key=very-secret"
 		}
 		if l, ok := o.(*coordinationv1.Lease); ok {
 			l.Spec.RenewTime = &metav1.MicroTime{Time: time.Now().Add(time.Hour)}
@@ -464,12 +450,12 @@ func TestDiagnoseReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"fail  unread: Secret godwit-ovn-admin", "# Nodes\nnode1", "ovn-central-0 on node3, Running", "Role: leader", "Open vSwitch on node3", "vm/default/vm1/default  0a:67:0a:f4:00:02 10.244.0.2", "GODWIT_UNDERLAY=172.30.1.0/24"} {
+	for _, part := range []string{"fail  unread: Secret godwit-ovn-admin", "# Nodes\nnode1", "ovn-central-0 on node3, Running", "Role: leader", "Open vSwitch on node3", "vm/default/vm1/default  0a:67:0a:f4:00:02 10.244.0.2", "GODWIT_UNDERLAY=172.30.1.0/24", "GODWIT_OTLP_ENDPOINT=https://…collector:4318/v1/traces…\n"} {
 		if !strings.Contains(string(text), part) {
 			t.Errorf("the report lacks %q", part)
 		}
 	}
-	if strings.Contains(string(text)+out.String(), "very secret") {
+	if said := string(text) + out.String(); strings.Contains(said, "very secret") || strings.Contains(said, "very-secret") {
 		t.Error("a key is in the report")
 	}
 }

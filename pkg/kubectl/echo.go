@@ -88,7 +88,7 @@ func (c cluster) probe(ctx context.Context, p *preflight) {
 	}
 	in, err := c.agentOn(ctx, p.vmi.Status.NodeName)
 	if err == nil {
-		p.echoes, err = probeOf(candidates, p.mtu()).run(ctx, c.ask, in.pod.Name)
+		p.echoes, err = probeOf(candidates, p.mtu).run(ctx, c.ask, in.pod.Name)
 	}
 	p.unsent = err
 }

@@ -94,15 +94,16 @@ func (c cluster) find(ctx context.Context, text string) (end, error) {
 	return end{}, fmt.Errorf("%s is %s as well as %s: say which, as vm:%s or service:%s", text, found[0].name, found[1].name, text, text)
 }
 
-// vmEnd is a VM's first NIC, nil if there is none.
+// vmEnd is a VM's NIC on the pod network, or else its first that has an address; nil if there is none.
 func (c cluster) vmEnd(ctx context.Context, key client.ObjectKey) (*end, error) {
 	var ports v1alpha1.PortList
 	if err := c.api.List(ctx, &ports, client.InNamespace(key.Namespace)); err != nil {
 		return nil, fmt.Errorf("list the Ports in namespace %s: %w", key.Namespace, explained(err))
 	}
-	for i := range ports.Items {
-		p := &ports.Items[i]
-		if p.Spec.Target.Name != key.Name || len(p.Status.IPs) == 0 {
+	own := interfacesOf(ports.Items, key.Name)
+	for i := range own {
+		p := &own[i]
+		if len(p.Status.IPs) == 0 {
 			continue
 		}
 		e, err := portEnd(p)
@@ -133,6 +134,9 @@ func portEnd(p *v1alpha1.Port) (*end, error) {
 		name: fmt.Sprintf("VM %s/%s", p.Namespace, p.Spec.Target.Name), port: string(ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network)),
 		node: p.Status.Node, subnet: p.Status.Subnet, egress: p.Status.EgressNode, namespace: p.Namespace,
 	}
+	if network := p.Spec.Target.Network; network != ident.DefaultNetwork {
+		e.name += ", network " + network
+	}
 	var err error
 	if e.mac, err = net.ParseMAC(p.Status.MAC); err != nil {
 		return nil, fmt.Errorf("Port %s/%s: %w", p.Namespace, p.Name, err)
@@ -160,22 +164,45 @@ func (c cluster) podEnd(ctx context.Context, key client.ObjectKey) (*end, error)
 	return podNIC(&pod)
 }
 
+// podNIC is a pod on the pod network.
 func podNIC(pod *corev1.Pod) (*end, error) {
+	id, err := identityOf(pod)
+	if err != nil {
+		return nil, err
+	}
+	return nicEnd(pod, id, nicsOf(id)[0]), nil
+}
+
+// identityOf is what a pod was told of its interfaces.
+func identityOf(pod *corev1.Pod) (v1alpha1.Identity, error) {
 	if pod.Spec.HostNetwork {
-		return nil, fmt.Errorf("pod %s/%s is on the network of node %s, not on the pod network: trace to that node's address", pod.Namespace, pod.Name, pod.Spec.NodeName)
+		return v1alpha1.Identity{}, fmt.Errorf("pod %s/%s is on the network of node %s, not on the pod network: trace to that node's address", pod.Namespace, pod.Name, pod.Spec.NodeName)
 	}
 	id, err := v1alpha1.ParseIdentity(pod.Annotations[v1alpha1.IdentityAnnotation])
 	if err != nil {
-		return nil, fmt.Errorf("pod %s/%s has no address yet: %w", pod.Namespace, pod.Name, err)
+		return v1alpha1.Identity{}, fmt.Errorf("pod %s/%s has no address yet: %w", pod.Namespace, pod.Name, err)
 	}
+	return id, nil
+}
+
+// nicsOf are all interfaces of a pod, that on the pod network first: its link and its network are called as in the name of its port.
+func nicsOf(id v1alpha1.Identity) []v1alpha1.NIC {
+	return append([]v1alpha1.NIC{v1alpha1.NICOf(ident.DefaultNetwork, ident.DefaultNetwork, id)}, id.NICs...)
+}
+
+// nicEnd is one of them.
+func nicEnd(pod *corev1.Pod, id v1alpha1.Identity, nic v1alpha1.NIC) *end {
 	e := &end{
-		name: "pod " + pod.Namespace + "/" + pod.Name, port: string(ident.PodPort(pod.Namespace, pod.Name, ident.DefaultNetwork)), node: pod.Spec.NodeName, subnet: id.Subnet,
-		mac: net.HardwareAddr(id.MAC), addresses: id.IPs, namespace: pod.Namespace, labels: pod.Labels,
+		name: "pod " + pod.Namespace + "/" + pod.Name, port: string(ident.PodPort(pod.Namespace, pod.Name, nic.Interface)), node: pod.Spec.NodeName, subnet: nic.Subnet,
+		mac: net.HardwareAddr(nic.MAC), addresses: nic.IPs, namespace: pod.Namespace, labels: pod.Labels,
 	}
 	if id.VMI != nil {
-		e.name, e.port = fmt.Sprintf("VM %s/%s", pod.Namespace, id.VMI.Name), string(ident.VMPort(pod.Namespace, id.VMI.Name, ident.DefaultNetwork))
+		e.name, e.port = fmt.Sprintf("VM %s/%s", pod.Namespace, id.VMI.Name), string(ident.VMPort(pod.Namespace, id.VMI.Name, nic.Network))
 	}
-	return e, nil
+	if nic.Network != ident.DefaultNetwork {
+		e.name += ", network " + nic.Network
+	}
+	return e
 }
 
 // serviceEnd is a Service with addresses in the cluster, nil if there is none.
@@ -215,7 +242,7 @@ func (c cluster) at(ctx context.Context, a netip.Addr) (end, error) {
 		}
 	}
 	for i := range ports.Items {
-		if len(ports.Items[i].Status.IPs) == 0 {
+		if len(ports.Items[i].Status.IPs) == 0 || taken(&ports.Items[i]) {
 			continue
 		}
 		if e, err := portEnd(&ports.Items[i]); err == nil && has(e) {
@@ -227,8 +254,14 @@ func (c cluster) at(ctx context.Context, a netip.Addr) (end, error) {
 		if pod.Spec.HostNetwork || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 			continue
 		}
-		if e, err := podNIC(pod); err == nil && has(e) {
-			return *e, nil
+		id, err := identityOf(pod)
+		if err != nil {
+			continue
+		}
+		for _, nic := range nicsOf(id) {
+			if e := nicEnd(pod, id, nic); has(e) {
+				return *e, nil
+			}
 		}
 	}
 	for i := range services.Items {

@@ -91,7 +91,7 @@ func (f *facts) components() (well string, wrong []verdict) {
 	return "all parts are ready: " + strings.Join(said, ", "), wrong
 }
 
-// notReady says why a pod is not, empty if it is.
+// notReady says why a pod is not, empty if it is. One whose container fails has one reason after the other; one that starts has left its reason behind when it has another.
 func notReady(p *corev1.Pod) string {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
@@ -99,13 +99,15 @@ func notReady(p *corev1.Pod) string {
 		}
 	}
 	for _, c := range p.Status.ContainerStatuses {
-		switch {
-		case c.State.Waiting != nil:
-			return fmt.Sprintf("container %s: %s", c.Name, c.State.Waiting.Reason)
+		switch waiting := c.State.Waiting; {
+		case waiting != nil && slices.Contains([]string{"ContainerCreating", "PodInitializing"}, waiting.Reason):
+			return fmt.Sprintf("container %s: %s", c.Name, waiting.Reason)
+		case waiting != nil:
+			return passing(fmt.Sprintf("container %s: %s", c.Name, waiting.Reason))
 		case c.State.Terminated != nil:
-			return fmt.Sprintf("container %s ended with %d", c.Name, c.State.Terminated.ExitCode)
+			return passing(fmt.Sprintf("container %s ended with %d", c.Name, c.State.Terminated.ExitCode))
 		case !c.Ready:
-			return fmt.Sprintf("container %s does not pass its probe", c.Name)
+			return passing(fmt.Sprintf("container %s does not pass its probe", c.Name))
 		}
 	}
 	return "it is " + filled(string(p.Status.Phase))
@@ -152,7 +154,7 @@ func (f *facts) leader() (well string, wrong []verdict) {
 	}
 	ago := f.now.Sub(f.lease.Spec.RenewTime.Time)
 	if ago > time.Duration(*f.lease.Spec.LeaseDurationSeconds)*time.Second+leaseSlack {
-		return "", []verdict{{stuck, fmt.Sprintf("%s led, and has not said so for %s", who, ago.Round(time.Second)), fmt.Sprintf(remedy, f.system) + "; or this machine's clock is ahead"}}
+		return "", []verdict{{stuck, fmt.Sprintf("%s led, and has not said so for %s", who, passing(ago.Round(time.Second).String())), fmt.Sprintf(remedy, f.system) + "; or this machine's clock is ahead"}}
 	}
 	return who + " leads", nil
 }
@@ -217,7 +219,7 @@ func (f *facts) tunnelEnd(n *corev1.Node, c chassis) []verdict {
 func (f *facts) controllers() (well string, wrong []verdict) {
 	for _, node := range slices.Sorted(maps.Keys(f.switches)) {
 		if why := f.switches[node].controller; why != "" {
-			wrong = append(wrong, verdict{stuck, fmt.Sprintf("ovn-controller on %s: %s", node, why),
+			wrong = append(wrong, verdict{stuck, fmt.Sprintf("ovn-controller on %s: %s", node, passing(why)),
 				"its pod's log says what it waits for; where it hangs: kubectl -n " + f.system + " delete pod, flows stay where they are meanwhile"})
 		}
 	}
@@ -283,7 +285,7 @@ func tunnelTo(node string, to chassis, all []netInterface) []verdict {
 	case t.tested == "down":
 		return []verdict{{stuck, fmt.Sprintf("BFD on %s says that the tunnel %s to %s is down", node, t.name, to.name), firewall}}
 	case t.sent >= oneWay && t.received == 0:
-		return []verdict{{rough, fmt.Sprintf("%s has sent %d packets to %s and received none", node, t.sent, to.name), firewall}}
+		return []verdict{{rough, fmt.Sprintf("%s has sent %s packets to %s and received none", node, passing(strconv.Itoa(t.sent)), to.name), firewall}}
 	}
 	return nil
 }
@@ -339,7 +341,7 @@ func silentPeers(name string, leader member) []verdict {
 	var wrong []verdict
 	for _, p := range leader.Servers {
 		if !p.Self && p.Silent > silentLimit {
-			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has not heard of its member %s for %s", name, p.Address, p.Silent.Round(time.Second)), "docs/runbooks.md, GodwitRaftMemberAway"})
+			wrong = append(wrong, verdict{rough, fmt.Sprintf("%s has not heard of its member %s for %s", name, p.Address, passing(p.Silent.Round(time.Second).String())), "docs/runbooks.md, GodwitRaftMemberAway"})
 		}
 	}
 	return wrong

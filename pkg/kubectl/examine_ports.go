@@ -136,7 +136,7 @@ func (f *facts) objectsAndRows() (well string, wrong []verdict) {
 		p := &f.ports[i]
 		name := string(ident.VMPort(p.Namespace, p.Spec.Target.Name, p.Spec.Target.Network))
 		known[name] = true
-		if len(p.Status.IPs) > 0 {
+		if len(p.Status.IPs) > 0 && !taken(p) {
 			wrong = append(wrong, f.portRow(p, name)...)
 		}
 	}

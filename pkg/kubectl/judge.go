@@ -40,6 +40,8 @@ type preflight struct {
 	now   time.Time
 	vmi   *kubevirtv1.VirtualMachineInstance
 	ports []v1alpha1.Port
+	// mtu is the largest of the VM's interfaces', as its launcher was told: it stays what it was when the VM started. 0 if nobody was told.
+	mtu int
 	// last is the VM's last migration, nil if it never moved.
 	last *v1alpha1.PortMigration
 	// nodes are all of the cluster; agents are the nodes on which an agent of Godwit is ready.
@@ -69,12 +71,13 @@ func (p preflight) judge() diagnosis {
 		{"nodes", p.destinations()},
 		{"tunnels", p.tunnels()},
 		{"ovn", p.releases()},
+		{"agents", p.unheard()},
 		{"policies", []verdict{p.isolated()}},
 		{"services", p.localServices()},
 		{"history", p.history()},
 	} {
 		for _, v := range c.found {
-			d.Checks = append(d.Checks, line{c.name, v.grade, v.finding, v.remedy})
+			d.Checks = append(d.Checks, v.of(c.name))
 		}
 	}
 	d.count()
@@ -170,7 +173,6 @@ func (p preflight) resting() verdict {
 func (p preflight) destinations() []verdict {
 	var candidates, reasons []string
 	out := []verdict{}
-	need := p.mtu()
 	for i := range p.nodes {
 		n := &p.nodes[i]
 		if n.Name == p.vmi.Status.NodeName {
@@ -181,8 +183,8 @@ func (p preflight) destinations() []verdict {
 			continue
 		}
 		candidates = append(candidates, n.Name)
-		if mtu, err := strconv.Atoi(n.Annotations[v1alpha1.MTUAnnotation]); err == nil && mtu < need {
-			out = append(out, verdict{rough, fmt.Sprintf("%s carries packets of %d bytes, the VM has an MTU of %d", n.Name, mtu, need), "raise the MTU of the node's underlay, or lower spec.mtu of the Subnet and restart its VMs"})
+		if mtu, err := strconv.Atoi(n.Annotations[v1alpha1.MTUAnnotation]); err == nil && mtu < p.mtu {
+			out = append(out, verdict{rough, fmt.Sprintf("%s carries packets of %d bytes, the VM has an MTU of %d", n.Name, mtu, p.mtu), "raise the MTU of the node's underlay, or lower spec.mtu of the Subnet and restart its VMs"})
 		}
 	}
 	if len(candidates) == 0 {
@@ -202,15 +204,17 @@ func (p preflight) candidates() []*corev1.Node {
 	return out
 }
 
-// mtu is the smallest that all nodes carry at the VM's own node: what its Subnet gives where it says nothing.
-func (p preflight) mtu() int {
-	i := slices.IndexFunc(p.nodes, func(n corev1.Node) bool { return n.Name == p.vmi.Status.NodeName })
-	if i < 0 {
-		return 0
-	}
-	mtu, err := strconv.Atoi(p.nodes[i].Annotations[v1alpha1.MTUAnnotation])
-	if err != nil {
-		return 0
+// toldMTU is the largest MTU that launchers of a VMI were told, 0 if none was told any.
+func toldMTU(pods []corev1.Pod, vmi *kubevirtv1.VirtualMachineInstance) (mtu int) {
+	for i := range pods {
+		id, err := v1alpha1.ParseIdentity(pods[i].Annotations[v1alpha1.IdentityAnnotation])
+		if err != nil || ended(&pods[i]) || id.PodUID != string(pods[i].UID) || id.VMI == nil || id.VMI.UID != string(vmi.UID) {
+			continue
+		}
+		mtu = max(mtu, id.MTU)
+		for _, nic := range id.NICs {
+			mtu = max(mtu, nic.MTU)
+		}
 	}
 	return mtu
 }

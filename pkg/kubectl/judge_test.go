@@ -46,7 +46,7 @@ func ready() preflight {
 	}
 	well := errand.Fitness{Controller: "23.03.1", Handoff: true}
 	return preflight{
-		vmi: vmi, ports: []v1alpha1.Port{port}, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
+		vmi: vmi, ports: []v1alpha1.Port{port}, mtu: 1442, last: recorded(), nodes: []corev1.Node{node("node1"), node("node2"), node("node3")},
 		agents:    map[string]bool{"node1": true, "node2": true, "node3": true},
 		echoes:    map[string][]errand.Echo{"node2": {{Size: 1442, Microseconds: 412}}, "node3": {{Size: 1442, Microseconds: 1380}}},
 		ovn:       &ovnReleases{controllers: map[string]errand.Fitness{"node1": well, "node2": well, "node3": well}, northd: "\"23.03.1-20.27.0-70.6\"\n"},
@@ -133,6 +133,10 @@ func TestJudge(t *testing.T) {
 		"ovn of two series": func(p *preflight) {
 			p.ovn.controllers["node2"], p.ovn.controllers["node3"], p.ovn.northd = errand.Fitness{Controller: "24.03.2"}, errand.Fitness{Controller: "23.06.0-139.el9"}, "24.03.5-20.33.0-78.0"
 		},
+		"agent silent": func(p *preflight) {
+			p.isolation.policies = []networkingv1.NetworkPolicy{isolatingPolicy("web", "web", networkingv1.PolicyTypeIngress)}
+			p.ovn.controllers["node2"] = errand.Fitness{Controller: "23.03.1", HandoffError: "ask the agent at --metrics-address :9476: connection refused"}
+		},
 		"ovn unknown": func(p *preflight) { p.ovn.controllers["node2"], p.ovn.northd = errand.Fitness{}, "none" },
 		"not ready": func(p *preflight) {
 			p.nodes[1].Status.Conditions, p.nodes[2].Status.Conditions[0].Status = nil, corev1.ConditionUnknown
@@ -184,6 +188,38 @@ func TestDrainPlan(t *testing.T) {
 	}
 }
 
+// A VM's MTU is what its launcher was told, whatever the nodes carry since.
+func TestMTUOfAVM(t *testing.T) {
+	launcher := func(name, vmi string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "00000000-0000-4000-8000-000000000001"}}
+		text := podIdentity(t, string(p.UID))
+		p.Annotations = map[string]string{v1alpha1.IdentityAnnotation: strings.Replace(text, `"nics"`, `"vmi":{"name":"web1","uid":"`+vmi+`"},"nics"`, 1)}
+		return p
+	}
+	p := ready()
+	p.vmi.UID = "u-1"
+	for i := range p.nodes {
+		p.nodes[i].Annotations[v1alpha1.MTUAnnotation] = []string{"8942", "1442", "1342"}[i]
+	}
+	agent := agentPod("node1")
+	agent.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	objects := []client.Object{p.vmi, agent, &p.nodes[0], &p.nodes[1], &p.nodes[2]}
+	for want, pods := range map[int][]client.Object{1442: {launcher("virt-launcher-web1-x", "u-1")}, 0: {launcher("virt-launcher-web1-x", "u-2")}} {
+		got, err := clusterOf(t, nil, append(pods, objects...)...).preflight(t.Context(), "web1")
+		if err != nil || got.mtu != want {
+			t.Errorf("the VM's MTU is %d, want %d (%v)", got.mtu, want, err)
+		}
+		p.mtu = got.mtu
+		var found []string
+		for _, v := range p.destinations() {
+			found = append(found, v.finding)
+		}
+		if warned := strings.Join(found, "\n"); strings.Contains(warned, "node2 carries") || strings.Contains(warned, "node3 carries packets of 1342 bytes, the VM has an MTU of 1442") != (want == 1442) {
+			t.Errorf("MTU %d: %s", want, warned)
+		}
+	}
+}
+
 // The agent on the VM's node is asked for the nodes that can take it, by their addresses on the join network, with packets as long as the VM's.
 func TestProbe(t *testing.T) {
 	p := ready()
@@ -213,8 +249,8 @@ func TestAskReleases(t *testing.T) {
 	p := ready()
 	p.agents["node3"] = false
 	said := answers{
-		"agent-node1/agent: godwit-agent fitness": {stdout: `{"controller":"23.03.1","handoff":true}`},
-		"agent-node2/agent: godwit-agent fitness": {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
+		"agent-node1/agent: godwit-agent fitness --metrics-address=127.0.0.1:9500 --ovn-run-dir=/run/other": {stdout: `{"controller":"23.03.1","handoff":true}`},
+		"agent-node2/agent: godwit-agent fitness":                                                           {stderr: `Error: unknown command "fitness" for "godwit-agent"`, code: 1},
 	}
 	for what, test := range map[string]struct {
 		objects []client.Object
@@ -227,7 +263,11 @@ func TestAskReleases(t *testing.T) {
 	} {
 		said["ovn-central-0/nb: ovs-appctl -t /run/ovn/ovnnb_db.ctl cluster/status OVN_Northbound"] = answer{stdout: "Name: OVN_Northbound\nStatus: cluster member\nRole: follower\n"}
 		said["ovn-central-0/nb: ovn-nbctl --timeout=15 --no-leader-only get NB_Global . options:northd_internal_version"] = answer{stdout: test.northd}
-		c := clusterOf(t, said, append(test.objects, agentPod("node1"), agentPod("node2"))...)
+		elsewhere := agentPod("node1")
+		elsewhere.Spec.Containers = []corev1.Container{{Name: "other", Args: []string{"--ovn-run-dir=/none"}}, {Name: agentComponent, Args: []string{"--node-name=$(NODE_NAME)", "--metrics-address", "127.0.0.1:9500", "--ovn-run-dir=/run/other"}}}
+		unknown := agentPod("node2")
+		unknown.Spec.Containers = []corev1.Container{{Name: agentComponent, Args: []string{"--metrics-address=$(ADDRESS)"}}}
+		c := clusterOf(t, said, append(test.objects, elsewhere, unknown)...)
 		c.askReleases(t.Context(), &p)
 		if got := p.ovn.controllers["node1"]; got != (errand.Fitness{Controller: "23.03.1", Handoff: true}) || p.ovn.unasked["node1"] != nil || len(p.ovn.controllers) != 2 {
 			t.Errorf("%s: node1 has %+v, %v, of %v", what, got, p.ovn.unasked["node1"], p.ovn.controllers)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -49,8 +48,7 @@ func (c cluster) port(ctx context.Context, w io.Writer, name string, f format) e
 	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
 		return fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
 	}
-	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
-	if len(ports) > 0 {
+	if ports := portsOf(list.Items, name); len(ports) > 0 {
 		return c.vmPorts(ctx, w, ports, f)
 	}
 	var pod corev1.Pod
@@ -61,14 +59,28 @@ func (c cluster) port(ctx context.Context, w io.Writer, name string, f format) e
 	if err != nil {
 		return fmt.Errorf("read pod %s/%s: %w", c.namespace, name, err)
 	}
-	rows := append([][]string{{"pod", pod.Namespace + "/" + pod.Name}}, podRows(&pod)...)
-	if f == wide {
-		e, err := podNIC(&pod)
-		if err != nil {
-			return err
-		}
-		if rows, err = c.appendInside(ctx, rows, e); err != nil {
-			return err
+	return c.podPorts(ctx, w, &pod, f)
+}
+
+// podPorts prints a pod's interfaces.
+func (c cluster) podPorts(ctx context.Context, w io.Writer, pod *corev1.Pod, f format) error {
+	rows := append([][]string{{"pod", pod.Namespace + "/" + pod.Name}}, podRows(pod)...)
+	id, err := identityOf(pod)
+	if err != nil && f == wide {
+		return err
+	}
+	if err == nil { // else that is among the rows
+		for i, nic := range nicsOf(id) {
+			e := nicEnd(pod, id, nic)
+			if i > 0 {
+				rows = append(rows, nicRows(nic, e.port)...)
+			}
+			if f != wide {
+				continue
+			}
+			if rows, err = c.appendInside(ctx, rows, e); err != nil {
+				return err
+			}
 		}
 	}
 	(&table{out: w}).rows(rows...)
@@ -90,7 +102,7 @@ func (c cluster) vmPorts(ctx context.Context, w io.Writer, ports []v1alpha1.Port
 	rows := [][]string{{"VM", c.namespace + "/" + vm}}
 	for i := range ports {
 		rows = append(rows, portRows(&ports[i])...)
-		if f != wide || ports[i].Status.MAC == "" {
+		if f != wide || ports[i].Status.MAC == "" || taken(&ports[i]) {
 			continue
 		}
 		e, err := portEnd(&ports[i])
@@ -176,7 +188,15 @@ func launcherText(pod *corev1.Pod) string {
 	return text + ", may attach on " + id.Attach.Chassis
 }
 
-// podRows tell a pod.
+// nicRows tell a pod's interface on a second network.
+func nicRows(nic v1alpha1.NIC, port string) [][]string {
+	return [][]string{
+		{"interface", nic.Interface + ", network " + nic.Network}, {"  logical port", port}, {"  addresses", prefixes(nic.IPs)}, {"  MAC", nic.MAC.String()}, {"  subnet", nic.Subnet},
+		{"  MTU", fmt.Sprint(nic.MTU)},
+	}
+}
+
+// podRows tell a pod, and its interface on the pod network.
 func podRows(pod *corev1.Pod) [][]string {
 	if pod.Spec.HostNetwork {
 		return [][]string{{"network", "the host's, of node " + filled(pod.Spec.NodeName)}}

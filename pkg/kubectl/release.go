@@ -109,7 +109,7 @@ func (c cluster) askController(ctx context.Context, node string) (said errand.Fi
 	if err != nil {
 		return said, err
 	}
-	text, err := c.ask(ctx, in.pod.Name, agentComponent, "godwit-agent", "fitness")
+	text, err := c.ask(ctx, in.pod.Name, agentComponent, append([]string{"godwit-agent", "fitness"}, in.as("--metrics-address", "--ovn-run-dir")...)...)
 	if err != nil {
 		return said, err
 	}
@@ -181,6 +181,21 @@ func (p preflight) releases() []verdict {
 	}
 	if len(out) == 0 && len(all) > 0 {
 		out = append(out, verdict{grade: fine, finding: "OVN has what a migration needs: ovn-controller " + onNodes(all, at) + northd})
+	}
+	return out
+}
+
+// unheard: agents that did not say whether they hand connections over. They are taken not to.
+func (p preflight) unheard() []verdict {
+	if p.ovn == nil {
+		return nil
+	}
+	var out []verdict
+	for _, node := range p.concerned() {
+		if why := p.ovn.controllers[node].HandoffError; why != "" {
+			out = append(out, verdict{rough, fmt.Sprintf("whether the agent on %s hands connections over could not be found out: %s", node, why),
+				"is it ready? kubectl ovn diagnose; --metrics-address must be in the args of its container as it is, not as $(NAME)"})
+		}
 	}
 	return out
 }

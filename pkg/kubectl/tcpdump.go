@@ -232,8 +232,8 @@ func (f *follower) once(ctx context.Context, node string) error {
 			cancel()
 		}
 	})()
-	args := append([]string{"godwit-agent", "tcpdump", "--port", string(f.view.port), "--"}, f.args...)
-	return f.containers.run(running, program{in: in, args: args, stdin: r, stdout: f.shown(node), stderr: f.said(node)})
+	args := slices.Concat([]string{"godwit-agent", "tcpdump", "--port", string(f.view.port)}, in.as("--ovs-db"), []string{"--"}, f.args)
+	return f.containers.run(running, program{in: in.container, args: args, stdin: r, stdout: f.shown(node), stderr: f.said(node)})
 }
 
 // keepCompany tells an errand that somebody is there, until ctx ends, and then that nobody is.

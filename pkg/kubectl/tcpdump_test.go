@@ -198,7 +198,9 @@ func TestTcpdumpOfAPod(t *testing.T) {
 	pod.UID = "00000000-0000-4000-8000-000000000001"
 	pod.Annotations = map[string]string{v1alpha1.IdentityAnnotation: podIdentity(t, string(pod.UID))}
 	agents := &agentsOf{}
-	c := clusterOf(t, agents, pod, agentPod("node1"))
+	agent := agentPod("node1")
+	agent.Spec.Containers = []corev1.Container{{Name: agentComponent, Args: []string{"--ovs-db=unix:/run/other/db.sock"}}}
+	c := clusterOf(t, agents, pod, agent)
 	out, messages, done := looked(t.Context(), t, c, "db")
 	out.await(t, "IP agent-node1\n")
 	if err := c.api.Delete(t.Context(), pod); err != nil {
@@ -208,7 +210,7 @@ func TestTcpdumpOfAPod(t *testing.T) {
 		t.Error(err)
 	}
 	messages.await(t, " db is on node1\nlistening\ncounted agent-node1\n")
-	if out.String() != "IP agent-node1\n" || !strings.HasSuffix(agents.ran()[0], "--port pod/shop/db/default -- icmp") {
+	if out.String() != "IP agent-node1\n" || !strings.HasSuffix(agents.ran()[0], "--port pod/shop/db/default --ovs-db=unix:/run/other/db.sock -- icmp") {
 		t.Errorf("%q, %v", out, agents.ran())
 	}
 	c = clusterOf(t, agents, vmPort("web1", "default", "node2"))

@@ -41,8 +41,7 @@ func (c cluster) viewOf(ctx context.Context, name, nic string) (view, error) {
 	if err := c.api.List(ctx, &list, client.InNamespace(c.namespace)); err != nil {
 		return view{}, fmt.Errorf("list the Ports in namespace %s: %w", c.namespace, explained(err))
 	}
-	ports := slices.DeleteFunc(list.Items, func(p v1alpha1.Port) bool { return p.Spec.Target.Name != name })
-	if len(ports) > 0 {
+	if ports := interfacesOf(list.Items, name); len(ports) > 0 {
 		return vmView(ports, nic)
 	}
 	var pod corev1.Pod
@@ -159,18 +158,46 @@ func overWhenGone(err, cause error) error {
 	return err
 }
 
-// agentOn is the container of the agent that runs on a node, ready or not.
-func (c cluster) agentOn(ctx context.Context, node string) (container, error) {
+// nodeAgent is the container of a node's agent.
+type nodeAgent struct {
+	container
+	// args are what the agent was started with.
+	args []string
+}
+
+// as are those of its flags that an errand has too, so that it looks where the agent does. A value that the kubelet puts in, $(NAME), is not known here.
+func (a nodeAgent) as(flags ...string) []string {
+	var out []string
+	for i, arg := range a.args {
+		flag, value, given := strings.Cut(arg, "=")
+		if !given && i+1 < len(a.args) {
+			value = a.args[i+1]
+		}
+		if slices.Contains(flags, flag) && !strings.Contains(value, "$(") {
+			out = append(out, flag+"="+value)
+		}
+	}
+	return out
+}
+
+// agentOn is the agent that runs on a node, ready or not.
+func (c cluster) agentOn(ctx context.Context, node string) (nodeAgent, error) {
 	var pods corev1.PodList
 	if err := c.api.List(ctx, &pods, client.InNamespace(c.system), client.MatchingLabels{labelName: "godwit", labelComponent: agentComponent}); err != nil {
-		return container{}, fmt.Errorf("list the agents in namespace %s: %w", c.system, err)
+		return nodeAgent{}, fmt.Errorf("list the agents in namespace %s: %w", c.system, err)
 	}
 	for i := range pods.Items {
 		if p := &pods.Items[i]; p.Spec.NodeName == node && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
-			return container{pod: client.ObjectKeyFromObject(p), name: agentComponent}, nil
+			a := nodeAgent{container: container{pod: client.ObjectKeyFromObject(p), name: agentComponent}}
+			for j := range p.Spec.Containers {
+				if p.Spec.Containers[j].Name == agentComponent {
+					a.args = p.Spec.Containers[j].Args
+				}
+			}
+			return a, nil
 		}
 	}
-	return container{}, fmt.Errorf("no agent of Godwit runs on node %s: kubectl get pods -n %s -l %s=%s -o wide (--system-namespace, if Godwit runs elsewhere)", node, c.system, labelComponent, agentComponent)
+	return nodeAgent{}, fmt.Errorf("no agent of Godwit runs on node %s: kubectl get pods -n %s -l %s=%s -o wide (--system-namespace, if Godwit runs elsewhere)", node, c.system, labelComponent, agentComponent)
 }
 
 // changes is marked whenever an object of one of the kinds may have changed in the namespace. A watch that ends is begun anew.

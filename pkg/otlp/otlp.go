@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -45,20 +46,28 @@ type Span struct {
 
 // Client sends spans. Safe for concurrent use.
 type Client struct {
-	url  string
-	http *http.Client
+	url string
+	// shown is url for logs.
+	shown string
+	http  *http.Client
 }
+
+// secrets are what may be one in a URL: a user with a password, or a token in either's place; a query.
+var secrets = regexp.MustCompile(`^([a-z]+://)?.*@|\?.*`)
+
+// shown is an endpoint without what may be secret.
+func shown(endpoint string) string { return secrets.ReplaceAllString(endpoint, "$1…") }
 
 // New makes a client of an endpoint, http://HOST:PORT or https://HOST:PORT; with a path, that is used instead of /v1/traces.
 func New(endpoint string) (*Client, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%q is not http://HOST:PORT or https://HOST:PORT of an OTLP receiver (its HTTP port, usually 4318)", endpoint)
+		return nil, fmt.Errorf("%q is not http://HOST:PORT or https://HOST:PORT of an OTLP receiver (its HTTP port, usually 4318)", shown(endpoint))
 	}
 	if u.Path == "" || u.Path == "/" {
 		u.Path = tracesPath
 	}
-	return &Client{url: u.String(), http: &http.Client{Timeout: sendTimeout}}, nil
+	return &Client{url: u.String(), shown: shown(u.String()), http: &http.Client{Timeout: sendTimeout}}, nil
 }
 
 // Send sends spans, which may be sent again: their ids say that they are the same.
@@ -69,19 +78,28 @@ func (c *Client) Send(ctx context.Context, spans []Span) error {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("send spans to %s: %w", c.url, err)
+		return c.failed(err)
 	}
 	req.Header.Set("Content-Type", "application/x-protobuf")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("send spans: %w", err)
+		return c.failed(err)
 	}
 	said, err := io.ReadAll(io.LimitReader(resp.Body, answerLimit))
 	err = errors.Join(err, resp.Body.Close())
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("send spans to %s: it answers %s: %q: is that an OTLP receiver's HTTP port?", c.url, resp.Status, strings.ToValidUTF8(string(said), "?"))
+		return fmt.Errorf("send spans to %s: it answers %s: %q: is that an OTLP receiver's HTTP port?", c.shown, resp.Status, strings.ToValidUTF8(string(said), "?"))
 	}
 	return err
+}
+
+// failed is an error of a request that was not answered, which says where to as logs may have it.
+func (c *Client) failed(err error) error {
+	var of *url.Error
+	if errors.As(err, &of) {
+		err = of.Err // of.URL is all of it
+	}
+	return fmt.Errorf("send spans to %s: %w", c.shown, err)
 }
 
 // request has the fields of ExportTraceServiceRequest, which are those of TracesData: one list of spans for each who measured.

@@ -80,6 +80,39 @@ func TestSendRefused(t *testing.T) {
 	}
 }
 
+// What of an endpoint may be secret is sent, and is in no error.
+func TestSecretsAreNotTold(t *testing.T) {
+	const user, token, key = "somebody", "s3cret", "k3y"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u, p, _ := r.BasicAuth(); u != user || p != token || r.URL.Query().Get("key") != key {
+			t.Errorf("%s %s %s came", u, p, r.URL)
+		}
+		http.Error(w, "no", http.StatusUnauthorized)
+	}))
+	endpoint := strings.Replace(server.URL, "//", "//"+user+":"+token+"@", 1) + "?key=" + key
+	c, err := New(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := c.Send(t.Context(), nil)
+	server.Close()
+	unheard := c.Send(t.Context(), nil)
+	_, bad := New("grpc" + strings.TrimPrefix(endpoint, "http"))
+	_, worse := New("http://" + user + ":" + token + " @" + strings.TrimPrefix(server.URL, "http://"))
+	_, schemeless := New(strings.TrimPrefix(endpoint, "http://"))
+	for name, err := range map[string]error{"refused": refused, "nobody listens": unheard, "no OTLP": bad, "no URL": worse, "no scheme": schemeless} {
+		if err == nil || !strings.Contains(err.Error(), strings.TrimPrefix(server.URL, "http://")) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, secret := range []string{user, token, key} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %s is in %v", name, secret, err)
+			}
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	for _, bad := range []string{"", "collector:4318", "grpc://collector:4317", "http://", "http://a b"} {
 		if _, err := New(bad); err == nil {
