@@ -147,18 +147,21 @@ func (o operation) stop() opVerdict {
 	return o.request("%s", o.state())
 }
 
+// restart asks KubeVirt where the instance of before goes on; one that has ended, or is being stopped, is not restarted.
 func (o operation) restart() opVerdict {
 	switch before := o.op.Status.Instance; {
 	case before == "":
 		return opEnds(v1alpha1.OperationFailed, opNotRunning, "the VM has no instance: start it")
-	case o.instance() == before && o.vmi.DeletionTimestamp == nil && !o.vmi.IsFinal():
-		return o.request("the VM's instance is that of before")
-	case o.instance() == before || o.vmi == nil:
-		return o.waits(30, "the VM's instance of before ends")
-	case o.runs():
+	case o.instance() != before && o.runs():
 		return opEnds(v1alpha1.OperationCompleted, opDone, "the VM runs anew on node %s", o.vmi.Status.NodeName)
+	case o.lives() && !o.ends() && o.instance() == before:
+		return o.request("the VM's instance is that of before")
+	case o.lives() && !o.ends():
+		return o.waits(60, "the VM's new instance is %s", o.vmi.Status.Phase)
+	case o.revives():
+		return o.waits(30, "%s, and KubeVirt makes the next", o.state())
 	}
-	return o.waits(60, "the VM's new instance is %s", o.vmi.Status.Phase)
+	return opEnds(v1alpha1.OperationFailed, opNotRunning, "%s, and KubeVirt makes no other: start the VM", o.state())
 }
 
 // opProgress is how far a migration is by its phase, of 100.
