@@ -161,7 +161,13 @@ func (r *operationReconciler) act(ctx context.Context, op *v1alpha1.VirtualMachi
 		case err == nil:
 			next.Requested = true
 		case apierrors.IsConflict(err), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
-			v = opEnds(v1alpha1.OperationFailed, opRefused, "KubeVirt does not agree: %v", err)
+			again, unread := r.observe(ctx, op)
+			if unread != nil {
+				return fmt.Errorf("operation %s/%s: KubeVirt does not agree (%w); whether it has before: %w", op.Namespace, op.Name, err, unread)
+			}
+			if v = again.decide(); v.ask { // else the VM does already what it was asked for: by a request whose answer was lost, or that came too late, say
+				v = opEnds(v1alpha1.OperationFailed, opRefused, "KubeVirt does not agree: %v", err)
+			}
 		default:
 			return fmt.Errorf("operation %s/%s: ask KubeVirt: %w", op.Namespace, op.Name, err)
 		}

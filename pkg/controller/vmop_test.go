@@ -301,3 +301,66 @@ func TestOperationJudgesByTheAPIServer(t *testing.T) {
 		})
 	}
 }
+
+// What KubeVirt has agreed to, and the operation does not know, since the answer was lost or could not be written down, it refuses when it is asked again. That is no failure.
+func TestOperationWhoseAnswerIsLost(t *testing.T) {
+	op := &v1alpha1.VirtualMachineOperation{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "op", UID: "op", Finalizers: []string{v1alpha1.OperationFinalizer}},
+		Spec:       v1alpha1.VirtualMachineOperationSpec{VirtualMachine: "vm", Type: v1alpha1.OperationStart},
+		Status:     v1alpha1.VirtualMachineOperationStatus{Phase: v1alpha1.OperationPending},
+	}
+	conflict := apierrors.NewConflict(schema.GroupResource{Resource: "virtualmachines"}, "vm", errors.New("Always does not support manual start requests"))
+	for name, c := range map[string]struct {
+		answer error // of the first request
+		writes int   // of the status that fail
+		agreed bool
+		phase  v1alpha1.OperationPhase
+	}{
+		"it cannot be written down":             {nil, 1, true, v1alpha1.OperationInProgress},
+		"it does not come":                      {context.DeadlineExceeded, 0, true, v1alpha1.OperationInProgress},
+		"it is that of a request that was late": {conflict, 0, true, v1alpha1.OperationInProgress},
+		"KubeVirt does not agree":               {conflict, 0, false, v1alpha1.OperationFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			strategy := kubevirtv1.RunStrategyHalted
+			api := operationsAPI(t, op.DeepCopy(), interceptor.Funcs{
+				SubResourcePatch: func(ctx context.Context, w client.Client, sub string, o client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+					if c.writes--; c.writes >= 0 {
+						return errors.New("the API server is away")
+					}
+					return w.SubResource(sub).Patch(ctx, o, patch, opts...)
+				},
+				Get: func(ctx context.Context, w client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+					err := w.Get(ctx, key, o, opts...)
+					if vm, ok := o.(*kubevirtv1.VirtualMachine); ok {
+						vm.Spec.RunStrategy = &strategy
+					}
+					return err
+				},
+			})
+			asked := 0
+			r := &operationReconciler{
+				api: api, live: api, virt: &kubevirt{}, now: time.Now, log: slog.New(slog.DiscardHandler),
+				ask: func(context.Context, types.NamespacedName, string) error {
+					if asked++; asked > 1 {
+						return conflict
+					}
+					if c.agreed {
+						strategy = kubevirtv1.RunStrategyAlways
+					}
+					return c.answer
+				},
+			}
+			for range 3 {
+				_, _ = r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(op)}) // what fails is tried again
+			}
+			got := &v1alpha1.VirtualMachineOperation{}
+			if err := api.Get(t.Context(), client.ObjectKeyFromObject(op), got); err != nil {
+				t.Fatal(err)
+			}
+			if got.Status.Phase != c.phase || asked != 1 {
+				t.Errorf("KubeVirt was asked %d times, want once; the operation is %+v, want %s", asked, got.Status, c.phase)
+			}
+		})
+	}
+}
