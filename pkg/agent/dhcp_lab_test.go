@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/ovntest"
 )
 
-// TestLifecycleDHCPAnswers: real OVN gives the client behind a port whose row names the Subnet's DHCPv4 options the port's own address and all that those say. The client
+// TestLifecycleDHCPAnswers: real OVN gives the client behind a port whose row names the Subnet's DHCP options the port's own addresses and all that those say; of domains DHCPv6 says none. The client
 // behind one without gets no answer.
 func TestLifecycleDHCPAnswers(t *testing.T) {
 	useProgramsOfPackages(t)
@@ -28,15 +29,19 @@ func TestLifecycleDHCPAnswers(t *testing.T) {
 	n := newTestNode(t, c, "one", 1)
 	served, bare := newTestPod(t, "served", 1), newTestPod(t, "bare", 2)
 	dns := netip.MustParseAddr("10.96.0.10")
-	options := topology.Subnet("pods", podSpec, topology.DHCP{MTU: 1400, Servers: []netip.Addr{dns}, Search: []string{"svc.cluster.local", "cluster.local"}, Lease: 600}).DHCPv4
-	options.UUID = "dhcp"
-	maps.DeleteFunc(options.Options, func(_, v string) bool { return v == "" })
+	dns6 := netip.MustParseAddr("fd00:96::a")
+	subnet := topology.Subnet("pods", podSpec, topology.DHCP{MTU: 1400, Servers: []netip.Addr{dns, dns6}, Search: []string{"svc.cluster.local", "cluster.local"}, Lease: 600})
+	options, options6 := subnet.DHCPv4, subnet.DHCPv6
+	options.UUID, options6.UUID = "dhcp", "dhcp6"
+	for _, o := range []*nbdb.DHCPOptions{options, options6} {
+		maps.DeleteFunc(o.Options, func(_, v string) bool { return v == "" })
+	}
 	rows := topology.Node(n.Name, joinOf(1))
 	lsp := served.lsp(n.Name)
-	lsp.Dhcpv4Options = &options.UUID
+	lsp.Dhcpv4Options, lsp.Dhcpv6Options = &options.UUID, &options6.UUID
 	nb := &northbound{t: t}
 	nb.connect(c)
-	nb.write(ports{nodes: []*nbdb.LogicalSwitchPort{rows.Port}, egress: rows.Egress, pods: []*nbdb.LogicalSwitchPort{lsp, bare.lsp(n.Name)}, more: []model.Model{options}})
+	nb.write(ports{nodes: []*nbdb.LogicalSwitchPort{rows.Port}, egress: rows.Egress, pods: []*nbdb.LogicalSwitchPort{lsp, bare.lsp(n.Name)}, more: []model.Model{options, options6}})
 	n.start()
 	n.waitReady(t)
 	for _, p := range []*testPod{served, bare} {
@@ -58,6 +63,18 @@ func TestLifecycleDHCPAnswers(t *testing.T) {
 	} {
 		if !is {
 			t.Errorf("the %s is not as the Subnet says: %s", what, ack.Summary())
+		}
+	}
+	var advertised *dhcpv6.Message
+	eventually(t, "an advertisement of DHCPv6", func() (err error) { advertised, err = ask6(served); return err })
+	said := advertised.Options
+	for what, is := range map[string]bool{
+		"IPv6 address": said.OneIANA() != nil && len(said.OneIANA().Options.Addresses()) == 1 && said.OneIANA().Options.Addresses()[0].IPv6Addr.Equal(served.id.IPs[1].Addr().AsSlice()),
+		"DNS":          len(said.DNS()) == 1 && said.DNS()[0].Equal(dns6.AsSlice()),
+		"search":       said.DomainSearchList() == nil, // OVN would say all domains as one label
+	} {
+		if !is {
+			t.Errorf("by DHCPv6 the %s is not as it is to be: %s", what, advertised.Summary())
 		}
 	}
 	if _, ack, err := ask(bare); !errors.Is(err, unix.EAGAIN) {
@@ -98,6 +115,77 @@ func ask(p *testPod) (offer, ack *dhcpv4.DHCPv4, err error) {
 		return err
 	})
 	return offer, ack, err
+}
+
+// ask6 asks for an address by DHCPv6 in a pod, and returns what is advertised.
+func ask6(p *testPod) (advertised *dhcpv6.Message, err error) {
+	err = p.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_IPV6)))
+		if err != nil {
+			return fmt.Errorf("open a packet socket: %w", err)
+		}
+		defer func() { _ = unix.Close(fd) }()
+		link, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		wait := unix.NsecToTimeval(int64(time.Second))
+		if err := errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IPV6), Ifindex: link.Index}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)); err != nil {
+			return err
+		}
+		solicit, err := dhcpv6.NewSolicit(link.HardwareAddr, dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList))
+		if err != nil {
+			return err
+		}
+		if _, err := unix.Write(fd, solicitation(link.HardwareAddr, solicit.ToBytes())); err != nil {
+			return fmt.Errorf("send %s: %w", solicit.MessageType, err)
+		}
+		for buf := make([]byte, 2048); ; {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				return fmt.Errorf("wait for the answer to %s: %w", solicit.MessageType, err)
+			}
+			if n <= headers6 || buf[20] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(buf[56:]) != dhcpv6.DefaultClientPort {
+				continue
+			}
+			if advertised, err = dhcpv6.MessageFromBytes(buf[headers6:n]); err == nil && advertised.TransactionID == solicit.TransactionID {
+				return nil
+			}
+		}
+	})
+	return advertised, err
+}
+
+const headers6 = 14 + 40 + 8
+
+// solicitation is a frame with a message to all DHCPv6 servers from the link-local address of a MAC.
+func solicitation(mac net.HardwareAddr, payload []byte) []byte {
+	frame := make([]byte, headers6, headers6+len(payload))
+	copy(frame, []byte{0x33, 0x33, 0, 1, 0, 2})
+	copy(frame[6:], mac)
+	copy(frame[12:], []byte{0x86, 0xdd, 0x60})
+	length := uint16(8 + len(payload))
+	binary.BigEndian.PutUint16(frame[18:], length)
+	frame[20], frame[21] = unix.IPPROTO_UDP, 1
+	copy(frame[22:], []byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+	copy(frame[38:], dhcpv6.AllDHCPRelayAgentsAndServers)
+	for i, v := range []uint16{dhcpv6.DefaultClientPort, dhcpv6.DefaultServerPort, length, 0} {
+		binary.BigEndian.PutUint16(frame[54+2*i:], v)
+	}
+	frame = append(frame, payload...)
+	sum := uint32(unix.IPPROTO_UDP) + uint32(length)
+	for i := 22; i < len(frame); i += 2 {
+		sum += uint32(frame[i]) << 8
+		if i+1 < len(frame) {
+			sum += uint32(frame[i+1])
+		}
+	}
+	for sum>>16 != 0 {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(frame[60:], ^uint16(sum))
+	return frame
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }

@@ -79,6 +79,22 @@ func (k *kubevirt) vmi(ctx context.Context, api client.Reader, vm types.Namespac
 	return &vmi, nil
 }
 
+// declared is the instance that a VM would have if it was started now, nil if there is no such VM or KubeVirt is not there. It must not be changed.
+func (k *kubevirt) declared(ctx context.Context, api client.Reader, vm types.NamespacedName) (*kubevirtv1.VirtualMachineInstance, error) {
+	if !k.ready.Load() {
+		return nil, nil
+	}
+	var declared kubevirtv1.VirtualMachine
+	err := api.Get(ctx, vm, &declared, client.UnsafeDisableDeepCopy)
+	if err == nil && declared.Spec.Template != nil {
+		return instanceOf(&declared), nil
+	}
+	if client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("read VM %s: %w", vm, err)
+	}
+	return nil, nil
+}
+
 // vmOf names the VM that an object belongs to, zero if none.
 func vmOf(o client.Object) types.NamespacedName {
 	name := ""

@@ -1,7 +1,7 @@
 package controller
 
 // Port reconciler.
-// In:   Ports, Subnets (their ranges are nobody's allowedAddresses), Namespaces (labels), VMIs (their NIC's MAC, whether they run), the northbound row's options and its southbound chassis (for the phase).
+// In:   Ports, Subnets (their ranges are nobody's allowedAddresses), Namespaces (labels), VMIs (their NIC's MAC, whether they run), VirtualMachines (uid), the northbound row's options and its southbound chassis (for the phase).
 // Out:  the Port's finalizer, owners and status, an event of the VMI that says what is in the way; LogicalSwitchPort vm/NAMESPACE/VM/NETWORK: addresses, port_security, dhcpv4_options, dhcpv6_options, external_ids godwit.dev/{owner,
 //       namespace,name,uid,subnet}. Its options are written when the row is made, so that nobody can claim it; from then on they are vm.go's.
 
@@ -94,7 +94,11 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 			return reconcile.Result{}, r.finalize(ctx, &port)
 		}
 	} else {
-		kept, owned := controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer), own(&port, vmi)
+		holder, err := r.holder(ctx, &port, vmi)
+		if err != nil {
+			return reconcile.Result{}, fmt.Errorf("Port %s: %w", req.NamespacedName, err)
+		}
+		kept, owned := controllerutil.AddFinalizer(&port, v1alpha1.PortFinalizer), own(&port, holder)
 		if kept || owned {
 			if err := r.api.Update(ctx, &port); err != nil {
 				return reconcile.Result{}, fmt.Errorf("write the finalizer and the owners of Port %s: %w", req.NamespacedName, err)
@@ -111,6 +115,14 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 		r.events.Eventf(vmi, &port, corev1.EventTypeWarning, cond.Reason, "AttachPort", "Port %s: %s", port.Name, cond.Message)
 	}
 	return reconcile.Result{}, r.writeStatus(ctx, &port, next, cond)
+}
+
+// holder is whose VM a Port may go with: the VM's instance, or the one that it would have if it was started now; nil if there is neither.
+func (r *portReconciler) holder(ctx context.Context, port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance) (*kubevirtv1.VirtualMachineInstance, error) {
+	if vmi != nil || port.Spec.ReclaimPolicy != v1alpha1.ReclaimDelete {
+		return vmi, nil
+	}
+	return r.virt.declared(ctx, r.api, vmKey(port))
 }
 
 // vmKey names the VM, or the VMI, that a Port is for.

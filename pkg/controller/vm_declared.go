@@ -54,12 +54,23 @@ func (r *declaredReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 		vmi = nil // it stays until the VM is started again, or deleted, and needs nothing
 	}
 	if vmi == nil { // what runs is the business of vm.go
-		err = r.plug(ctx, req.NamespacedName, declared)
+		err = errors.Join(r.adopt(ctx, req.NamespacedName), r.plug(ctx, req.NamespacedName, declared))
 	}
 	if err = errors.Join(err, r.unplug(ctx, &vm, append(networksOf(declared), networksOf(vmi)...))); err != nil {
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", req.NamespacedName, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// adopt asks for the Ports that are to go with a VM, which does not run, and that nothing owns: they were there before it.
+func (r *declaredReconciler) adopt(ctx context.Context, vm types.NamespacedName) error {
+	ports, err := portsOf(ctx, r.api, vm)
+	for _, p := range ports {
+		if p.Spec.ReclaimPolicy == v1alpha1.ReclaimDelete && !slices.ContainsFunc(p.OwnerReferences, ofVM) {
+			r.queues.ports.enqueue(client.ObjectKeyFromObject(p))
+		}
+	}
+	return err
 }
 
 // plug makes the Ports that a VM lacks, which does not run. What it waits for asks for it again.

@@ -161,7 +161,13 @@ func (r *operationReconciler) act(ctx context.Context, op *v1alpha1.VirtualMachi
 		case err == nil:
 			next.Requested = true
 		case apierrors.IsConflict(err), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsNotFound(err):
-			v = opEnds(v1alpha1.OperationFailed, opRefused, "KubeVirt does not agree: %v", err)
+			again, unread := r.observe(ctx, op)
+			if unread != nil {
+				return fmt.Errorf("operation %s/%s: KubeVirt does not agree (%w); whether it has before: %w", op.Namespace, op.Name, err, unread)
+			}
+			if v = again.decide(); v.ask { // else the VM does already what it was asked for: by a request whose answer was lost, or that came too late, say
+				v = opEnds(v1alpha1.OperationFailed, opRefused, "KubeVirt does not agree: %v", err)
+			}
 		default:
 			return fmt.Errorf("operation %s/%s: ask KubeVirt: %w", op.Namespace, op.Name, err)
 		}
@@ -259,15 +265,34 @@ func (r *operationReconciler) write(ctx context.Context, op *v1alpha1.VirtualMac
 	return nil
 }
 
-// observe reads everything again.
+// observe reads everything again: of what starts, stops or restarts the VM by the API server itself, since a cache that does not have yet what KubeVirt has agreed to would end it too early.
 func (r *operationReconciler) observe(ctx context.Context, op *v1alpha1.VirtualMachineOperation) (o operation, err error) {
 	o.op = op
 	key := types.NamespacedName{Namespace: op.Namespace, Name: op.Spec.VirtualMachine}
-	err = r.api.Get(ctx, key, &kubevirtv1.VirtualMachine{}, client.UnsafeDisableDeepCopy)
-	if o.vm = err == nil; client.IgnoreNotFound(err) != nil {
+	ops, err := r.of(ctx, key) // before the VM: one that is over by then has asked for nothing since
+	if err != nil {
+		return o, err
+	}
+	for i := range ops {
+		switch other := &ops[i]; {
+		case supersedes(other, op):
+			o.later = other.Name
+		case switches(other) && supersedes(op, other) && !over(other):
+			o.earlier = other.Name
+		}
+	}
+	reader := client.Reader(r.api)
+	if switches(op) && !over(op) {
+		reader = r.live
+	}
+	vm := &kubevirtv1.VirtualMachine{}
+	switch err = reader.Get(ctx, key, vm, client.UnsafeDisableDeepCopy); {
+	case err == nil:
+		o.vm = vm
+	case !apierrors.IsNotFound(err):
 		return o, fmt.Errorf("read VM %s: %w", key, err)
 	}
-	if o.vmi, err = r.virt.vmi(ctx, r.api, key); err != nil {
+	if o.vmi, err = r.virt.vmi(ctx, reader, key); err != nil {
 		return o, err
 	}
 	err = r.api.Get(ctx, types.NamespacedName{Name: op.Spec.TargetNode}, &corev1.Node{}, client.UnsafeDisableDeepCopy)
@@ -291,13 +316,7 @@ func (r *operationReconciler) observe(ctx context.Context, op *v1alpha1.VirtualM
 			return o, err
 		}
 	}
-	ops, err := r.of(ctx, key)
-	for i := range ops {
-		if other := &ops[i]; supersedes(other, op) {
-			o.later = other.Name
-		}
-	}
-	return o, err
+	return o, nil
 }
 
 // made is an operation's migration by the API server itself, nil if it is gone.
@@ -318,12 +337,21 @@ func supersedes(later, op *v1alpha1.VirtualMachineOperation) bool {
 	if later.UID == op.UID || later.DeletionTimestamp != nil || later.Status.Reason == opRefused {
 		return false
 	}
-	switch later.Spec.Type {
-	case v1alpha1.OperationEvict, v1alpha1.OperationMigrate:
+	if !switches(later) {
 		return false
 	}
 	if c := later.CreationTimestamp.Compare(op.CreationTimestamp.Time); c != 0 {
 		return c > 0
 	}
 	return later.Name > op.Name
+}
+
+// switches says whether an operation starts, stops or restarts its VM.
+func switches(op *v1alpha1.VirtualMachineOperation) bool {
+	return op.Spec.Type != v1alpha1.OperationEvict && op.Spec.Type != v1alpha1.OperationMigrate
+}
+
+// over says whether nothing is asked of KubeVirt for an operation any more.
+func over(op *v1alpha1.VirtualMachineOperation) bool {
+	return op.Status.Phase.Final() || op.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(op, v1alpha1.OperationFinalizer)
 }

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -27,16 +28,16 @@ const (
 // operation is all that a decision about one VirtualMachineOperation is made from.
 type operation struct {
 	op *v1alpha1.VirtualMachineOperation
-	// vm: there is a VM of the name. vmi is its instance, nil if it has none.
-	vm  bool
+	// vm is the VM, nil if there is none of the name. vmi is its instance, nil if it has none: read after the VM, for what KubeVirt was asked for leaves its status when the instance is there.
+	vm  *kubevirtv1.VirtualMachine
 	vmi *kubevirtv1.VirtualMachineInstance
 	// vmim is the operation's own migration, nil if there is none; busy is the name of another that is not over.
 	vmim *kubevirtv1.VirtualMachineInstanceMigration
 	busy string
 	// node: there is a node of the target's name.
 	node bool
-	// later is the name of a later operation that starts, stops or restarts the VM.
-	later string
+	// later is the name of a later operation that starts, stops or restarts the VM; earlier is that of an earlier one which is not over, and may be about to ask KubeVirt.
+	later, earlier string
 }
 
 // opVerdict is what an operation is now, and whether KubeVirt is to be asked.
@@ -61,8 +62,10 @@ func (o operation) decide() opVerdict {
 	switch {
 	case o.later != "":
 		return opEnds(v1alpha1.OperationSuperseded, opLater, "operation %s came later; what KubeVirt was asked for goes its way", o.later)
-	case !o.vm:
+	case o.vm == nil:
 		return opEnds(v1alpha1.OperationFailed, opNoVM, "there is no VirtualMachine %s in the namespace", name)
+	case o.earlier != "":
+		return o.waits(0, "operation %s came before, and is not over", o.earlier)
 	}
 	switch o.op.Spec.Type {
 	case v1alpha1.OperationStart:
@@ -106,38 +109,59 @@ func (o operation) done(format string, args ...any) opVerdict {
 	return opEnds(v1alpha1.OperationCompleted, opDone, format, args...)
 }
 
-func (o operation) start() opVerdict {
-	switch {
-	case o.runs():
-		return o.done("the VM runs on node %s", o.vmi.Status.NodeName)
-	case o.vmi != nil && !o.vmi.IsFinal() && o.vmi.DeletionTimestamp == nil:
-		return o.waits(50, "the VM's instance is %s", o.vmi.Status.Phase)
+// state is what there is of the VM's instance, in words.
+func (o operation) state() string {
+	if o.vmi == nil {
+		return "the VM has no instance"
 	}
-	return o.request("the VM has no instance that runs")
+	return fmt.Sprintf("the VM's instance is %s", cmp.Or(o.vmi.Status.Phase, kubevirtv1.Pending))
 }
 
+// start asks KubeVirt where the VM has no instance that goes on, and gets none by itself: before one that ends is gone it does not agree.
+func (o operation) start() opVerdict {
+	switch asked := o.op.Status.Requested; {
+	case o.runs() && (asked || !o.ends()):
+		return o.done("the VM runs on node %s", o.vmi.Status.NodeName)
+	case o.lives() && !o.ends():
+		return o.waits(50, "%s", o.state())
+	case o.revives():
+		return o.waits(20, "%s, and KubeVirt makes the next", o.state())
+	case asked:
+		return opEnds(v1alpha1.OperationFailed, opNotRunning, "the VM was started and has not come up: %s", o.state())
+	case o.lives() || o.vmi != nil && o.vmi.DeletionTimestamp != nil || len(o.vm.Status.StateChangeRequests) > 0:
+		return o.waits(0, "%s, and KubeVirt stops the VM: it is asked to start it when that is done", o.state())
+	}
+	return o.request("%s", o.state())
+}
+
+// stop asks KubeVirt also where the VM has no instance, or one that has ended, if it would get another.
 func (o operation) stop() opVerdict {
 	switch {
-	case o.vmi == nil || o.vmi.IsFinal():
+	case !o.lives() && !o.revives():
 		return o.done("the VM does not run")
-	case o.vmi.DeletionTimestamp != nil:
-		return o.waits(50, "the VM's instance is being deleted")
+	case o.ends() && !o.revives():
+		return o.waits(50, "%s, and ends", o.state())
+	case !o.stoppable():
+		return o.waits(0, "%s, and KubeVirt makes the next: it is asked when that is there", o.state())
 	}
-	return o.request("the VM's instance is %s", o.vmi.Status.Phase)
+	return o.request("%s", o.state())
 }
 
+// restart asks KubeVirt where the instance of before goes on; one that has ended, or is being stopped, is not restarted.
 func (o operation) restart() opVerdict {
 	switch before := o.op.Status.Instance; {
 	case before == "":
 		return opEnds(v1alpha1.OperationFailed, opNotRunning, "the VM has no instance: start it")
-	case o.instance() == before && o.vmi.DeletionTimestamp == nil && !o.vmi.IsFinal():
-		return o.request("the VM's instance is that of before")
-	case o.instance() == before || o.vmi == nil:
-		return o.waits(30, "the VM's instance of before ends")
-	case o.runs():
+	case o.instance() != before && o.runs():
 		return opEnds(v1alpha1.OperationCompleted, opDone, "the VM runs anew on node %s", o.vmi.Status.NodeName)
+	case o.lives() && !o.ends() && o.instance() == before:
+		return o.request("the VM's instance is that of before")
+	case o.lives() && !o.ends():
+		return o.waits(60, "the VM's new instance is %s", o.vmi.Status.Phase)
+	case o.revives():
+		return o.waits(30, "%s, and KubeVirt makes the next", o.state())
 	}
-	return o.waits(60, "the VM's new instance is %s", o.vmi.Status.Phase)
+	return opEnds(v1alpha1.OperationFailed, opNotRunning, "%s, and KubeVirt makes no other: start the VM", o.state())
 }
 
 // opProgress is how far a migration is by its phase, of 100.

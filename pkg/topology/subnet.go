@@ -48,9 +48,14 @@ func Subnet(name string, spec ipam.Spec, dhcp DHCP) SwitchRows {
 	return rows
 }
 
-// v6 are the options of DHCPv6 (ovn-nb(5)). One that is empty is to be absent.
+// v6 are the options of DHCPv6 (ovn-nb(5)). One that is empty is to be absent. OVN writes whatever domain_search has as one label (pinctrl.c, compose_out_dhcpv6_opts; 23.03 too): that is right of one domain without a dot
+// alone, and of others guests would have a name that nobody has.
 func (d DHCP) v6(mac string) map[string]string {
-	return map[string]string{"server_id": mac, "dns_server": d.servers(netip.Addr.Is6), "domain_search": quoted(d.Search)}
+	options := map[string]string{"server_id": mac, "dns_server": d.servers(netip.Addr.Is6), "domain_search": ""}
+	if len(d.Search) == 1 && !strings.Contains(d.Search[0], ".") {
+		options["domain_search"] = quoted(d.Search)
+	}
+	return options
 }
 
 // v4 are those of DHCPv4. The server is the router, as DHCPv6's is.

@@ -104,8 +104,14 @@ func TestDHCP(t *testing.T) {
 	if d := cmp.Diff(want, rows.DHCPv4.Options); d != "" || rows.DHCPv4.Cidr != "10.0.0.0/16" {
 		t.Errorf("DHCPv4 of %s (-want +got)\n%s", rows.DHCPv4.Cidr, d)
 	}
-	if d := cmp.Diff(map[string]string{"server_id": mac, "dns_server": "{fd00:96::a}", "domain_search": `"svc.cluster.local,cluster.local"`}, rows.DHCPv6.Options); d != "" {
+	if d := cmp.Diff(map[string]string{"server_id": mac, "dns_server": "{fd00:96::a}", "domain_search": ""}, rows.DHCPv6.Options); d != "" {
 		t.Errorf("DHCPv6 (-want +got)\n%s", d)
+	}
+	for _, search := range [][]string{{"lan"}, {"example.org"}, {"lan", "home"}} { // which OVN says as one label
+		want := map[bool]string{true: `"lan"`}[len(search) == 1 && search[0] == "lan"]
+		if got := Subnet("s", spec(t, "fd00::/64"), DHCP{Search: search}).DHCPv6.Options["domain_search"]; got != want {
+			t.Errorf("DHCPv6 says the domains %v as %s, want %q", search, got, want)
+		}
 	}
 	bare := Subnet("s", spec(t, "10.0.0.0/16"), DHCP{Lease: 60}).ForSecondNetworks()
 	for _, key := range []string{"router", "mtu", "dns_server", "domain_search_list"} {

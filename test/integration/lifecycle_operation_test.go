@@ -69,7 +69,11 @@ func TestLifecycleOperations(t *testing.T) {
 	}
 	e.defaultSubnet(t)
 	e.namespace(t, "life", nil)
-	vm := e.declare(t, "web")
+	always := func(vm *kubevirtv1.VirtualMachine) {
+		strategy := kubevirtv1.RunStrategyAlways
+		vm.Spec.RunStrategy = &strategy
+	}
+	vm := e.declare(t, "web", always)
 	vmi := e.begins(t, vm, "web-1", "n1")
 	before := vmi.DeepCopy()
 	vmi.Status.Phase, vmi.Status.NodeName = kubevirtv1.Running, "n1"
@@ -133,16 +137,21 @@ func TestLifecycleOperations(t *testing.T) {
 		e.comesTo(t, earlier, v1alpha1.OperationSuperseded, "LaterOperation")
 		e.comesTo(t, later, v1alpha1.OperationCompleted, "NothingToDo")
 	})
+	e.declare(t, "crashes", always)
+	e.declare(t, "halted")
 	for name, c := range map[string]struct {
 		op     *v1alpha1.VirtualMachineOperation
+		phase  v1alpha1.OperationPhase
 		reason string
 	}{
-		"no such VM":                {newOperation("nobody", "nobody", v1alpha1.OperationStart, ""), "VMNotFound"},
-		"KubeVirt has no such word": {newOperation("refused", "web", v1alpha1.OperationStop, ""), "Refused"}, // nobody serves its subresources here
+		"no such VM":                    {newOperation("nobody", "nobody", v1alpha1.OperationStart, ""), v1alpha1.OperationFailed, "VMNotFound"},
+		"KubeVirt has no such word":     {newOperation("refused", "web", v1alpha1.OperationStop, ""), v1alpha1.OperationFailed, "Refused"}, // nobody serves its subresources here
+		"stop before the next instance": {newOperation("between", "crashes", v1alpha1.OperationStop, ""), v1alpha1.OperationFailed, "Refused"},
+		"stop of what is halted":        {newOperation("nothing", "halted", v1alpha1.OperationStop, ""), v1alpha1.OperationCompleted, "NothingToDo"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e.create(t, c.op)
-			e.comesTo(t, c.op, v1alpha1.OperationFailed, c.reason)
+			e.comesTo(t, c.op, c.phase, c.reason)
 		})
 	}
 	t.Run("tenants", e.operationsOfTenants)

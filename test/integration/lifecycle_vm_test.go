@@ -46,6 +46,7 @@ func TestLifecycleStrategies(t *testing.T) {
 	t.Run("deleted in a migration", e.deletedInMigration)
 	t.Run("asks for what another has", e.declaredTwice)
 	t.Run("ended, and kept by KubeVirt", e.endedAndKept)
+	t.Run("goes without having run", e.goesUnstarted)
 }
 
 // declare creates a VM that is not started by anybody.
@@ -330,4 +331,35 @@ func (e *env) endedAndKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.isAt(t, next, "ended-restored")
+}
+
+// goesUnstarted: a Port with reclaimPolicy Delete goes with its VM though that has never run, whether it was there before the VM, or was to be kept until then.
+func (e *env) goesUnstarted(t *testing.T) {
+	owned := func(vm *kubevirtv1.VirtualMachine, want int) *v1alpha1.Port {
+		t.Helper()
+		var port *v1alpha1.Port
+		eventually(t, func() error {
+			port = e.vmPort(t, client.ObjectKeyFromObject(vm), v1alpha1.PortReserved)
+			if n := len(port.OwnerReferences); n != want || n > 0 && port.OwnerReferences[0].UID != vm.UID {
+				return fmt.Errorf("with reclaimPolicy %q the Port of a VM that does not run is owned by %+v, want %d owners", port.Spec.ReclaimPolicy, port.OwnerReferences, want)
+			}
+			return nil
+		})
+		return port
+	}
+	before := newPort("life", "before", "before", v1alpha1.PortSpec{ReclaimPolicy: v1alpha1.ReclaimDelete})
+	e.create(t, before)
+	e.vmPort(t, client.ObjectKeyFromObject(before), v1alpha1.PortReserved)
+	owned(e.declare(t, "before"), 1)
+
+	vm := e.declare(t, "was-kept", func(vm *kubevirtv1.VirtualMachine) {
+		vm.Spec.Template.ObjectMeta.Annotations = map[string]string{v1alpha1.ReclaimAnnotation: "Retain"}
+	})
+	port := owned(vm, 0)
+	was := port.DeepCopy()
+	port.Spec.ReclaimPolicy = v1alpha1.ReclaimDelete
+	if err := e.api.Patch(t.Context(), port, client.MergeFrom(was)); err != nil {
+		t.Fatal(err)
+	}
+	owned(vm, 1)
 }

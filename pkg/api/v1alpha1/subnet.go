@@ -58,7 +58,7 @@ type SubnetDHCP struct {
 	// +listType=atomic
 	NameServers []string `json:"nameServers,omitempty"`
 
-	// SearchDomains are those in which names without a dot are looked for.
+	// SearchDomains are those in which names without a dot are looked for, by DHCPv4. OVN's DHCPv6 can say one domain without a dot, and no others.
 	// +optional
 	// +kubebuilder:validation:MaxItems=6
 	// +kubebuilder:validation:items:MaxLength=253
