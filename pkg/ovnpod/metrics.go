@@ -227,7 +227,9 @@ func Serve(ctx context.Context, address string, census *Census) error {
 		return fmt.Errorf("listen on --metrics-address: %w: another process has the port, or the address is not the node's", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ // a sample that cannot be told costs itself alone: alerts are made of the others
+		MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(census.Log.Handler(), slog.LevelWarn), Registry: reg,
+	}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, IdleTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
