@@ -144,6 +144,7 @@ func (r *vmReconciler) recorded(pm *v1alpha1.PortMigration, next v1alpha1.PortMi
 	if next.Over() && !pm.Status.Over() {
 		r.metrics.migrations.WithLabelValues(string(next.Result), next.Reason).Inc()
 		r.timeStages(next)
+		r.metrics.tellInterruption(next)
 		r.tellLeft(pm, next)
 		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
 	}
