@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/conntrack"
 	"github.com/godwit-cni/godwit/pkg/frame"
@@ -117,7 +115,7 @@ func TestHandoffRefusedIsWhatIsNotTaken(t *testing.T) {
 			table.refuse[e.Orig.SrcPort] = why
 		}
 	}
-	target := w.observer.find(watchKey{sideTarget, moving.Namespace, types.UID(moving.UID)})
+	target := w.observer.find(keyOn(sideTarget, w.pm))
 	for i, c := range []struct {
 		refuses []conntrack.Entry
 		zone    string

@@ -56,12 +56,35 @@ func migrationIndex(namespace string, uid types.UID) string { return namespace +
 
 // get is nil if there is none.
 func (m migrations) get(key watchKey) *v1alpha1.PortMigration {
-	objs, err := m[key.side].GetIndexer().ByIndex(indexMigration, migrationIndex(key.namespace, key.migration))
-	if err != nil || len(objs) == 0 {
+	all := m.of(key.side, key.namespace, key.migration)
+	if i := slices.IndexFunc(all, func(pm *v1alpha1.PortMigration) bool { return pm.Spec.Target.Pod.UID == key.target }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// of lists those of one migration: KubeVirt may have made its target anew, and one at most is not over.
+func (m migrations) of(s side, namespace string, uid types.UID) (out []*v1alpha1.PortMigration) {
+	objs, err := m[s].GetIndexer().ByIndex(indexMigration, migrationIndex(namespace, uid))
+	if err != nil { // there is no such index
 		return nil
 	}
-	pm, _ := objs[0].(*v1alpha1.PortMigration)
-	return pm
+	for _, obj := range objs {
+		if pm, ok := obj.(*v1alpha1.PortMigration); ok {
+			out = append(out, pm)
+		}
+	}
+	return out
+}
+
+// coming is what a migration that comes here is about now; one that is over if all are, nil if there is none.
+func (m migrations) coming(namespace string, uid types.UID) (found *v1alpha1.PortMigration) {
+	for _, pm := range m.of(sideTarget, namespace, uid) {
+		if found == nil || found.Status.Over() {
+			found = pm
+		}
+	}
+	return found
 }
 
 // all lists those of a side that are on record.

@@ -103,12 +103,18 @@ type observer struct {
 	watches map[watchKey]*watch
 }
 
-// watchKey is one side of one migration.
+// watchKey is one side of one migration to one target.
 type watchKey struct {
 	side side
 	// namespace is the VM's. It belongs to the key: whoever writes PortMigrations in another namespace has no say in this one's, whatever UID they name.
 	namespace string
 	migration types.UID
+	// target is the target's pod, which KubeVirt may make anew while the migration waits: what becomes of each is a record of its own.
+	target types.UID
+}
+
+func keyOn(s side, pm *v1alpha1.PortMigration) watchKey {
+	return watchKey{side: s, namespace: pm.Namespace, migration: pm.Spec.Migration.UID, target: pm.Spec.Target.Pod.UID}
 }
 
 // watchPods lets the observer know of launchers that are ready.
@@ -173,7 +179,7 @@ func (o *observer) wanted() []*watch {
 	defer o.mu.Unlock()
 	for _, s := range []side{sideSource, sideTarget} {
 		for _, pm := range o.migrations.running(s) {
-			key := watchKey{s, pm.Namespace, pm.Spec.Migration.UID}
+			key := keyOn(s, pm)
 			if o.watches[key] == nil {
 				o.watches[key] = newWatch(o, key, launcherOf(pm, s))
 				o.watches[key].known = true
@@ -234,17 +240,16 @@ func (o *observer) target(at *attachment) *watch {
 	if o == nil || at.id.Attach == nil || at.id.Attach.Migration == "" {
 		return nil
 	}
-	key := watchKey{sideTarget, at.req.Pod.Namespace, types.UID(at.id.Attach.Migration)}
-	l := launcher{key: types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}, uid: types.UID(at.id.UID)}
+	key := watchKey{side: sideTarget, namespace: at.req.Pod.Namespace, migration: types.UID(at.id.Attach.Migration), target: types.UID(at.id.UID)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	old := o.watches[key]
-	if old != nil && old.launcher == l {
-		return old
+	for k, old := range o.watches {
+		if k.target = key.target; k == key && old.launcher.uid != key.target { // KubeVirt has made the migration's target anew
+			old.replace()
+		}
 	}
-	o.watches[key] = newWatch(o, key, l)
-	if old != nil { // KubeVirt has made the migration's target anew
-		old.replace()
+	if o.watches[key] == nil {
+		o.watches[key] = newWatch(o, key, launcher{key: types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}, uid: key.target})
 	}
 	return o.watches[key]
 }

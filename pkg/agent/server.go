@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/godwit-cni/godwit/pkg/wire"
@@ -89,10 +88,12 @@ const (
 	scrapes = 2
 )
 
-// healthServer serves metrics and probes. Healthy is the process; ready is the node.
-func healthServer(ready *readiness, reg prometheus.Gatherer, log *slog.Logger) *http.Server {
+// healthServer serves metrics and probes. Healthy is the process; ready is the node. A sample that cannot be told costs itself alone, and the log says so: alerts are made of the others.
+func healthServer(ready *readiness, reg Registry, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes, Timeout: healthTimeout / 2}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+		MaxRequestsInFlight: scrapes, Timeout: healthTimeout / 2, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), Registry: reg,
+	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready.err(); err != nil {

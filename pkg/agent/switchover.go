@@ -178,7 +178,7 @@ func sameAddresses(a, b []netip.Addr) bool {
 
 // Admit implements peer.Service: a node has a say in the migrations that go from there to here, for as long as they are not over.
 func (s *switchover) Admit(node string, m peer.Migration) (err error) {
-	pm := s.observer.migrations.get(watchKey{sideTarget, m.Namespace, types.UID(m.UID)})
+	pm := s.observer.migrations.coming(m.Namespace, types.UID(m.UID))
 	switch {
 	case pm == nil:
 		err = fmt.Errorf("node %s knows no migration %q in namespace %q that comes there", s.node, m.UID, m.Namespace)
@@ -202,9 +202,12 @@ func (s *switchover) declined(pm *v1alpha1.PortMigration, here v1alpha1.Migratio
 
 // Handle implements peer.Service.
 func (s *switchover) Handle(ctx context.Context, m peer.Migration, msg peer.Message) (peer.Reply, error) {
-	key := watchKey{sideTarget, m.Namespace, types.UID(m.UID)}
-	w, pm := s.observer.find(key), s.observer.migrations.get(key)
-	if w == nil || pm == nil {
+	pm := s.observer.migrations.coming(m.Namespace, types.UID(m.UID))
+	var w *watch
+	if pm != nil {
+		w = s.observer.find(keyOn(sideTarget, pm))
+	}
+	if w == nil {
 		return peer.Reply{}, errors.New("the migration's target pod has no link yet")
 	}
 	switch msg.Kind {

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/frame"
 	"github.com/godwit-cni/godwit/pkg/hypervisor"
@@ -321,7 +319,7 @@ func TestSwitchoverThatComesLate(t *testing.T) {
 // A port that was opened for a VM of which nobody hears is taken from OVN again, and given back when it comes.
 func TestSwitchoverThatNobodyFollows(t *testing.T) {
 	w, _, _ := opened(t)
-	target := w.observer.find(watchKey{sideTarget, moving.Namespace, types.UID(moving.UID)})
+	target := w.observer.find(keyOn(sideTarget, w.pm))
 	if w.isWithdrawn(t) {
 		t.Error("the port is taken from OVN at once")
 	}

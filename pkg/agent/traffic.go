@@ -93,10 +93,15 @@ func (t *traffic) carries(launcher string) bool {
 	return true
 }
 
-// arrived: the VM is at the migration's target. One that is rolled back never was, whatever was seen of it.
+// arrived: the VM is at the migration's target. One that is rolled back never was, whatever was seen of it, unless its ports have become the target's since: a migration that vanished may arrive all the same.
 func arrived(pm *v1alpha1.PortMigration) bool {
-	if pm.Status.Result == v1alpha1.MigrationFailed || reached(pm, v1alpha1.StageRolledBack) {
+	back, rolledBack := pm.Status.Stage(v1alpha1.StageRolledBack)
+	over, committed := pm.Status.Stage(v1alpha1.StageCommitted)
+	switch {
+	case pm.Status.Result == v1alpha1.MigrationSucceeded, rolledBack && committed && over.After(back):
+		return true
+	case pm.Status.Result == v1alpha1.MigrationFailed, rolledBack:
 		return false
 	}
-	return pm.Status.Result == v1alpha1.MigrationSucceeded || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageReady) || reached(pm, v1alpha1.StageCommitted)
+	return committed || reached(pm, v1alpha1.StageActivated) || reached(pm, v1alpha1.StageReady)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,8 +79,8 @@ func trafficOf(t *testing.T, of map[side]v1alpha1.PortMigrationStatus) *traffic 
 func TestTrafficHasOneSeriesForEachNIC(t *testing.T) {
 	stages := func(result v1alpha1.MigrationResult, names ...v1alpha1.StageName) v1alpha1.PortMigrationStatus {
 		st := v1alpha1.PortMigrationStatus{Result: result}
-		for _, n := range names {
-			st.Stages = append(st.Stages, v1alpha1.Stage{Name: n})
+		for i, n := range names {
+			st.Stages = append(st.Stages, v1alpha1.Stage{Name: n, Time: metav1.NewMicroTime(time.UnixMilli(int64(i)))})
 		}
 		return st
 	}
@@ -96,6 +97,8 @@ func TestTrafficHasOneSeriesForEachNIC(t *testing.T) {
 		{"succeeded", stages(v1alpha1.MigrationSucceeded, v1alpha1.StageCommitted), map[string]float64{}, here},
 		{"rolled back", stages(v1alpha1.MigrationRunning, v1alpha1.StageActivated, v1alpha1.StageRolledBack), here, map[string]float64{}},
 		{"failed", stages(v1alpha1.MigrationFailed, v1alpha1.StageActivated), here, map[string]float64{}},
+		{"committed, and rolled back", stages(v1alpha1.MigrationRunning, v1alpha1.StageActivated, v1alpha1.StageCommitted, v1alpha1.StageRolledBack), here, map[string]float64{}},
+		{"vanished, and arrived", stages(v1alpha1.MigrationFailed, v1alpha1.StagePrepared, v1alpha1.StageRolledBack, v1alpha1.StageCommitted), map[string]float64{}, here},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for s, want := range map[side]map[string]float64{sideSource: c.source, sideTarget: c.target} {

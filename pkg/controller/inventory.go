@@ -23,6 +23,7 @@ import (
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 )
 
@@ -71,7 +72,7 @@ func newInventoryMetrics() inventoryMetrics {
 		connected:    prometheus.NewDesc("godwit_ovn_connected", "1 if the controller reaches the OVN database, which must have a leader if it is clustered, else 0.", []string{"database"}, nil),
 		addresses:    prometheus.NewDesc("godwit_subnet_addresses", "Addresses of a Subnet that are used and that can still be given out, of its scarcer family.", []string{"subnet", "state"}, nil),
 		ports:        prometheus.NewDesc("godwit_ports", "Ports of VMs, by phase.", []string{"phase"}, nil),
-		state:        prometheus.NewDesc("godwit_port_state", "1 for each Port of a VM, with its phase and node as they are now.", []string{"namespace", "vm", "network", "node", "phase"}, nil),
+		state:        prometheus.NewDesc("godwit_port_state", "1 for each NIC of a VM, with the phase and node of the Port that has it as they are now.", []string{"namespace", "vm", "network", "node", "phase"}, nil),
 		started:      prometheus.NewDesc("godwit_vm_migration_start_timestamp_seconds", "When the VM's last live migration began to move its ports, in Unix time.", []string{"namespace", "vm"}, nil),
 		ended:        prometheus.NewDesc("godwit_vm_migration_end_timestamp_seconds", "When it was over, in Unix time; absent as long as it is not.", []string{"namespace", "vm"}, nil),
 		interruption: prometheus.NewDesc("godwit_vm_migration_interruption_seconds", "For how long the network heard nothing of the VM in it, at most; absent if that is not known.", []string{"namespace", "vm"}, nil),
@@ -163,15 +164,15 @@ func (i *inventory) network(ctx context.Context, m inventoryMetrics) ([]gauge, e
 	if err != nil {
 		return nil, err
 	}
-	pins := map[string]string{}
+	pins, byName := map[string]string{}, make(map[ident.PortName]*nbdb.LogicalSwitchPort, len(rows))
 	for _, row := range rows {
-		pins[row.Name] = row.Options[ident.OptionRequestedChassis]
+		pins[row.Name], byName[ident.PortName(row.Name)] = row.Options[ident.OptionRequestedChassis], row
 	}
 	carried, err := i.carried(ctx, ports.Items, running)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(countPorts(m, ports.Items, running, carried), countMigrations(m, records.Items, pins, i.now()), lastMigrations(m, records.Items)), nil
+	return slices.Concat(countPorts(m, ports.Items, byName, running, carried), countMigrations(m, records.Items, pins, i.now()), lastMigrations(m, records.Items)), nil
 }
 
 // runningVMs are the VMIs that say that their VM runs.
@@ -207,14 +208,16 @@ func (i *inventory) carried(ctx context.Context, ports []v1alpha1.Port, running 
 	return carried, nil
 }
 
-// countPorts is about the Ports of VMs. One that was attached keeps its phase while its chassis changes: whether some chassis has it is asked of its binding.
-func countPorts(m inventoryMetrics, ports []v1alpha1.Port, running map[client.ObjectKey]bool, carried map[ident.PortName]bool) []gauge {
+// countPorts is about the Ports of VMs, and of those that are for one interface about the one that has it, or gets it: a sample that is told twice is refused. One that was attached keeps its phase while its chassis
+// changes: whether some chassis has it is asked of its binding.
+func countPorts(m inventoryMetrics, ports []v1alpha1.Port, rows map[ident.PortName]*nbdb.LogicalSwitchPort, running map[client.ObjectKey]bool, carried map[ident.PortName]bool) []gauge {
 	phases, adrift := map[v1alpha1.PortPhase]int{}, 0
-	var out []gauge
 	for k := range ports {
-		p := &ports[k]
-		phases[p.Status.Phase]++
-		if lost := p.Status.Phase != v1alpha1.PortReserved && !carried[rowName(p)]; running[vmOf(p)] && (lost || p.Status.Phase == v1alpha1.PortBound) {
+		phases[ports[k].Status.Phase]++
+	}
+	var out []gauge
+	for name, p := range holders(ports, rows) {
+		if lost := p.Status.Phase != v1alpha1.PortReserved && !carried[name]; running[vmOf(p)] && (lost || p.Status.Phase == v1alpha1.PortBound) {
 			adrift++
 		}
 		if vm := vmOf(p); vm.Name != "" {

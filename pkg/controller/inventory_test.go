@@ -1,16 +1,24 @@
 package controller
 
 import (
+	"bytes"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 )
 
 // values are gauges by their labels, of one metric.
@@ -38,7 +46,7 @@ func TestInventoryOfPorts(t *testing.T) {
 	got := countPorts(m, []v1alpha1.Port{
 		port("runs", v1alpha1.PortAttached), port("moves", v1alpha1.PortMigrating), port("starts", v1alpha1.PortBound), port("lost", v1alpha1.PortBound), port("stopped", v1alpha1.PortReserved),
 		port("let go", v1alpha1.PortAttached), port("unplugged", v1alpha1.PortReserved),
-	}, map[client.ObjectKey]bool{
+	}, nil, map[client.ObjectKey]bool{
 		{Namespace: "shop", Name: "runs"}: true, {Namespace: "shop", Name: "moves"}: true, {Namespace: "shop", Name: "lost"}: true, {Namespace: "else", Name: "starts"}: true,
 		{Namespace: "shop", Name: "let go"}: true, {Namespace: "shop", Name: "unplugged"}: true,
 	}, map[ident.PortName]bool{"vm/shop/runs/default": true, "vm/shop/moves/default": true, "vm/shop/let go/default": false})
@@ -47,6 +55,67 @@ func TestInventoryOfPorts(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]float64{"": 2}, values(m.adrift, got)); diff != "" {
 		t.Errorf("without a chassis: -want +got:\n%s", diff)
+	}
+}
+
+// told is a Collector of gauges.
+type told []gauge
+
+func (told) Describe(chan<- *prometheus.Desc) {}
+
+func (t told) Collect(to chan<- prometheus.Metric) {
+	for _, g := range t {
+		to <- prometheus.MustNewConstMetric(g.of, prometheus.GaugeValue, g.value, g.labels...)
+	}
+}
+
+// TestInventoryOfPortsForOneInterface: of several Ports for one interface the one that has it is told of, and no sample twice, for which a registry would refuse them all.
+func TestInventoryOfPortsForOneInterface(t *testing.T) {
+	port := func(name, target, node string, phase v1alpha1.PortPhase) v1alpha1.Port {
+		p := v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)}, Status: v1alpha1.PortStatus{Phase: phase, Node: node}}
+		p.Spec.Target.Name, p.Spec.Target.Network = target, "default"
+		return p
+	}
+	rows := map[ident.PortName]*nbdb.LogicalSwitchPort{
+		"vm/shop/stopped/default": {ExternalIDs: map[string]string{ident.KeyUID: "b"}}, "vm/shop/lost/default": {ExternalIDs: map[string]string{ident.KeyUID: "e"}},
+	}
+	m := newInventoryMetrics()
+	got := countPorts(m, []v1alpha1.Port{
+		port("a", "stopped", "", v1alpha1.PortReserved), port("b", "stopped", "", v1alpha1.PortReserved), // moved to it
+		port("c", "new", "", ""), port("d", "new", "", ""), // made together, and not served yet
+		port("e", "lost", "n1", v1alpha1.PortAttached), port("f", "lost", "", ""),
+	}, rows, map[client.ObjectKey]bool{{Namespace: "shop", Name: "lost"}: true}, nil)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(told(got))
+	if _, err := registry.Gather(); err != nil {
+		t.Errorf("what is told cannot be scraped: %v", err)
+	}
+	if diff := cmp.Diff(map[string]float64{"shopstoppeddefaultReserved": 1, "shopnewdefault": 1, "shoplostdefaultn1Attached": 1}, values(m.state, got)); diff != "" {
+		t.Errorf("states: -want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]float64{"Reserved": 2, "Bound": 0, "Attached": 1, "Migrating": 0}, values(m.ports, got)); diff != "" {
+		t.Errorf("phases, of all Ports: -want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]float64{"": 1}, values(m.adrift, got)); diff != "" {
+		t.Errorf("without a chassis: -want +got:\n%s", diff)
+	}
+}
+
+// What of the metrics cannot be told does not take the others with it, and is not kept quiet.
+func TestMetricsThatCannotBeTold(t *testing.T) {
+	m := newInventoryMetrics()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(told{count(m.chassis, 3), count(m.stale, 0), count(m.stale, 1)})
+	var log bytes.Buffer
+	var opts promhttp.HandlerOpts
+	tolerant(slog.New(slog.NewTextHandler(&log, nil)))(&opts)
+	got := httptest.NewRecorder()
+	promhttp.HandlerFor(reg, opts).ServeHTTP(got, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	if text := got.Body.String(); got.Code != http.StatusOK || !strings.Contains(text, "godwit_chassis 3") {
+		t.Errorf("status %d: %s", got.Code, text)
+	}
+	if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "godwit_stale_pins") {
+		t.Errorf("the log says %q", log.String())
 	}
 }
 

@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
@@ -33,7 +35,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"stage"}),
 		interruption: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "godwit_migration_interruption_seconds",
-			Help:    "Time between a VM's last frame on the source and its first on the target; an upper bound of the interruption.",
+			Help:    "Time between a VM's last frame on the source and its first on the target, of migrations that succeeded; an upper bound of the interruption.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 1.6, 16),
 		}),
 		policyProblems: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -56,4 +58,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	r.MustRegister(m.claimsUndone, m.migrations, m.prepared, m.interruption, m.stages, m.policyProblems, m.serviceProblems)
 	return m
+}
+
+// tellInterruption counts the interruption of a migration that has succeeded, where it is known. Of one that is on its way it is not counted: the VM may yet go on where it was.
+func (m *metrics) tellInterruption(st v1alpha1.PortMigrationStatus) {
+	if st.Result != v1alpha1.MigrationSucceeded || st.Interruption == nil {
+		return
+	}
+	if ms, err := strconv.ParseFloat(st.Interruption.Milliseconds, 64); err == nil {
+		m.interruption.Observe(ms / 1000)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -37,10 +38,8 @@ func (r *portMigrationReconciler) Reconcile(ctx context.Context, req reconcile.R
 		r.traces.forget(req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
-	if d, u, ok := interruption(pm.Status); ok {
-		if err := r.write(ctx, &pm, d, u); err != nil {
-			return reconcile.Result{}, err
-		}
+	if err := r.write(ctx, &pm); err != nil {
+		return reconcile.Result{}, err
 	}
 	return reconcile.Result{RequeueAfter: r.traces.tell(&pm, r.now())}, r.prune(ctx, &pm)
 }
@@ -81,16 +80,24 @@ func clockUncertainty(a, b v1alpha1.Clock) time.Duration {
 	return time.Duration(a.MaxErrorMicroseconds+b.MaxErrorMicroseconds) * time.Microsecond
 }
 
-func (r *portMigrationReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration, d, uncertainty time.Duration) error {
-	want := v1alpha1.Interruption{Milliseconds: milliseconds(d)}
-	if uncertainty >= 0 {
-		want.UncertaintyMilliseconds = milliseconds(uncertainty)
+// write brings status.interruption to what the agents saw. What was written of a migration that has failed since is taken back.
+func (r *portMigrationReconciler) write(ctx context.Context, pm *v1alpha1.PortMigration) error {
+	var want *v1alpha1.Interruption
+	d, uncertainty, ok := interruption(pm.Status)
+	switch {
+	case ok:
+		want = &v1alpha1.Interruption{Milliseconds: milliseconds(d)}
+		if uncertainty >= 0 {
+			want.UncertaintyMilliseconds = milliseconds(uncertainty)
+		}
+	case pm.Status.Result != v1alpha1.MigrationFailed:
+		want = pm.Status.Interruption
 	}
-	if pm.Status.Interruption != nil && *pm.Status.Interruption == want {
+	if equality.Semantic.DeepEqual(pm.Status.Interruption, want) {
 		return nil
 	}
 	before := pm.DeepCopy()
-	pm.Status.Interruption = &want
+	pm.Status.Interruption = want
 	err := r.api.Status().Patch(ctx, pm, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsConflict(err) {
 		return nil // the copy is behind what was written last: its event comes
@@ -99,7 +106,7 @@ func (r *portMigrationReconciler) write(ctx context.Context, pm *v1alpha1.PortMi
 		return fmt.Errorf("write the interruption of PortMigration %s/%s: %w", pm.Namespace, pm.Name, err)
 	}
 	if before.Status.Interruption == nil {
-		r.metrics.interruption.Observe(d.Seconds())
+		r.metrics.tellInterruption(pm.Status)
 	}
 	return nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -92,7 +95,7 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 	mgr, err := ctrl.NewManager(api, ctrl.Options{
 		Scheme:                        scheme,
 		Logger:                        logr.FromSlogHandler(c.Logger.Handler()),
-		Metrics:                       metricsserver.Options{BindAddress: c.MetricsAddress},
+		Metrics:                       metricsserver.Options{BindAddress: c.MetricsAddress, HandlerOpts: []func(*promhttp.HandlerOpts){tolerant(c.Logger)}},
 		HealthProbeBindAddress:        c.HealthAddress,
 		LeaderElection:                c.LeaderElection,
 		LeaderElectionID:              "godwit-controller",
@@ -113,6 +116,13 @@ func newManager(c Config, api *rest.Config) (manager.Manager, error) {
 		return nil, fmt.Errorf("start the controller manager: %w", err)
 	}
 	return mgr, nil
+}
+
+// tolerant has a sample that cannot be told cost itself alone, and says so: alerts are made of the others.
+func tolerant(log *slog.Logger) func(*promhttp.HandlerOpts) {
+	return func(o *promhttp.HandlerOpts) {
+		o.ErrorHandling, o.ErrorLog, o.Registry = promhttp.ContinueOnError, slog.NewLogLogger(log.Handler(), slog.LevelWarn), ctrlmetrics.Registry
+	}
 }
 
 // egressLeases selects the Leases of nodes that can be gateways.

@@ -159,13 +159,13 @@ func spanID(uid types.UID, name string) (id [8]byte) {
 
 // traceOf is a migration as spans: the whole, the stages that the controller saw, and what each agent saw. What is not known is left out.
 func traceOf(pm *v1alpha1.PortMigration) []otlp.Span {
-	st, uid := &pm.Status, pm.Spec.Migration.UID
+	st, uid := &pm.Status, pm.UID // of a migration whose target KubeVirt has made anew there are several records in one trace
 	began, ok := st.Stage(v1alpha1.StageScheduled)
 	if !ok {
 		began = pm.CreationTimestamp.Time
 	}
 	root := otlp.Span{
-		Service: serviceController, Name: "migration", Trace: traceID(uid), ID: spanID(uid, "migration"), Start: began, End: endOf(st),
+		Service: serviceController, Name: "migration", Trace: traceID(pm.Spec.Migration.UID), ID: spanID(uid, "migration"), Start: began, End: endOf(st),
 		Attributes: map[string]string{
 			"k8s.namespace.name": pm.Namespace, "godwit.vm": pm.Spec.VMI.Name, "godwit.migration": pm.Spec.Migration.Name, "godwit.portmigration": pm.Name,
 			"godwit.source.node": pm.Spec.Source.Node, "godwit.target.node": pm.Spec.Target.Node, "godwit.result": string(st.Result), "godwit.reason": st.Reason,

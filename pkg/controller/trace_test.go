@@ -170,3 +170,16 @@ func TestTraceRefused(t *testing.T) {
 		t.Error("it was not tried again")
 	}
 }
+
+// TestTraceOfATargetThatIsMadeAnew: both records of a migration are in its trace, and no span is twice in it.
+func TestTraceOfATargetThatIsMadeAnew(t *testing.T) {
+	first, second := traced(), traced()
+	second.UID = "u2"
+	seen := map[[8]byte]bool{}
+	for _, s := range slices.Concat(traceOf(first), traceOf(second)) {
+		if seen[s.ID] || s.Trace != traceID(first.Spec.Migration.UID) {
+			t.Errorf("span %s has an id of another, or is in another trace", s.Name)
+		}
+		seen[s.ID] = true
+	}
+}

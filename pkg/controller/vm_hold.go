@@ -68,7 +68,7 @@ func (r *vmReconciler) handingOver(ctx context.Context, vm types.NamespacedName,
 	}
 	for i := range list.Items {
 		pm := &list.Items[i]
-		if string(pm.Spec.Migration.UID) != d.Migration || pm.Status.Source == nil {
+		if !of(d, pm) || pm.Status.Over() || pm.Status.Source == nil {
 			continue
 		}
 		if c := pm.Status.Source.Connections; c != nil && c.Began != nil && c.Ended == nil {

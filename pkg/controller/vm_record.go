@@ -26,7 +26,8 @@ type moment struct {
 	wrote         bool
 }
 
-// record keeps the PortMigrations of a VM: the one that is under way, and the end of those that are not any more.
+// record keeps the PortMigrations of a VM: the one that is under way, and the end of those that are not any more. A migration has one for each target pod: KubeVirt makes another when the first one goes while it waits,
+// perhaps on another node, and all that a record says is of one target.
 func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o observed, s migration.Snapshot, m moment) error {
 	var list v1alpha1.PortMigrationList
 	err := r.api.List(ctx, &list, client.InNamespace(vm.Namespace), client.MatchingFields{indexVMI: vm.Name}, client.UnsafeDisableDeepCopy)
@@ -38,9 +39,15 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 	for i := range list.Items {
 		pm := &list.Items[i]
 		switch {
-		case m.decision.Migration != "" && string(pm.Spec.Migration.UID) == m.decision.Migration:
+		case of(m.decision, pm):
 			current = pm
-		case !pm.Status.Over():
+		case pm.Status.Over():
+		case superseded(pm, s):
+			err := r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus { return forsaken(st, m) })
+			if err != nil {
+				return err // the next one is not made before it is over: agents take the one that is not
+			}
+		default:
 			errs = append(errs, r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus {
 				return concluded(st, s, string(pm.Spec.Migration.UID), m)
 			}))
@@ -58,12 +65,27 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 	return errors.Join(errs...)
 }
 
+// of says whether a record is of a decision's migration, to its target. A decision that knows no target pod, as when that has gone, is about the one that is not over.
+func of(d migration.Decision, pm *v1alpha1.PortMigration) bool {
+	if d.Migration == "" || string(pm.Spec.Migration.UID) != d.Migration {
+		return false
+	}
+	return d.Target.UID == string(pm.Spec.Target.Pod.UID) || d.Target.UID == "" && !pm.Status.Over()
+}
+
+// superseded: KubeVirt has made the target of a record's migration anew.
+func superseded(pm *v1alpha1.PortMigration, s migration.Snapshot) bool {
+	target, job := string(pm.Spec.Target.Pod.UID), string(pm.Spec.Migration.UID)
+	return !slices.ContainsFunc(s.Launchers, func(l migration.Launcher) bool { return l.UID == target && !l.NodeGone }) &&
+		slices.ContainsFunc(s.Launchers, func(l migration.Launcher) bool { return l.UID != target && l.Job == job })
+}
+
 // recordable: a record is made of a migration that exists, once its target has a node. What a pod's label alone tells of, nobody asked for.
 func recordable(d migration.Decision, s migration.Snapshot) bool {
 	return d.Migration != "" && d.Source.Chassis != "" && d.Target.Chassis != "" && outcome(s, d.Migration).Seen
 }
 
-// newRecord creates the PortMigration of a decision's migration, or reads the one that the cache does not have yet. Its name follows from the migration's, and has digits of the UID: names are used again.
+// newRecord creates the PortMigration of a decision's migration and target, or reads the one that the cache does not have yet.
 func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Snapshot, m moment) (*v1alpha1.PortMigration, error) {
 	d := m.decision
 	name := d.Migration
@@ -76,7 +98,7 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 		return v1alpha1.MigrationEnd{Node: string(l.Chassis), Pod: v1alpha1.ObjectName{Name: l.Name, UID: types.UID(l.UID)}}
 	}
 	pm := &v1alpha1.PortMigration{
-		ObjectMeta: metav1.ObjectMeta{Namespace: o.vmi.Namespace, Name: longName(name, d.Migration)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: o.vmi.Namespace},
 		Spec: v1alpha1.PortMigrationSpec{
 			VMI:       v1alpha1.ObjectName{Name: o.vmi.Name, UID: o.vmi.UID},
 			Migration: v1alpha1.ObjectName{Name: name, UID: types.UID(d.Migration)},
@@ -96,14 +118,33 @@ func (r *vmReconciler) newRecord(ctx context.Context, o observed, s migration.Sn
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Port", Name: port.Name, UID: port.UID, // its history goes with the VM's identity
 		})
 	}
-	err := r.api.Create(ctx, pm)
-	if apierrors.IsAlreadyExists(err) {
-		err = r.live.Get(ctx, client.ObjectKeyFromObject(pm), pm)
+	return r.createRecord(ctx, pm)
+}
+
+// createRecord names a PortMigration and creates it, or reads the one that there is. The name follows from the migration's, and has digits of the UID: names are used again. Of a target that was made anew it has digits of the
+// pod's UID too.
+func (r *vmReconciler) createRecord(ctx context.Context, pm *v1alpha1.PortMigration) (*v1alpha1.PortMigration, error) {
+	vmim, target := pm.Spec.Migration, pm.Spec.Target.Pod.UID
+	var err error
+	for _, unique := range []types.UID{vmim.UID, vmim.UID + "/" + target} {
+		pm := pm.DeepCopy()
+		pm.Name = longName(vmim.Name, string(unique))
+		if err = r.api.Create(ctx, pm); apierrors.IsAlreadyExists(err) {
+			have := &v1alpha1.PortMigration{}
+			if err := r.live.Get(ctx, client.ObjectKeyFromObject(pm), have); err != nil {
+				return nil, fmt.Errorf("read PortMigration %s, which was created meanwhile: %w", pm.Name, err)
+			}
+			if have.Spec.Target.Pod.UID != target {
+				continue // of the target before
+			}
+			return have, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, err)
+		}
+		return pm, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("create PortMigration %s: %w", pm.Name, err)
-	}
-	return pm, nil
+	return nil, fmt.Errorf("create a PortMigration of migration %s: both of its names are taken: %w", vmim.Name, err)
 }
 
 // recordAttempts bounds how often a status is written that others write too.
@@ -144,6 +185,7 @@ func (r *vmReconciler) recorded(pm *v1alpha1.PortMigration, next v1alpha1.PortMi
 	if next.Over() && !pm.Status.Over() {
 		r.metrics.migrations.WithLabelValues(string(next.Result), next.Reason).Inc()
 		r.timeStages(next)
+		r.metrics.tellInterruption(next)
 		r.tellLeft(pm, next)
 		r.log.Info("migration over", "migration", pm.Spec.Migration.Name, "vm", pm.Namespace+"/"+pm.Spec.VMI.Name, "result", next.Result, "reason", next.Reason)
 	}
@@ -256,6 +298,17 @@ func concluded(st v1alpha1.PortMigrationStatus, s migration.Snapshot, uid string
 		return st // it is not over, and the rows do not tell: they are about to change, or what is seen contradicts itself
 	}
 	note(&st, v1alpha1.StageCompleted, at)
+	return st
+}
+
+// forsaken is the status of a migration to a target that is gone, and in whose place KubeVirt has made another.
+func forsaken(st v1alpha1.PortMigrationStatus, m moment) v1alpha1.PortMigrationStatus {
+	st.Stages = slices.Clone(st.Stages)
+	st.Result = v1alpha1.MigrationFailed
+	if st.Phase != string(migration.RolledBack) {
+		st.Phase, st.Reason, st.Message = string(migration.RolledBack), string(migration.ReasonTargetGone), "the target pod is gone, and KubeVirt has made another, of which there is a record of its own"
+	}
+	note(&st, v1alpha1.StageCompleted, m.seen)
 	return st
 }
 

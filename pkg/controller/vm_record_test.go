@@ -1,10 +1,17 @@
 package controller
 
 import (
+	"context"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -94,6 +101,83 @@ func TestRecordable(t *testing.T) {
 	} {
 		if got := recordable(c.d, c.s); got != c.want {
 			t.Errorf("%s: recordable is %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// KubeVirt makes a target pod anew, on another node: the first record fails, and a second is of the other target to the end, whatever of it the controller sees, and however far its cache is behind.
+func TestRecordOfATargetThatIsMadeAnew(t *testing.T) {
+	source := migration.Launcher{Name: "s", UID: "s-uid", Chassis: "n1"}
+	first := migration.Launcher{Name: "t1", UID: "t1-uid", Chassis: "n2", Job: "m"}
+	unscheduled := migration.Launcher{Name: "t2", UID: "t2-uid", Job: "m"}
+	second := unscheduled
+	second.Chassis = "n3"
+	running, succeeded := migration.Migration{UID: "m", Name: "vmim", Seen: true}, migration.Migration{UID: "m", Name: "vmim", Seen: true, Succeeded: true}
+	row := func(requested, target string) []migration.Port {
+		return []migration.Port{{Name: "p", State: migration.PortState{
+			Requested: requested, Stamp: migration.Stamp{Migration: "m", Source: "n1", Target: ident.ChassisName(target)},
+		}}}
+	}
+	type step struct {
+		s migration.Snapshot
+		d migration.Decision
+	}
+	seeing := func(m migration.Migration, ports []migration.Port, launchers ...migration.Launcher) migration.Snapshot {
+		return migration.Snapshot{Migrations: []migration.Migration{m}, Ports: ports, Launchers: launchers}
+	}
+	to := func(phase migration.Phase, reason migration.Reason, target migration.Launcher) migration.Decision {
+		return migration.Decision{Migration: "m", Phase: phase, Reason: reason, Source: source, Target: target}
+	}
+	begun := step{seeing(running, row("n1", "n2"), source, first), to(migration.Prepared, migration.ReasonTargetScheduled, first)}
+	gone := step{seeing(running, row("n1,n2", "n2"), source), to(migration.RolledBack, migration.ReasonTargetGone, migration.Launcher{})}
+	alone := step{seeing(running, row("n1", "n2"), source), migration.Decision{Phase: migration.Settled, Reason: migration.ReasonOneLauncher}}
+	waits := step{seeing(running, row("n1", "n2"), source, unscheduled), to(migration.Settled, migration.ReasonTargetUnscheduled, unscheduled)}
+	again := step{seeing(running, row("n1", "n2"), source, second), to(migration.Prepared, migration.ReasonTargetScheduled, second)}
+	moved := step{seeing(succeeded, row("n3", "n3"), source, second), to(migration.Committed, migration.ReasonMigrationSucceeded, second)}
+	rests := step{seeing(succeeded, row("n3", "n3"), second), migration.Decision{Phase: migration.Settled, Reason: migration.ReasonOneLauncher}}
+	for name, steps := range map[string][]step{
+		"everything is seen":              {begun, gone, alone, waits, again, moved, rests},
+		"it comes at once":                {begun, gone, again, moved, rests},
+		"nobody saw the first one go":     {begun, again, moved, rests},
+		"it waits for a node":             {begun, gone, waits, again, moved, rests},
+		"the second one is seen at rest":  {begun, again, rests},
+		"the controller comes in between": {begun, waits, again, again, moved, moved},
+	} {
+		for cache, behind := range map[string]interceptor.Funcs{"": {}, ", the cache knows of no record": {
+			List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return nil },
+		}} {
+			t.Run(name+cache, func(t *testing.T) {
+				r, api, _ := recording(t)
+				o := observed{vmi: &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "vm", UID: "vm-uid"}}}
+				take := func(s step) {
+					t.Helper()
+					m := moment{decision: s.d, seen: time.Now(), written: time.Now()}
+					if err := r.record(t.Context(), types.NamespacedName{Namespace: "ns", Name: "vm"}, o, s.s, m); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, s := range steps {
+					take(s)
+					if cache != "" && s.d.Target.Chassis != "" { // what was created just now is not there yet
+						r.api = interceptor.NewClient(api.(client.WithWatch), behind)
+						take(s)
+						r.api = api
+					}
+				}
+				var list v1alpha1.PortMigrationList
+				if err := api.List(t.Context(), &list); err != nil {
+					t.Fatal(err)
+				}
+				got := map[string]string{}
+				for _, pm := range list.Items {
+					_, back := pm.Status.Stage(v1alpha1.StageRolledBack)
+					got[pm.Spec.Target.Pod.Name+" on "+pm.Spec.Target.Node] = fmt.Sprintln(pm.Status.Result, pm.Status.Phase, pm.Status.Reason, back && pm.Spec.Target.Node == "n3")
+				}
+				want := map[string]string{"t1 on n2": "Failed RolledBack TargetGone false\n", "t2 on n3": "Succeeded Committed MigrationSucceeded false\n"}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Errorf("records, with whether the second was ever rolled back (-want +got)\n%s", d)
+				}
+			})
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/godwit-cni/godwit/pkg/ovs"
+	"github.com/godwit-cni/godwit/pkg/raft"
 )
 
 const (
@@ -139,13 +140,12 @@ func (c *Census) database(s *telling, d Database) error {
 	s.gauge("log", float64(st.End-st.First), d.Kind)
 	s.gauge("uncommitted", float64(st.Uncommitted), d.Kind)
 	s.gauge("servers", float64(len(st.servers)), d.Kind)
-	for _, one := range st.servers {
-		if !st.Leader || one.Self {
-			continue
-		}
-		s.gauge("lag", float64(max(0, st.End-1-one.Match)), d.Kind, d.member(one.Address))
-		if one.Silent >= 0 {
-			s.gauge("silent", one.Silent.Seconds(), d.Kind, d.member(one.Address))
+	if st.Leader {
+		for host, one := range d.byHost(st.servers) {
+			s.gauge("lag", float64(max(0, st.End-1-one.Match)), d.Kind, host)
+			if one.Silent >= 0 {
+				s.gauge("silent", one.Silent.Seconds(), d.Kind, host)
+			}
 		}
 	}
 	memory, err := ovs.Ask(ctx, d.Control, "memory/show")
@@ -174,6 +174,27 @@ func (s *telling) disk(d Database, asked error) error {
 	}
 	s.gauge("room", float64(free), d.Kind)
 	return nil
+}
+
+// byHost are the members besides the one who was asked, by host. One that has come with an empty disk is beside its former self, at the same address, until that is removed: the one that was heard last is told, for a
+// sample that is told twice is refused.
+func (d Database) byHost(servers []raft.Server) map[string]raft.Server {
+	out := map[string]raft.Server{}
+	for _, one := range servers {
+		host := d.member(one.Address)
+		if has, twice := out[host]; !one.Self && (!twice || heardAfter(one, has)) {
+			out[host] = one
+		}
+	}
+	return out
+}
+
+// heardAfter: the leader has heard a after b; of two that it never heard a has more of the log.
+func heardAfter(a, b raft.Server) bool {
+	if a.Silent < 0 || b.Silent < 0 {
+		return a.Silent >= 0 || b.Silent < 0 && a.Match > b.Match
+	}
+	return a.Silent < b.Silent
 }
 
 // member is the host of an address of raft, which may be a socket's (raftAddress); an address that is nobody's as it is, without protocol and port.
@@ -227,7 +248,9 @@ func Serve(ctx context.Context, address string, census *Census) error {
 		return fmt.Errorf("listen on --metrics-address: %w: another process has the port, or the address is not the node's", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ // a sample that cannot be told costs itself alone: alerts are made of the others
+		MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(census.Log.Handler(), slog.LevelWarn), Registry: reg,
+	}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, IdleTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -143,6 +143,33 @@ task_seconds/ovn-northd/p95/ovn-northd-loop 0.0475
 	}
 }
 
+// A member that came with an empty disk is beside its former self for a while: the one that was heard last is told, in whatever order they are.
+func TestCensusOfAMemberBesideItsFormerSelf(t *testing.T) {
+	former, never := "    7b7b (7b7b at tcp:10.0.0.3:6643) next_index=40 match_index=20 last msg 61000 ms ago\n", "    8c8c (8c8c at tcp:10.0.0.3:6643) next_index=40 match_index=0\n"
+	come := strings.TrimSuffix(never, "\n") + " last msg 12 ms ago\n"
+	for name, want := range map[string]struct{ servers, lag, silent string }{
+		"the new one was heard":                {former + come, "39", "0.012"},
+		"and is told first":                    {come + former, "39", "0.012"},
+		"the new one was not heard yet":        {former + never, "19", "61"},
+		"it is told first":                     {never + former, "19", "61"},
+		"neither was heard by this new leader": {never + strings.Replace(former, " last msg 61000 ms ago", "", 1), "19", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leads := census(t, t.Output())
+			leads.Databases = leads.Databases[:1]
+			if err := os.Remove(leads.Databases[0].Control); err != nil {
+				t.Fatal(err)
+			}
+			answering(t, leads.Databases[0].Control, map[string]string{"cluster/status": strings.Replace(leaderStatus, former, want.servers, 1), "memory/show": "cells:733"})
+			got := told(t, leads)
+			if !strings.Contains(got, "raft_servers/nb 5\n") || !strings.Contains(got, "raft_member_lag_entries/nb/10.0.0.3 "+want.lag+"\n") ||
+				strings.Contains(got, "raft_member_silent_seconds/nb/10.0.0.3 "+want.silent+"\n") != (want.silent != "") || !strings.Contains(got, "raft_leader/nb 1\n") {
+				t.Errorf("told\n%s", got)
+			}
+		})
+	}
+}
+
 // TestCensusOfOneThatHasGivenUp: of a server that serves its database no more, its file and the room for it are told.
 func TestCensusOfOneThatHasGivenUp(t *testing.T) {
 	c := census(t, t.Output())
@@ -219,7 +246,10 @@ func TestServeMetrics(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, address, census(t, t.Output())) }()
+	var log bytes.Buffer
+	twice := census(t, &log)
+	twice.Databases = append(twice.Databases, twice.Databases[1]) // what of the metrics cannot be told does not take the others with it, and is not kept quiet
+	go func() { done <- Serve(ctx, address, twice) }()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get("http://" + address + "/metrics")
 		if err == nil {
@@ -237,6 +267,9 @@ func TestServeMetrics(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "godwit_ovn_raft_leader") {
+		t.Errorf("the log says %q", log.String())
 	}
 }
 

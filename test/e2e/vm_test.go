@@ -270,16 +270,23 @@ func record(t *testing.T, g *lab.Migration) (pm *v1alpha1.PortMigration) {
 
 var errNoRecord = errors.New("there is no PortMigration of it")
 
-// findRecord is the PortMigration of a migration as it is now.
+// findRecord is the PortMigration of a migration as it is now; of one whose target KubeVirt has made anew the last.
 func findRecord(ctx context.Context, g *lab.Migration) (*v1alpha1.PortMigration, error) {
 	var list v1alpha1.PortMigrationList
 	if err := cluster.api.List(ctx, &list, client.InNamespace(g.VM.Namespace)); err != nil {
 		return nil, err
 	}
+	var last *v1alpha1.PortMigration
+	var began time.Time
 	for i := range list.Items {
-		if list.Items[i].Spec.Migration.UID == g.UID {
-			return &list.Items[i], nil
+		if pm := &list.Items[i]; pm.Spec.Migration.UID == g.UID {
+			if at, _ := pm.Status.Stage(v1alpha1.StageScheduled); last == nil || at.After(began) {
+				last, began = pm, at
+			}
 		}
 	}
-	return nil, fmt.Errorf("migration %s: %w", g, errNoRecord)
+	if last == nil {
+		return nil, fmt.Errorf("migration %s: %w", g, errNoRecord)
+	}
+	return last, nil
 }
