@@ -181,6 +181,7 @@ func (o *observer) wanted() []*watch {
 		for _, pm := range o.migrations.running(s) {
 			key := keyOn(s, pm)
 			if o.watches[key] == nil {
+				o.supersede(key)
 				o.watches[key] = newWatch(o, key, launcherOf(pm, s))
 				o.watches[key].known = true
 			}
@@ -199,6 +200,15 @@ func launcherOf(pm *v1alpha1.PortMigration, s side) launcher {
 		end = pm.Spec.Source
 	}
 	return launcher{key: types.NamespacedName{Namespace: pm.Namespace, Name: end.Pod.Name}, uid: end.Pod.UID}
+}
+
+// supersede ends the watches of one side of a migration to other targets: KubeVirt has made its target anew, and what is heard from now on is of that one.
+func (o *observer) supersede(key watchKey) {
+	for k, former := range o.watches {
+		if k.target = key.target; k == key {
+			former.replace()
+		}
+	}
 }
 
 // find is the watch of one side of a migration; nil if there is none.
@@ -243,12 +253,8 @@ func (o *observer) target(at *attachment) *watch {
 	key := watchKey{side: sideTarget, namespace: at.req.Pod.Namespace, migration: types.UID(at.id.Attach.Migration), target: types.UID(at.id.UID)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for k, old := range o.watches {
-		if k.target = key.target; k == key && old.launcher.uid != key.target { // KubeVirt has made the migration's target anew
-			old.replace()
-		}
-	}
 	if o.watches[key] == nil {
+		o.supersede(key)
 		o.watches[key] = newWatch(o, key, launcher{key: types.NamespacedName{Namespace: at.req.Pod.Namespace, Name: at.req.Pod.Name}, uid: key.target})
 	}
 	return o.watches[key]

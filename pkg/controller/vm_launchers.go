@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -21,7 +22,7 @@ import (
 // server to wait for is in the way of the next decision, which for a migration's target comes as soon as it has a node.
 func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Snapshot, d migration.Decision) error {
 	port := o.ports[podNetwork]
-	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 || !agreed(o.vmi, port) {
+	if o.vmi == nil || port == nil || len(port.Status.IPs) == 0 || !o.agreed(port) {
 		return nil // the Port's reconciler asks for this VM again when it has its addresses and its MAC
 	}
 	base, err := r.identity(ctx, o, port)
@@ -55,9 +56,19 @@ func (r *vmReconciler) identify(ctx context.Context, o observed, s migration.Sna
 }
 
 // agreed says whether a Port has the MAC that its VMI's definition asks for, if it asks for one. Its reconciler sees the VMI later than the VM's may; and a launcher's link keeps the MAC with
-// which it was made, from which nothing passes port security once the Port has the other.
-func agreed(vmi *kubevirtv1.VirtualMachineInstance, port *v1alpha1.Port) bool {
-	asked, err := net.ParseMAC(macOf(vmi, port.Spec.Target.Network))
+// which it was made, from which nothing passes port security once the Port has the other. A VM that is in the network moves with the MAC that it has there, though another was refused.
+func (o observed) agreed(port *v1alpha1.Port) bool {
+	network := port.Spec.Target.Network
+	for _, pod := range o.pods {
+		id := identityOf(pod)
+		if id.VMI == nil || id.VMI.UID != string(o.vmi.UID) { // of an earlier instance
+			continue
+		}
+		if network == podNetwork && id.MAC.String() == port.Status.MAC || slices.ContainsFunc(id.NICs, func(n v1alpha1.NIC) bool { return n.Network == network && n.MAC.String() == port.Status.MAC }) {
+			return true
+		}
+	}
+	asked, err := net.ParseMAC(macOf(o.vmi, network))
 	return err != nil || len(asked) != 6 || asked.String() == port.Status.MAC
 }
 

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/pkg/ident"
 	"github.com/godwit-cni/godwit/pkg/migration"
 )
 
@@ -30,17 +32,30 @@ func TestLauncherWaitsForTheMAC(t *testing.T) {
 	api := &writes{apiOf: apiOf{subnet: v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.SubnetSpec{CIDRs: []string{"10.1.0.0/24"}, MTU: 1400}}}}
 	r := &vmReconciler{api: api, alloc: newTestAllocations(t, &api.apiOf)}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "l", UID: "l"}}
+	// runs is a launcher that is in the network with the MAC of before, of an instance.
+	runs := func(instance string) []*corev1.Pod {
+		id := v1alpha1.Identity{
+			PodUID: "r", Subnet: "a", MAC: v1alpha1.MAC{0x0a, 0x67, 0x0a, 1, 0, 7}, MTU: 1400, VMI: &v1alpha1.Instance{Name: "vm", UID: instance},
+			IPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.7/24")}, Gateways: []netip.Addr{netip.MustParseAddr("10.1.0.1")},
+		}
+		id.NICs = []v1alpha1.NIC{v1alpha1.NICOf(ident.LauncherInterface("blue"), "blue", id)}
+		return []*corev1.Pod{pod, {ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "r", UID: "r", Annotations: map[string]string{v1alpha1.IdentityAnnotation: id.Text()}}}}
+	}
+	alone := []*corev1.Pod{pod}
 	for _, c := range []struct {
 		why, mac, status string
+		pods             []*corev1.Pod
 		told             int
 	}{
-		{"the Port's reconciler has not seen the instance", asked, before, 0},
-		{"it has", asked, "02:00:00:00:00:0a", 1},
-		{"no MAC is asked for", "", before, 1},
-		{"what is asked for is none", "nonsense", before, 1},
+		{"the Port's reconciler has not seen the instance", asked, before, alone, 0},
+		{"it has", asked, "02:00:00:00:00:0a", alone, 1},
+		{"no MAC is asked for", "", before, alone, 1},
+		{"what is asked for is none", "nonsense", before, alone, 1},
+		{"it runs with the other, and is to move", asked, before, runs("v"), 1},
+		{"an earlier instance had the other", asked, before, runs("w"), 0},
 	} {
 		vmi := &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "vm", UID: "v"}}
-		o := observed{vmi: vmi, pods: []*corev1.Pod{pod}, ports: map[string]*v1alpha1.Port{}}
+		o := observed{vmi: vmi, pods: c.pods, ports: map[string]*v1alpha1.Port{}}
 		d := migration.Decision{Attach: []migration.Attach{{Pod: "l", PodUID: "l", Chassis: "n1"}}}
 		for _, network := range []string{podNetwork, "blue"} {
 			port := portWith(network, 1, v1alpha1.PortStatus{Subnet: "a", MAC: c.status, IPs: []string{"10.1.0.7"}})

@@ -197,7 +197,7 @@ func (r *vmReconciler) launcherNICs(ctx context.Context, o observed, pod *corev1
 			continue
 		}
 		activation, ok := may[network]
-		if !ok || !agreed(o.vmi, o.ports[network]) {
+		if !ok || !o.agreed(o.ports[network]) {
 			continue
 		}
 		alone := o

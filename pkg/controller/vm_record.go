@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,6 +44,9 @@ func (r *vmReconciler) record(ctx context.Context, vm types.NamespacedName, o ob
 			current = pm
 		case pm.Status.Over():
 		case superseded(pm, s):
+			if gone, err := r.targetGone(ctx, pm, s); err != nil || !gone {
+				return errors.Join(append(errs, err)...) // of a new leader's caches that of pods may be the older one
+			}
 			err := r.writeRecord(ctx, pm, func(st v1alpha1.PortMigrationStatus) v1alpha1.PortMigrationStatus { return forsaken(st, m) })
 			if err != nil {
 				return err // the next one is not made before it is over: agents take the one that is not
@@ -78,6 +82,19 @@ func superseded(pm *v1alpha1.PortMigration, s migration.Snapshot) bool {
 	target, job := string(pm.Spec.Target.Pod.UID), string(pm.Spec.Migration.UID)
 	return !slices.ContainsFunc(s.Launchers, func(l migration.Launcher) bool { return l.UID == target && !l.NodeGone }) &&
 		slices.ContainsFunc(s.Launchers, func(l migration.Launcher) bool { return l.UID != target && l.Job == job })
+}
+
+// targetGone asks the API server whether a record's target pod, which is none of the launchers, has ended or is not there. One that is among them has gone with its node.
+func (r *vmReconciler) targetGone(ctx context.Context, pm *v1alpha1.PortMigration, s migration.Snapshot) (bool, error) {
+	if slices.ContainsFunc(s.Launchers, func(l migration.Launcher) bool { return l.UID == string(pm.Spec.Target.Pod.UID) }) {
+		return true, nil
+	}
+	var pod corev1.Pod
+	err := r.live.Get(ctx, types.NamespacedName{Namespace: pm.Namespace, Name: pm.Spec.Target.Pod.Name}, &pod)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read pod %s, the target of PortMigration %s: %w", pm.Spec.Target.Pod.Name, pm.Name, err)
+	}
+	return err != nil || pod.UID != pm.Spec.Target.Pod.UID || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed, nil
 }
 
 // recordable: a record is made of a migration that exists, once its target has a node. What a pod's label alone tells of, nobody asked for.

@@ -3,10 +3,12 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -179,5 +181,39 @@ func TestRecordOfATargetThatIsMadeAnew(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A new leader whose copy of the pods is the older one takes the first target for the only one: the record of the second stays as it is, for the API server has its pod.
+func TestRecordOutlivesAnOldCache(t *testing.T) {
+	r, api, _ := recording(t)
+	o := observed{vmi: &kubevirtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "vm", UID: "vm-uid"}}}
+	source := migration.Launcher{Name: "s", UID: "s-uid", Chassis: "n1"}
+	take := func(targets ...migration.Launcher) {
+		t.Helper()
+		d := migration.Decision{Migration: "m", Phase: migration.Prepared, Source: source, Target: targets[0]}
+		s := migration.Snapshot{Migrations: []migration.Migration{{UID: "m", Name: "vmim", Seen: true}}, Launchers: append(targets, source)}
+		if err := r.record(t.Context(), types.NamespacedName{Namespace: "ns", Name: "vm"}, o, s, moment{decision: d, seen: time.Now(), written: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := migration.Launcher{Name: "t1", UID: "t1-uid", Chassis: "n2", Job: "m"}, migration.Launcher{Name: "t2", UID: "t2-uid", Chassis: "n3", Job: "m"}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "t2", UID: "t2-uid"}}
+	if err := api.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	take(first)
+	take(second)
+	take(first)
+	results := map[string]v1alpha1.MigrationResult{}
+	var list v1alpha1.PortMigrationList
+	if err := api.List(t.Context(), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, pm := range list.Items {
+		results[pm.Spec.Target.Pod.Name] = pm.Status.Result
+	}
+	if want := map[string]v1alpha1.MigrationResult{"t1": v1alpha1.MigrationFailed, "t2": v1alpha1.MigrationRunning}; !maps.Equal(results, want) {
+		t.Errorf("records %v, want %v", results, want)
 	}
 }

@@ -150,7 +150,7 @@ func (o operation) stop() opVerdict {
 // restart asks KubeVirt where the instance of before goes on; one that has ended, or is being stopped, is not restarted.
 func (o operation) restart() opVerdict {
 	switch before := o.op.Status.Instance; {
-	case before == "":
+	case before == "" && o.vmi == nil && !o.revives():
 		return opEnds(v1alpha1.OperationFailed, opNotRunning, "the VM has no instance: start it")
 	case o.instance() != before && o.runs():
 		return opEnds(v1alpha1.OperationCompleted, opDone, "the VM runs anew on node %s", o.vmi.Status.NodeName)

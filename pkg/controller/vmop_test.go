@@ -115,6 +115,7 @@ func TestDecideOperation(t *testing.T) {
 		{"restart, runs anew", restart, operation{vm: always, vmi: other}, was(true), completed, opDone, false},
 		{"restart, was asked and not written down", restart, operation{vm: always, vmi: other}, was(false), completed, opDone, false},
 		{"restart of what does not run", restart, operation{vm: halted}, v1alpha1.VirtualMachineOperationStatus{}, failed, opNotRunning, false},
+		{"restart of what crashed a moment ago", restart, operation{vm: always}, v1alpha1.VirtualMachineOperationStatus{}, progress, opWaiting, false},
 		{"restart of what has ended", restart, operation{vm: manual, vmi: succeeded}, was(false), failed, opNotRunning, false},
 		{"restart of what has ended and will not be rerun", restart, operation{vm: rerun, vmi: succeeded}, was(false), failed, opNotRunning, false},
 		{"restart of what is being stopped", restart, operation{vm: halted, vmi: ending}, was(false), failed, opNotRunning, false},

@@ -216,7 +216,7 @@ func writeReport(file string, f *facts, d diagnosis) (err error) {
 }
 
 // secrets are what may be one in a setting that is a URL: who asks, and the query.
-var secrets = regexp.MustCompile(`^([a-z]+://)?.*@|\?.*`)
+var secrets = regexp.MustCompile(`^([a-z]+://)?(?:[^?]*\?.*@.*|[^?]*@)|\?.*`)
 
 // report is the diagnosis with what it is of. Of Secrets there is nothing in facts but when they expire.
 func (f *facts) report(w io.Writer, d diagnosis) {

@@ -53,7 +53,7 @@ type Client struct {
 }
 
 // secrets are what may be one in a URL: a user with a password, or a token in either's place; a query.
-var secrets = regexp.MustCompile(`^([a-z]+://)?.*@|\?.*`)
+var secrets = regexp.MustCompile(`^([a-z]+://)?(?:[^?]*\?.*@.*|[^?]*@)|\?.*`)
 
 // shown is an endpoint without what may be secret.
 func shown(endpoint string) string { return secrets.ReplaceAllString(endpoint, "$1…") }

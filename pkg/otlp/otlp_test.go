@@ -113,6 +113,20 @@ func TestSecretsAreNotTold(t *testing.T) {
 	}
 }
 
+func TestShown(t *testing.T) {
+	for endpoint, want := range map[string]string{
+		"https://collector:4318":                    "https://collector:4318",
+		"https://somebody:s3cret@collector:4318/x":  "https://…collector:4318/x",
+		"https://collector:4318/x?key=k3y":          "https://collector:4318/x…",
+		"https://collector:4318/x?key=k@3y":         "https://…",
+		"https://somebody:s3?cret@collector:4318/x": "https://…",
+	} {
+		if got := strings.ReplaceAll(shown(endpoint), "@", ""); !strings.HasPrefix(got, want) || strings.Contains(got, "3y") || strings.Contains(got, "cret") {
+			t.Errorf("%s is shown as %s, want %s", endpoint, got, want)
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	for _, bad := range []string{"", "collector:4318", "grpc://collector:4317", "http://", "http://a b"} {
 		if _, err := New(bad); err == nil {

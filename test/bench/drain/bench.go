@@ -120,7 +120,7 @@ func (b *bench) seen(ctx context.Context, m *lab.Migration) (move, error) {
 		}
 		for i := range list.Items {
 			pm := &list.Items[i]
-			if pm.Spec.Migration.UID != m.UID {
+			if pm.Spec.Migration.UID != m.UID || pm.Status.Result == v1alpha1.MigrationFailed { // that of a target which was made anew, too
 				continue
 			}
 			got.To = pm.Spec.Target.Node
