@@ -91,10 +91,13 @@ func (r *vmReconciler) targetGone(ctx context.Context, pm *v1alpha1.PortMigratio
 	}
 	var pod corev1.Pod
 	err := r.live.Get(ctx, types.NamespacedName{Namespace: pm.Namespace, Name: pm.Spec.Target.Pod.Name}, &pod)
-	if client.IgnoreNotFound(err) != nil {
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
 		return false, fmt.Errorf("read pod %s, the target of PortMigration %s: %w", pm.Spec.Target.Pod.Name, pm.Name, err)
 	}
-	return err != nil || pod.UID != pm.Spec.Target.Pod.UID || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed, nil
+	return pod.UID != pm.Spec.Target.Pod.UID || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed, nil
 }
 
 // recordable: a record is made of a migration that exists, once its target has a node. What a pod's label alone tells of, nobody asked for.
