@@ -102,8 +102,17 @@ func census(t *testing.T, log io.Writer) *Census {
 	return &Census{Config: c, Databases: []Database{nb, sb}, Log: slog.New(slog.NewTextHandler(log, nil)), Context: t.Context()}
 }
 
+// toldInTime is what is told once it is right, or in the end: a daemon that does not answer in the time of a look, as on a busy machine, is told of by the next one.
+func toldInTime(t *testing.T, c *Census, right func(string) bool) (got string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		if got = told(t, c); right(got) || time.Now().After(deadline) {
+			return got
+		}
+	}
+}
+
 func TestCensus(t *testing.T) {
-	got := regexp.MustCompile(`(disk_free_bytes/..) [1-9].*`).ReplaceAllString(told(t, census(t, t.Output())), "$1 some")
 	const want = `daemon_up/ovn-northd 1
 daemon_up/ovsdb-server-nb 1
 daemon_up/ovsdb-server-sb 1
@@ -138,7 +147,9 @@ task_seconds/ovn-northd/average/ovn-northd-loop 0.0025
 task_seconds/ovn-northd/max/ovn-northd-loop 0.127
 task_seconds/ovn-northd/p95/ovn-northd-loop 0.0475
 `
-	if got != want {
+	free := regexp.MustCompile(`(disk_free_bytes/..) [1-9].*`)
+	some := func(text string) string { return free.ReplaceAllString(text, "$1 some") }
+	if got := some(toldInTime(t, census(t, t.Output()), func(text string) bool { return some(text) == want })); got != want {
 		t.Errorf("told\n%s\nwant\n%s", got, want)
 	}
 }
@@ -161,12 +172,15 @@ func TestCensusOfAMemberBesideItsFormerSelf(t *testing.T) {
 				t.Fatal(err)
 			}
 			answering(t, leads.Databases[0].Control, map[string]string{"cluster/status": strings.Replace(leaderStatus, former, want.servers, 1), "memory/show": "cells:733"})
-			got, silent := told(t, leads), ""
+			silent := ""
 			if want.silent != "" {
 				silent = "raft_member_silent_seconds/nb/10.0.0.3 " + want.silent + "\n"
 			}
-			if !strings.Contains(got, "raft_servers/nb 5\n") || !strings.Contains(got, "raft_member_lag_entries/nb/10.0.0.3 "+want.lag+"\n") ||
-				strings.Contains(got, "raft_member_silent_seconds/nb/10.0.0.3 ") != (want.silent != "") || !strings.Contains(got, silent) || !strings.Contains(got, "raft_leader/nb 1\n") {
+			right := func(got string) bool {
+				return strings.Contains(got, "raft_servers/nb 5\n") && strings.Contains(got, "raft_member_lag_entries/nb/10.0.0.3 "+want.lag+"\n") &&
+					strings.Contains(got, "raft_member_silent_seconds/nb/10.0.0.3 ") == (want.silent != "") && strings.Contains(got, silent) && strings.Contains(got, "raft_leader/nb 1\n")
+			}
+			if got := toldInTime(t, leads, right); !right(got) {
 				t.Errorf("told\n%s", got)
 			}
 		})
@@ -181,8 +195,10 @@ func TestCensusOfOneThatHasGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	answering(t, nb.Control, map[string]string{"": unknownCluster})
-	got := told(t, c)
-	if !strings.Contains(got, "daemon_up/ovsdb-server-nb 0\n") || !strings.Contains(got, "database_file_bytes/nb 1234\n") || !strings.Contains(got, "database_disk_free_bytes/nb ") {
+	right := func(got string) bool {
+		return strings.Contains(got, "daemon_up/ovsdb-server-nb 0\n") && strings.Contains(got, "database_file_bytes/nb 1234\n") && strings.Contains(got, "database_disk_free_bytes/nb ")
+	}
+	if got := toldInTime(t, c, right); !right(got) {
 		t.Errorf("told\n%s", got)
 	}
 }
@@ -258,10 +274,12 @@ func TestServeMetrics(t *testing.T) {
 		if err == nil {
 			text, err := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
-			if err != nil || !strings.Contains(string(text), `godwit_ovn_raft_leader{database="nb"} 1`) {
-				t.Errorf("%v: %s", err, text)
+			if err == nil && strings.Contains(string(text), `godwit_ovn_raft_leader{database="nb"} 1`) {
+				break
 			}
-			break
+			if time.Now().After(deadline) {
+				t.Fatalf("%v: %s", err, text)
+			}
 		}
 		if time.Now().After(deadline) {
 			t.Fatal(err)
