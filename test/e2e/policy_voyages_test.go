@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -89,8 +90,19 @@ func beside(c carried, others []carried) (longest time.Duration) {
 
 func (s *policyVM) manyVoyages(t *testing.T) {
 	t.Helper()
-	n := voyagesWanted(t)
 	stays := newStill(t)
+	err := stays.Serve(t.Context(), func(context.Context) error {
+		s.voyages(t, stays)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func (s *policyVM) voyages(t *testing.T, stays *still) {
+	t.Helper()
+	n := voyagesWanted(t)
 	var all tally
 	for i := range n {
 		t.Run(fmt.Sprint(i+1), func(t *testing.T) {
