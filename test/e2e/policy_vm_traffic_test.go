@@ -82,8 +82,6 @@ func trickle() traffic.Spec {
 type carried struct {
 	traffic.Connection
 	who string
-	// began is when its run did.
-	began time.Time
 	// rhythm is how long it makes no progress when nothing is wrong.
 	rhythm time.Duration
 }
@@ -102,11 +100,6 @@ func (c carried) String() string {
 // lost says that it was cut off, or made no progress for longer than limit. One that is about to send again at the very end is not cut off.
 func (c carried) lost(limit time.Duration) bool {
 	return c.Bytes == 0 || c.Stall.Length() > limit || c.Broken != "" && c.Broken != traffic.Timeout
-}
-
-// stood says from when until when it made no progress, of the times when it made none the longest.
-func (c carried) stood() (from, to time.Time) {
-	return c.began.Add(c.Stall.From), c.began.Add(c.Stall.To)
 }
 
 const (
@@ -156,11 +149,14 @@ func carriedBy(ctx context.Context, t *testing.T, exchanges []exchange) (out []c
 			t.Fatal(err)
 		}
 		for _, c := range to.Result.Connections {
-			out = append(out, carried{c, peers, to.Began, x.rhythm})
+			out = append(out, carried{c, peers, x.rhythm})
 		}
 		for _, c := range from.Result.Connections {
-			out = append(out, carried{c, guests, from.Began, x.rhythm})
+			out = append(out, carried{c, guests, x.rhythm})
 		}
+	}
+	for _, c := range out {
+		t.Log(c)
 	}
 	return out
 }
@@ -211,8 +207,5 @@ func (s *policyVM) voyage(t *testing.T, afterwards func([]exchange)) voyage {
 	v.stop, v.tried = stop.Duration(), tried.Load()
 	t.Logf("from %s to %s: QEMU had stopped the VM for %s; %d forbidden connections were tried", v.from, v.to, v.stop, v.tried)
 	v.connections = carriedBy(ctx, t, exchanges)
-	for _, c := range v.connections {
-		t.Log(c)
-	}
 	return v
 }

@@ -45,29 +45,24 @@ func (e End) only(i int) End {
 type run struct {
 	id       traffic.RunID
 	at, with End
-	began    time.Time
 }
 
 // Seen is what became of a run, for who made it and for who served it.
 type Seen struct {
 	Result   *traffic.Result
 	Arrivals *traffic.Arrivals
-	// Began is when it was asked for, by this process's clock, whichever clock Result is by.
-	Began time.Time
 }
 
 func begin(ctx context.Context, at, with End, spec traffic.Spec) (run, error) {
 	spec.Peers = with.IPs
-	began := time.Now()
 	id, err := at.Ask.Start(ctx, spec)
 	if err != nil {
 		return run{}, err
 	}
-	return run{id: id, at: at, with: with, began: began}, at.Ask.AwaitOpen(ctx, id)
+	return run{id: id, at: at, with: with}, at.Ask.AwaitOpen(ctx, id)
 }
 
 func (r run) stop(ctx context.Context) (s Seen, err error) {
-	s.Began = r.began
 	if s.Result, err = r.at.Ask.Stop(ctx, r.id); err != nil {
 		return s, err
 	}
