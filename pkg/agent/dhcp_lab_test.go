@@ -82,10 +82,10 @@ func TestLifecycleDHCPAnswers(t *testing.T) {
 	}
 }
 
-// ask asks for an address in a pod: what comes back are the offer and the acknowledgement.
-func ask(p *testPod) (offer, ack *dhcpv4.DHCPv4, err error) {
-	err = p.Do(func() error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_IP)))
+// onWire opens a packet socket on a pod's interface, whose reads end after a second.
+func onWire(p *testPod, protocol uint16, talk func(fd int, link *net.Interface) error) error {
+	return p.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(protocol)))
 		if err != nil {
 			return fmt.Errorf("open a packet socket: %w", err)
 		}
@@ -95,10 +95,17 @@ func ask(p *testPod) (offer, ack *dhcpv4.DHCPv4, err error) {
 			return err
 		}
 		wait := unix.NsecToTimeval(int64(time.Second))
-		if err := errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: link.Index}),
+		if err := errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: link.Index}),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)); err != nil {
 			return err
 		}
+		return talk(fd, link)
+	})
+}
+
+// ask asks for an address in a pod: what comes back are the offer and the acknowledgement.
+func ask(p *testPod) (offer, ack *dhcpv4.DHCPv4, err error) {
+	err = onWire(p, unix.ETH_P_IP, func(fd int, link *net.Interface) error {
 		wanted := dhcpv4.WithRequestedOptions(dhcpv4.OptionInterfaceMTU, dhcpv4.OptionDNSDomainSearchList)
 		discover, err := dhcpv4.NewDiscovery(link.HardwareAddr, wanted)
 		if err != nil {
@@ -119,21 +126,7 @@ func ask(p *testPod) (offer, ack *dhcpv4.DHCPv4, err error) {
 
 // ask6 asks for an address by DHCPv6 in a pod, and returns what is advertised.
 func ask6(p *testPod) (advertised *dhcpv6.Message, err error) {
-	err = p.Do(func() error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_IPV6)))
-		if err != nil {
-			return fmt.Errorf("open a packet socket: %w", err)
-		}
-		defer func() { _ = unix.Close(fd) }()
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		wait := unix.NsecToTimeval(int64(time.Second))
-		if err := errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IPV6), Ifindex: link.Index}),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)); err != nil {
-			return err
-		}
+	err = onWire(p, unix.ETH_P_IPV6, func(fd int, link *net.Interface) error {
 		solicit, err := dhcpv6.NewSolicit(link.HardwareAddr, dhcpv6.WithRequestedOptions(dhcpv6.OptionDNSRecursiveNameServer, dhcpv6.OptionDomainSearchList))
 		if err != nil {
 			return err

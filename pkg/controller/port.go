@@ -41,7 +41,6 @@ const (
 	reasonIPRange     = "AddressOutOfRange"
 	reasonMACTaken    = "MACTaken"
 	reasonMACReserved = "MACReserved"
-	reasonTargetTaken = "TargetTaken"
 	reasonNotOpen     = "SubnetNotAllowed"
 )
 

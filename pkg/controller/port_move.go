@@ -125,7 +125,7 @@ func (r *portReconciler) first(ctx context.Context, port *v1alpha1.Port) (metav1
 			break
 		}
 		if o.Spec.Target.Network == port.Spec.Target.Network {
-			return condition(metav1.ConditionFalse, reasonTargetTaken, fmt.Sprintf("Port %s is for the same interface: delete one of the two", o.Name)), nil
+			return condition(metav1.ConditionFalse, v1alpha1.ReasonTargetTaken, fmt.Sprintf("Port %s is for the same interface: delete one of the two", o.Name)), nil
 		}
 	}
 	return metav1.Condition{}, nil

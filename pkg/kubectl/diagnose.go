@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/godwit-cni/godwit/pkg/otlp"
 )
 
 const (
@@ -215,9 +216,6 @@ func writeReport(file string, f *facts, d diagnosis) (err error) {
 	return nil
 }
 
-// secrets are what may be one in a setting that is a URL: who asks, and the query.
-var secrets = regexp.MustCompile(`^([a-z]+://)?(?:[^?]*\?.*@.*|[^?]*@)|\?.*`)
-
 // report is the diagnosis with what it is of. Of Secrets there is nothing in facts but when they expire.
 func (f *facts) report(w io.Writer, d diagnosis) {
 	say(w, "Godwit, kubectl ovn diagnose, %s\n", d.Time.UTC().Format(time.RFC3339))
@@ -242,7 +240,7 @@ func (f *facts) report(w io.Writer, d diagnosis) {
 	}
 	say(w, "\n# Settings")
 	for _, k := range sortedKeys(f.settings) {
-		say(w, "%s=%s", k, secrets.ReplaceAllString(f.settings[k], "$1…"))
+		say(w, "%s=%s", k, otlp.Shown(f.settings[k]))
 	}
 	say(w, "\n# Chassis")
 	for _, c := range f.chassis {

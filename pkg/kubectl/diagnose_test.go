@@ -274,7 +274,7 @@ func TestDiagnoseFaults(t *testing.T) {
 		}, []string{`fail rows: Port default/vm1 has 0a:67:0a:f4:00:02 10.244.0.2 fd00:10:244::2 by its status, "0a:67:0a:f4:00:02 10.244.0.99" by the northbound database`}},
 		"a Port whose interface another has": {func(f *facts) {
 			p := *f.ports[0].DeepCopy()
-			p.Name, p.Status.IPs, p.Status.Conditions = "moved", []string{"10.244.0.99"}, []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reasonTargetTaken}}
+			p.Name, p.Status.IPs, p.Status.Conditions = "moved", []string{"10.244.0.99"}, []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonTargetTaken}}
 			f.ports = append(f.ports, p)
 		}, nil},
 		"claimed elsewhere": {func(f *facts) { b := f.bindings[vm]; b.chassis = "node2"; f.bindings[vm] = b }, []string{"fail claims: port " + vm + " is claimed by node2, and asks for node3 → docs/runbooks.md, GodwitForbiddenClaim"}},

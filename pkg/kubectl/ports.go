@@ -10,13 +10,10 @@ import (
 	"github.com/godwit-cni/godwit/pkg/ident"
 )
 
-// reasonTargetTaken is why a Port is not ready that is for an interface which another has: pkg/controller.
-const reasonTargetTaken = "TargetTaken"
-
 // taken: another Port has the interface that a Port is for. It has no row, and says nothing of the VM.
 func taken(p *v1alpha1.Port) bool {
 	ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
-	return ready != nil && ready.Reason == reasonTargetTaken
+	return ready != nil && ready.Reason == v1alpha1.ReasonTargetTaken
 }
 
 // portsOf are a VM's, of those of its namespace: that on the pod network first, then the oldest, and in the end those whose interface another has.

@@ -25,7 +25,7 @@ func TestPortsOfAVM(t *testing.T) {
 		return p
 	}
 	moved := port("a-moved", "default", "10.244.0.8", began)
-	moved.Status.Node, moved.Status.Phase, moved.Status.Conditions = "", v1alpha1.PortReserved, condition(metav1.ConditionFalse, reasonTargetTaken)
+	moved.Status.Node, moved.Status.Phase, moved.Status.Conditions = "", v1alpha1.PortReserved, condition(metav1.ConditionFalse, v1alpha1.ReasonTargetTaken)
 	vmi := ready().vmi
 	agent := agentPod("node1")
 	agent.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
@@ -54,7 +54,7 @@ func TestPortsOfAVM(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := out.String()
-	if a, b, z := strings.Index(text, "Port web1"), strings.Index(text, "Port aaa-storage"), strings.Index(text, "Port a-moved"); a < 0 || b < a || z < b || !strings.Contains(text, reasonTargetTaken) {
+	if a, b, z := strings.Index(text, "Port web1"), strings.Index(text, "Port aaa-storage"), strings.Index(text, "Port a-moved"); a < 0 || b < a || z < b || !strings.Contains(text, v1alpha1.ReasonTargetTaken) {
 		t.Errorf("port tells of them in another order:\n%s", text)
 	}
 }

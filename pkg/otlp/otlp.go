@@ -55,19 +55,19 @@ type Client struct {
 // secrets are what may be one in a URL: a user with a password, or a token in either's place; a query.
 var secrets = regexp.MustCompile(`^([a-z]+://)?(?:[^?]*\?.*@.*|[^?]*@)|\?.*`)
 
-// shown is an endpoint without what may be secret.
-func shown(endpoint string) string { return secrets.ReplaceAllString(endpoint, "$1…") }
+// Shown is an endpoint, or another setting that may be a URL, without what may be secret, for logs and reports.
+func Shown(endpoint string) string { return secrets.ReplaceAllString(endpoint, "$1…") }
 
 // New makes a client of an endpoint, http://HOST:PORT or https://HOST:PORT; with a path, that is used instead of /v1/traces.
 func New(endpoint string) (*Client, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%q is not http://HOST:PORT or https://HOST:PORT of an OTLP receiver (its HTTP port, usually 4318)", shown(endpoint))
+		return nil, fmt.Errorf("%q is not http://HOST:PORT or https://HOST:PORT of an OTLP receiver (its HTTP port, usually 4318)", Shown(endpoint))
 	}
 	if u.Path == "" || u.Path == "/" {
 		u.Path = tracesPath
 	}
-	return &Client{url: u.String(), shown: shown(u.String()), http: &http.Client{Timeout: sendTimeout}}, nil
+	return &Client{url: u.String(), shown: Shown(u.String()), http: &http.Client{Timeout: sendTimeout}}, nil
 }
 
 // Send sends spans, which may be sent again: their ids say that they are the same.

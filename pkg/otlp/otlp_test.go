@@ -121,7 +121,7 @@ func TestShown(t *testing.T) {
 		"https://collector:4318/x?key=k@3y":         "https://…",
 		"https://somebody:s3?cret@collector:4318/x": "https://…",
 	} {
-		if got := strings.ReplaceAll(shown(endpoint), "@", ""); !strings.HasPrefix(got, want) || strings.Contains(got, "3y") || strings.Contains(got, "cret") {
+		if got := strings.ReplaceAll(Shown(endpoint), "@", ""); !strings.HasPrefix(got, want) || strings.Contains(got, "3y") || strings.Contains(got, "cret") {
 			t.Errorf("%s is shown as %s, want %s", endpoint, got, want)
 		}
 	}

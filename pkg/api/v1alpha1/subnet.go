@@ -192,6 +192,8 @@ const ConditionEgress = "Egress"
 const (
 	// ReasonInvalid: a part of it is wrong. Where it was right before, that is in force.
 	ReasonInvalid = "Invalid"
+	// ReasonTargetTaken: another Port has the interface that a Port is for.
+	ReasonTargetTaken = "TargetTaken"
 	// ReasonOverlaps: its ranges, which never change, are not its own. It is not in the network.
 	ReasonOverlaps = "Overlaps"
 )
