@@ -84,10 +84,15 @@ type carried struct {
 	who string
 	// rhythm is how long it makes no progress when nothing is wrong.
 	rhythm time.Duration
+	// stalled is when its longest stall began, against QEMU's stop of the VM: negative before it, zero where that is not known.
+	stalled time.Duration
 }
 
 func (c carried) String() string {
 	text := fmt.Sprintf("%s, %s to %s: %d bytes, longest stall %s, from %s on", c.who, c.Kind, c.Peer, c.Bytes, c.Stall.Length().Round(time.Millisecond), c.Stall.From.Round(time.Millisecond))
+	if c.stalled != 0 {
+		text += fmt.Sprintf(", which is %+.3f s from QEMU's stop", c.stalled.Seconds())
+	}
 	if c.Stall.Open {
 		text += " to the end"
 	}
@@ -141,18 +146,20 @@ func idle(ctx context.Context, exchanges []exchange) (longest time.Duration, err
 	return longest, nil
 }
 
-func carriedBy(ctx context.Context, t *testing.T, exchanges []exchange) (out []carried) {
+func carriedBy(ctx context.Context, t *testing.T, exchanges []exchange, stop lab.Stop) (out []carried) {
 	t.Helper()
 	for _, x := range exchanges {
 		to, from, err := x.Stop(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, c := range to.Result.Connections {
-			out = append(out, carried{c, peers, x.rhythm})
-		}
-		for _, c := range from.Result.Connections {
-			out = append(out, carried{c, guests, x.rhythm})
+		for _, end := range []struct {
+			who string
+			passage.Seen
+		}{{peers, to}, {guests, from}} {
+			for _, c := range end.Result.Connections {
+				out = append(out, carried{c, end.who, x.rhythm, end.Began.Add(c.Stall.From).Sub(stop.Stopped)})
+			}
 		}
 	}
 	for _, c := range out {
@@ -206,6 +213,6 @@ func (s *policyVM) voyage(t *testing.T, afterwards func([]exchange)) voyage {
 	}
 	v.stop, v.tried = stop.Duration(), tried.Load()
 	t.Logf("from %s to %s: QEMU had stopped the VM for %s; %d forbidden connections were tried", v.from, v.to, v.stop, v.tried)
-	v.connections = carriedBy(ctx, t, exchanges)
+	v.connections = carriedBy(ctx, t, exchanges, stop)
 	return v
 }

@@ -45,24 +45,29 @@ func (e End) only(i int) End {
 type run struct {
 	id       traffic.RunID
 	at, with End
+	began    time.Time
 }
 
 // Seen is what became of a run, for who made it and for who served it.
 type Seen struct {
+	// Began is when it did, by the clock of who asked for it: a VM's own may be another one.
+	Began    time.Time
 	Result   *traffic.Result
 	Arrivals *traffic.Arrivals
 }
 
 func begin(ctx context.Context, at, with End, spec traffic.Spec) (run, error) {
 	spec.Peers = with.IPs
+	began := time.Now()
 	id, err := at.Ask.Start(ctx, spec)
 	if err != nil {
 		return run{}, err
 	}
-	return run{id: id, at: at, with: with}, at.Ask.AwaitOpen(ctx, id)
+	return run{id: id, at: at, with: with, began: began}, at.Ask.AwaitOpen(ctx, id)
 }
 
 func (r run) stop(ctx context.Context) (s Seen, err error) {
+	s.Began = r.began
 	if s.Result, err = r.at.Ask.Stop(ctx, r.id); err != nil {
 		return s, err
 	}
