@@ -7,10 +7,11 @@ RUN ?= .
 COUNT ?= 1
 # The older version of test-upgrade: without the hand-over of connections.
 FROM ?= e3889e9711828222b69cdabae3f3a2e3d9a766df
-# Empty for what a lab that is up has, and for 3 and dual in a new one.
+# Empty for what a lab that is up has, and for 3, dual and pods in a new one.
 NODES ?=
 FAMILY ?=
-LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY))
+OVN ?=
+LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY)) $(if $(OVN),--ovn $(OVN))
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server. Those of WAITING mostly wait, each for a world of its own: they run beside each other, PARALLEL
@@ -60,12 +61,8 @@ test-kernel: preflight ## tests on the kernel's datapath, in a virtual machine t
 	go test -v -timeout 90m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/kernel/...
 
 .PHONY: e2e
-e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up stays up
+e2e: preflight ## end-to-end tests in the lab: RUN=regexp COUNT=n; a lab that is up is used and stays up
 	go test -v -timeout 180m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/lab ./test/e2e
-
-.PHONY: e2e-pods
-e2e-pods: preflight ## the end-to-end tests on Godwit as users install it, with OVN and Open vSwitch as pods of yamls/: RUN=regexp; not a part of make test
-	go test -v -timeout 180m -p 1 -run '$(RUN)' -count=$(COUNT) ./test/e2e -args -ovn=pods
 
 .PHONY: test-install
 test-install: preflight $(TOOLS)/helm ## OVN and Open vSwitch as pods of yamls/, in a lab of its own: RUN=regexp COUNT=n
@@ -81,7 +78,7 @@ lint: $(TOOLS)/golangci-lint ## static checks
 	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: lab-up
-lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6
+lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6 OVN=pods|processes
 	@$(LAB) up $(LAB_FLAGS)
 
 .PHONY: lab-down

@@ -102,7 +102,7 @@ func (o *options) upCommand() *cobra.Command {
 	cmd.Flags().IntVar(&c.Nodes, "nodes", 0, "how many nodes; 3 in a new lab")
 	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
 	cmd.Flags().StringVar(&c.CNI, "cni", "", "godwit (in a new lab), or none for nodes that stay NotReady")
-	cmd.Flags().StringVar(&c.OVN, "ovn", "", "processes (in a new lab) of the machines, or pods, as yamls/ovn.yaml has them")
+	cmd.Flags().StringVar(&c.OVN, "ovn", "", "pods, as yamls/ovn.yaml has them (in a new lab with Godwit), or processes of the machines, as where OVN is there before Godwit")
 	cmd.Flags().BoolVar(&tls, "tls", true, "with --ovn pods, in a new lab: OVN's databases by mutual TLS, as yamls/ has it")
 	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
 	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")

@@ -62,7 +62,7 @@ type heart struct {
 	// heard is when the last renewal that succeeded was begun, zero before. running counts those in a row.
 	heard   time.Time
 	running int
-	// held are the addresses that work, known once the heart has begun.
+	// held are the addresses that work. Until a renewal has succeeded, which began says, they are what an agent before this one left, for as long as the kernel leaves it.
 	held  []netip.Addr
 	began bool
 	// unread is why a Subnet could not be read, which is logged once.
@@ -107,9 +107,7 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 		h.running = 0
 		return false
 	}
-	if !h.began {
-		h.began, h.held = true, h.loans.found(h.inputs.assigned(h.cfg.NodeName))
-	}
+	h.inherit()
 	begun := time.Now()
 	// The process may have stood still, or the node not have been ready for too long.
 	h.lapse()
@@ -118,17 +116,26 @@ func (h *heart) beat(ctx context.Context) (again bool) {
 	told := h.held
 	if err := h.tell(ctx, node.UID, v1alpha1.EgressPatience); err != nil {
 		h.running = 0
-		if h.lapsed() {
+		if h.began && h.lapsed() {
 			h.note(time.Time{}, err)
 			h.held = nil
 		}
 		return false
 	}
-	h.lapse() // the answer came too late
+	h.lapse()   // the answer came too late
+	h.inherit() // and so it may have for what was left
+	h.began = true
 	h.running++
 	h.note(begun, nil)
 	h.keep(h.due(ctx), begun.Add(v1alpha1.EgressPatience))
 	return !slices.Equal(told, h.held)
+}
+
+// inherit finds, until a renewal has succeeded, what an agent before this one has left and the kernel has not taken away.
+func (h *heart) inherit() {
+	if !h.began {
+		h.held = h.loans.found(h.inputs.assigned(h.cfg.NodeName))
+	}
 }
 
 // lapsed says whether the kernel has taken the addresses away since the last renewal: they may be another node's by now.

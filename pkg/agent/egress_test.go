@@ -162,9 +162,22 @@ func TestHeartBegins(t *testing.T) {
 	p.beat(t.Context())
 	p.want(t, nil, []string{"eth0 192.0.2.77"})
 
+	left := []netdev.Borrowed{{Link: "eth0", Addr: netip.MustParseAddr("192.0.2.77")}}
+	late := newPulse(t)
+	late.subnet.Status.EgressNode, late.node.borrowed = "one", slices.Clone(left)
+	late.fail = errors.New("no route to host")
+	late.beat(t.Context())
+	late.node.borrowed = nil // the kernel has taken it away before anybody was told
+	late.fail = nil
+	late.beat(t.Context())
+	late.want(t, nil, nil)
+
 	successor := newPulse(t)
-	successor.subnet.Status.EgressNode = "one"
-	successor.node.borrowed = []netdev.Borrowed{{Link: "eth0", Addr: netip.MustParseAddr("192.0.2.77")}}
+	successor.subnet.Status.EgressNode, successor.node.borrowed = "one", slices.Clone(left)
+	successor.fail = errors.New("no route to host") // the API server is not there yet
+	successor.beat(t.Context())
+	successor.want(t, nil, []string{"eth0 192.0.2.77"})
+	successor.fail = nil
 	successor.beat(t.Context())
 	successor.want(t, []string{"192.0.2.77"}, []string{"eth0 192.0.2.77"})
 	successor.rest(t.Context())

@@ -253,7 +253,13 @@ func (m *move) there(t *testing.T, source *testPod) *testPod {
 	rarpFrom, rarpTo := says(t, target, "eth0", frame.RARP(net.HardwareAddr(target.id.MAC)))
 	m.bound("one", "two", "two")
 	eventually(t, "VM on the target to peer", func() error { return m.reaches(target) })
-	got := m.nodes[0].records.reported(t, pm, sideTarget)
+	var got v1alpha1.Observation
+	eventually(t, "a report of the announcement", func() error { // an agent that is slow reports the attachment before it
+		if got = m.nodes[0].records.reported(t, pm, sideTarget); got.Announced == nil {
+			return errors.New("the target's agent has not seen the announcement yet")
+		}
+		return nil
+	})
 	within(t, "attachment", got.Attached, start, installed)
 	within(t, "announcement", got.Announced, rarpFrom, rarpTo)
 	if got.AnnouncedByAgent {

@@ -164,15 +164,15 @@ func (i *inventory) network(ctx context.Context, m inventoryMetrics) ([]gauge, e
 	if err != nil {
 		return nil, err
 	}
-	pins, byName := map[string]string{}, make(map[ident.PortName]*nbdb.LogicalSwitchPort, len(rows))
+	byName := make(map[ident.PortName]*nbdb.LogicalSwitchPort, len(rows))
 	for _, row := range rows {
-		pins[row.Name], byName[ident.PortName(row.Name)] = row.Options[ident.OptionRequestedChassis], row
+		byName[ident.PortName(row.Name)] = row
 	}
 	carried, err := i.carried(ctx, ports.Items, running)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(countPorts(m, ports.Items, byName, running, carried), countMigrations(m, records.Items, pins, i.now()), lastMigrations(m, records.Items)), nil
+	return slices.Concat(countPorts(m, ports.Items, byName, running, carried), countMigrations(m, records.Items, byName, i.now()), lastMigrations(m, records.Items)), nil
 }
 
 // runningVMs are the VMIs that say that their VM runs.
@@ -232,8 +232,8 @@ func countPorts(m inventoryMetrics, ports []v1alpha1.Port, rows map[ident.PortNa
 }
 
 // countMigrations is about the PortMigrations on record, and the chassis that each row asks for.
-func countMigrations(m inventoryMetrics, records []v1alpha1.PortMigration, pins map[string]string, now time.Time) []gauge {
-	phases, moved := map[migration.Phase]int{}, map[string]bool{}
+func countMigrations(m inventoryMetrics, records []v1alpha1.PortMigration, rows map[ident.PortName]*nbdb.LogicalSwitchPort, now time.Time) []gauge {
+	phases, moved := map[migration.Phase]int{}, map[ident.PortName]bool{}
 	var longest time.Duration
 	for k := range records {
 		pm := &records[k]
@@ -243,12 +243,12 @@ func countMigrations(m inventoryMetrics, records []v1alpha1.PortMigration, pins 
 		phases[migration.Phase(pm.Status.Phase)]++
 		longest = max(longest, now.Sub(began(*pm)))
 		for _, p := range pm.Spec.Ports {
-			moved[p.Name] = true
+			moved[ident.PortName(p.Name)] = true
 		}
 	}
 	stale := 0
-	for port, pin := range pins {
-		if strings.Contains(pin, ",") && !moved[port] {
+	for name, row := range rows {
+		if strings.Contains(row.Options[ident.OptionRequestedChassis], ",") && !moved[name] {
 			stale++
 		}
 	}

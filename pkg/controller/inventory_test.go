@@ -129,11 +129,14 @@ func TestInventoryOfMigrations(t *testing.T) {
 		return pm
 	}
 	m := newInventoryMetrics()
-	pins := map[string]string{"vm/a": "n1,n2", "vm/b": "n1,n2", "vm/c": "n1,n2", "vm/d": "n1", "pod/e": ""}
+	rows := map[ident.PortName]*nbdb.LogicalSwitchPort{}
+	for name, pin := range map[ident.PortName]string{"vm/a": "n1,n2", "vm/b": "n1,n2", "vm/c": "n1,n2", "vm/d": "n1", "pod/e": ""} {
+		rows[name] = &nbdb.LogicalSwitchPort{Options: map[string]string{ident.OptionRequestedChassis: pin}}
+	}
 	got := countMigrations(m, []v1alpha1.PortMigration{
 		record("vm/a", "Prepared", v1alpha1.MigrationRunning, time.Minute), record("vm/b", "Activated", v1alpha1.MigrationRunning, 3*time.Minute),
 		record("vm/c", "Committed", v1alpha1.MigrationSucceeded, time.Hour),
-	}, pins, now)
+	}, rows, now)
 	if diff := cmp.Diff(map[string]float64{"Prepared": 1, "Activated": 1, "PostCopy": 0, "Committed": 0, "RolledBack": 0}, values(m.moving, got)); diff != "" {
 		t.Errorf("in progress: -want +got:\n%s", diff)
 	}

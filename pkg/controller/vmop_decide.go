@@ -20,6 +20,7 @@ const (
 	opNotRunning  = "NotRunning"
 	opBusy        = "MigrationRunning" // another migration of the VM is under way
 	opRefused     = "Refused"          // KubeVirt did not agree
+	opUndone      = "Undone"           // KubeVirt agreed, and somebody has asked for the contrary since
 	opMigration   = "MigrationFailed"
 	opCancelled   = "MigrationCancelled" // somebody has deleted it
 	opLater       = "LaterOperation"
@@ -134,13 +135,18 @@ func (o operation) start() opVerdict {
 	return o.request("%s", o.state())
 }
 
-// stop asks KubeVirt also where the VM has no instance, or one that has ended, if it would get another.
+// stop asks KubeVirt also where the VM has no instance, or one that has ended, if it would get another. What KubeVirt has agreed to shows in the VM and its instance at once: an instance that goes on after that was
+// started again, or is to go on by somebody's word.
 func (o operation) stop() opVerdict {
-	switch {
+	switch before := o.op.Status.Instance; {
 	case !o.lives() && !o.revives():
 		return o.done("the VM does not run")
 	case o.ends() && !o.revives():
 		return o.waits(50, "%s, and ends", o.state())
+	case o.op.Status.Requested && o.lives() && !o.ends() && before != "" && o.instance() != before:
+		return o.done("the VM was stopped, and has been started again since")
+	case o.op.Status.Requested && o.lives() && !o.ends():
+		return opEnds(v1alpha1.OperationFailed, opUndone, "KubeVirt agreed to stop the VM, and somebody has asked for the contrary since: its run strategy is %s", o.strategy())
 	case !o.stoppable():
 		return o.waits(0, "%s, and KubeVirt makes the next: it is asked when that is there", o.state())
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +16,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
+	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/reach"
+	"github.com/godwit-cni/godwit/test/lab/traffic"
 )
 
 // kill ends a node's processes of a name without a word; whatever supervises them starts them again.
@@ -53,61 +54,47 @@ func settled(t *testing.T) {
 	})
 }
 
-var pingAnswer = regexp.MustCompile(`(?m)^.* seq=(\d+) `)
-
-// pinging pings every 10 ms from one pod to another while f runs, and until packets that were sent after it are answered. It returns how many packets were sent up to the last that was answered,
-// and how many of these were lost: what was sent after it may be under way, on a busy machine for longer than the next takes to be sent.
-func pinging(t *testing.T, from, to reach.Pod, f func()) (sent, lost int) {
+// probing sends a packet every 10 ms from one pod to another, by each family, while f runs, and until packets that were sent after it are answered. It returns how many packets were sent up to the last that was
+// answered, and how many of these were lost: what was sent after it may be under way, on a busy machine for longer than the next takes to be sent.
+func probing(t *testing.T, from, to reach.Pod, f func()) (sent, lost int) {
 	t.Helper()
-	const (
-		most  = 20 * 60 * 100 // twenty minutes
-		after = 100           // packets, or a second
-	)
-	run := func(ctx context.Context, script string) (string, error) {
-		return inPod(ctx, from.Namespace, from.Name, "sh", "-c", script)
-	}
-	if _, err := run(t.Context(), "rm -f /tmp/ping"); err != nil {
+	const after = 200 // packets, or a second
+	fixture.Answer(t, podPlace(t, to))
+	run, err := traffic.Begin(t.Context(), podPlace(t, from), traffic.Spec{
+		Peers: to.IPs, Ports: fixture.Ports(), Probe: traffic.Probing{Interval: traffic.Duration{Duration: 10 * time.Millisecond}},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() {
-		_, err := run(t.Context(), fmt.Sprintf("ping -i 0.01 -c %d %s >/tmp/ping & echo $! >/tmp/pid; wait", most, to.IPs[0]))
-		done <- err
-	}()
-	answered := func(ctx context.Context) (seen map[int]bool, last int) {
-		out, err := run(ctx, "cat /tmp/ping")
-		if err != nil {
-			return nil, -1 // it has not begun
-		}
-		seen, last = map[int]bool{}, -1
-		for _, m := range pingAnswer.FindAllStringSubmatch(out, -1) {
-			if seq, err := strconv.Atoi(m[1]); err == nil {
-				seen[seq], last = true, max(last, seq)
-			}
-		}
-		return seen, last
-	}
-	beyond := func(seq int) (last int) {
+	answered := func(want int) {
 		t.Helper()
-		eventually(t, settleTimeout, func(ctx context.Context) error {
-			if _, last = answered(ctx); last <= seq {
-				return fmt.Errorf("of packets from %s to %s the last that was answered is %d, want one after %d", from.Name, to.Name, last, seq)
+		eventually(t, settleTimeout, func(context.Context) error {
+			if s := run.Status(); s.Replied < want {
+				return fmt.Errorf("of %d packets from %s to %s %d are answered, want %d", s.Sent, from.Name, to.Name, s.Replied, want)
 			}
 			return nil
 		})
-		return last
 	}
-	beyond(0)
+	answered(1)
 	f()
-	beyond(beyond(0) + after)
-	if _, err := run(t.Context(), "kill -INT $(cat /tmp/pid)"); err != nil {
+	answered(run.Status().Sent + after)
+	result, err := run.Stop(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
+	for i := range result.Probes {
+		arrived := result.Probes[i].Arrived
+		for len(arrived) > 0 && arrived[len(arrived)-1] == traffic.Never {
+			arrived = arrived[:len(arrived)-1]
+		}
+		sent += len(arrived)
+		for _, at := range arrived {
+			if at == traffic.Never {
+				lost++
+			}
+		}
 	}
-	seen, last := answered(t.Context())
-	return last + 1, last + 1 - len(seen)
+	return sent, lost
 }
 
 // No packet between two nodes is lost while the controllers, the agents and ovn-controller are killed and come back.
@@ -116,19 +103,21 @@ func TestFaultRestartsLoseNothing(t *testing.T) {
 	create(t, server(ns, "a", "node1"), server(ns, "b", "node2"))
 	pods := ready(t, ns, 2)
 	for _, name := range []string{"godwit-controller", "godwit-agent", "ovn-controller"} {
-		sent, lost := pinging(t, pods["a"], pods["b"], func() {
-			for _, node := range []string{"node1", "node2"} {
-				if err := kill(t.Context(), node, name); err != nil && name != "godwit-controller" { // which runs on two of three nodes
-					t.Error(err)
+		t.Run(name, func(t *testing.T) {
+			sent, lost := probing(t, pods["a"], pods["b"], func() {
+				for _, node := range []string{"node1", "node2"} {
+					if err := kill(t.Context(), node, name); err != nil && name != "godwit-controller" { // which runs on two of three nodes
+						t.Error(err)
+					}
 				}
+				time.Sleep(2 * time.Second)
+				settled(t)
+			})
+			t.Logf("%s: %d of %d packets lost", name, lost, sent)
+			if lost > 0 || sent < 100 {
+				t.Errorf("%s killed: %d of %d packets lost", name, lost, sent)
 			}
-			time.Sleep(2 * time.Second)
-			settled(t)
 		})
-		t.Logf("%s: %d of %d packets lost", name, lost, sent)
-		if lost > 0 || sent < 100 {
-			t.Errorf("%s killed: %d of %d packets lost", name, lost, sent)
-		}
 	}
 	consistent(t)
 }

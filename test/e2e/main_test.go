@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,13 +39,7 @@ var cluster struct {
 	kubectl string
 }
 
-// ovnIn is where a new lab has OVN and Open vSwitch; make e2e-pods gives it.
-var ovnIn = flag.String("ovn", "", "processes of the lab's machines, or pods, as users install them; empty for what a lab that is up has")
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(run(m))
-}
+func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -54,7 +47,7 @@ func run(m *testing.M) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	stays := labExists()
-	l, err := lab.Up(ctx, lab.Config{OVN: *ovnIn, Log: log})
+	l, err := lab.Up(ctx, lab.Config{Log: log})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		return 1

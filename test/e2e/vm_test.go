@@ -116,7 +116,7 @@ func (m *machine) another(t *testing.T, others ...string) string {
 func (m *machine) untouched(t *testing.T) {
 	t.Helper()
 	node := m.node(t)
-	eventually(t, 2*time.Second, func(ctx context.Context) error {
+	eventually(t, 10*time.Second, func(ctx context.Context) error {
 		row, err := m.portRow(ctx)
 		if err != nil {
 			return err

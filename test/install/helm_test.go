@@ -102,7 +102,7 @@ func TestInstallChartWithoutTLS(t *testing.T) {
 	}
 }
 
-// render runs the real helm, which make builds.
+// render is what helm makes of the chart.
 func render(t *testing.T, top string, args ...string) string {
 	t.Helper()
 	out, err := template(t, top, args...)
@@ -114,13 +114,19 @@ func render(t *testing.T, top string, args ...string) string {
 
 func template(t *testing.T, top string, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(top, "out/tools/helm"), append([]string{"template", "godwit", filepath.Join(top, "dist/helm/godwit"), "--include-crds", "--kube-version=1.32.0"}, args...)...)
+	return helm(t, top, append([]string{"template", "godwit", filepath.Join(top, "dist/helm/godwit"), "--include-crds", "--kube-version=1.32.0"}, args...)...)
+}
+
+// helm is the real one, which make builds.
+func helm(t *testing.T, top string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(top, "out/tools/helm"), args...)
 	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+t.TempDir(), "HELM_CONFIG_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("helm template: %w: %s: make out/tools/helm builds it", err, stderr.String())
+		return "", fmt.Errorf("helm %s: %w: %s: make out/tools/helm builds it", args[0], err, stderr.String())
 	}
 	return string(out), nil
 }

@@ -3,7 +3,6 @@ package install
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -70,14 +69,17 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	if os.Getenv("MEMBERS") == "change" { // minutes, most of them for members that are given up
+		t.Run("MembersChange", func(t *testing.T) { membersChange(t, l, client) })
+	}
 }
 
-// TestInstallSingle: one node has the databases' only members, and nodes without any use them. Then Godwit is taken away again, and nothing of it is left.
+// TestInstallSingle: helm installs Godwit, one node has the databases' only members, and nodes without any use them. Then Godwit is taken away again, and nothing of it is left.
 func TestInstallSingle(t *testing.T) {
 	fixture.Dir(t, labName, patience)
 	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true})
 	before := inventories(t, l)
-	l = upOfPods(t, lab.Config{Nodes: 2})
+	godwit := helmed(t, l)
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
 	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
@@ -85,7 +87,9 @@ func TestInstallSingle(t *testing.T) {
 	if err := demo.Pods(t.Context(), demo.Config{Lab: l, Log: fixture.Logger(t), Out: t.Output()}, 4); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("Uninstall", func(t *testing.T) { uninstalled(t, l, before) })
+	t.Run("Upgrade", func(t *testing.T) { godwit.upgraded(t) })
+	nobodyLeaves(t, godwit.client)
+	t.Run("Uninstall", func(t *testing.T) { godwit.uninstalled(t, before) })
 }
 
 // labOfPods is a lab of the test's own, with Godwit on it.
@@ -212,9 +216,7 @@ func allDeleted(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		return err
 	})
 	everyMemberSeesAll(t, l)
-	eventually(t, func() error {
-		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
-	})
+	pairs(t, l)
 	t.Logf("pods started and reached each other %s after all members were deleted", time.Since(start).Round(100*time.Millisecond))
 }
 
@@ -228,9 +230,7 @@ func switchStartsAgain(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	}
 	probes := watched(t, l, client, func() {
 		replaceSwitch(t, l, client, old, find)
-		eventually(t, func() error {
-			return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
-		})
+		pairs(t, l)
 	})
 	for i := range probes {
 		p := &probes[i]

@@ -29,40 +29,15 @@ func databasesLost(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	probes := watched(t, l, client, func() {
 		before := identities(t, client)
 		start := time.Now()
-		scaleCentral(t, l, 0)
-		if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "delete", "configmap", "godwit-ovn"); err != nil {
-			t.Fatal(err)
-		}
-		for _, node := range l.NodeNames() {
-			if _, err := l.Exec(t.Context(), node, "sh", "-c", "rm -f /var/lib/godwit/ovn/*"); err != nil {
-				t.Fatal(err)
-			}
-		}
+		loseAll(t, l)
 		scaleCentral(t, l, members)
 		everyMemberSeesAll(t, l)
 		back = time.Since(start)
-		eventually(t, func() error {
-			now, err := boundPorts(t.Context(), l)
-			if err != nil {
-				return err
-			}
-			for pod := range before {
-				if port := "pod/" + pod + "/default"; !slices.Contains(now, port) {
-					return fmt.Errorf("the new southbound database lacks %s: it has %v", port, now)
-				}
-			}
-			return nil
-		})
+		portsAre(t, l, before)
 		rollout(t, l, "daemonset/ovn-controller")
-		eventually(t, func() error {
-			return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
-		})
+		pairs(t, l)
 		took = time.Since(start)
-		after := identities(t, client)
-		maps.DeleteFunc(after, func(pod string, _ identity) bool { _, was := before[pod]; return !was })
-		if d := cmp.Diff(before, after); d != "" {
-			t.Errorf("pods have other addresses, or were restarted (-before +after):\n%s", d)
-		}
+		sameAs(t, client, before)
 	})
 	well(t, l)
 	for i := range probes {
@@ -73,6 +48,55 @@ func databasesLost(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 			t.Errorf("%s was not heard for %s", p.Peer, p.Gap.Length())
 		}
 	}
+}
+
+// loseAll ends central, and removes all that is remembered of its databases.
+func loseAll(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	scaleCentral(t, l, 0)
+	if _, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "delete", "configmap", "godwit-ovn"); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range l.NodeNames() {
+		if _, err := l.Exec(t.Context(), node, "sh", "-c", "rm -f /var/lib/godwit/ovn/*"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// portsAre waits until the new southbound database has the ports of pods that run.
+func portsAre(t *testing.T, l *lab.Lab, pods map[string]identity) {
+	t.Helper()
+	eventually(t, func() error {
+		now, err := boundPorts(t.Context(), l)
+		if err != nil {
+			return err
+		}
+		for pod := range pods {
+			if port := "pod/" + pod + "/default"; !slices.Contains(now, port) {
+				return fmt.Errorf("the new southbound database lacks %s: it has %v", port, now)
+			}
+		}
+		return nil
+	})
+}
+
+// sameAs fails if pods that were there have other addresses, or were restarted.
+func sameAs(t *testing.T, client kubernetes.Interface, before map[string]identity) {
+	t.Helper()
+	after := identities(t, client)
+	maps.DeleteFunc(after, func(pod string, _ identity) bool { _, was := before[pod]; return !was })
+	if d := cmp.Diff(before, after); d != "" {
+		t.Errorf("pods have other addresses, or were restarted (-before +after):\n%s", d)
+	}
+}
+
+// pairs waits until new pods reach each other.
+func pairs(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	eventually(t, func() error {
+		return demo.Pods(t.Context(), demo.Config{Lab: l, Log: slog.New(slog.DiscardHandler), Out: t.Output()}, members)
+	})
 }
 
 // scaleCentral gives ovn-central so many pods, and waits until there are none, if none are wanted.

@@ -14,10 +14,13 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
-// remotes are the lab's databases, as yamls/install.yaml has their ports.
-func remotes(l *lab.Lab, port int) string {
+// Of the databases, and of the gate to the southbound one for administrators.
+const nbPort, sbPort, gatePort = 6641, 6642, 6645
+
+// remotes are the databases on nodes, as yamls/install.yaml has their ports.
+func remotes(l *lab.Lab, port int, nodes []string) string {
 	var all []string
-	for _, name := range l.NodeNames() {
+	for _, name := range nodes {
 		all = append(all, fmt.Sprintf("ssl:%s:%d", l.NodeIPs(name)[0], port))
 	}
 	return strings.Join(all, ",")
@@ -51,17 +54,16 @@ func nodeCertificate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 		args := []string{"-n", lab.Namespace, "exec", pod.Name, "--", tool, "--timeout=" + fmt.Sprint(seconds), "--private-key=" + dir + "tls.key", "--certificate=" + dir + "tls.crt", "--ca-cert=" + dir + "ca.crt", "--db=" + db}
 		return fixture.Kubectl(t.Context(), l, append(args, command...)...)
 	}
-	const nb, sb, gate = 6641, 6642, 6645
-	if said, err := intruder("ovn-sbctl", remotes(l, sb), "--bare", "--columns=name", "list", "chassis"); err != nil || !strings.Contains(said, "node2") {
+	if said, err := intruder("ovn-sbctl", remotes(l, sbPort, l.NodeNames()), "--bare", "--columns=name", "list", "chassis"); err != nil || !strings.Contains(said, "node2") {
 		t.Fatalf("the certificate does not even let its owner read: %q, %v", said, err)
 	}
 	for _, change := range [][]string{{"set", "chassis", "node2", "external_ids:stolen=yes"}, {"chassis-del", "node2"}, {"set-connection", "ptcp:7777"}} {
-		if said, err := intruder("ovn-sbctl", remotes(l, sb), change...); err == nil || !strings.Contains(said, `RBAC rules for client \"node1\" role \"ovn-controller\" prohibit`) {
+		if said, err := intruder("ovn-sbctl", remotes(l, sbPort, l.NodeNames()), change...); err == nil || !strings.Contains(said, `RBAC rules for client \"node1\" role \"ovn-controller\" prohibit`) {
 			t.Errorf("%v: %q, %v, want RBAC's refusal", change, said, err)
 		}
 	}
 	seconds = 5 // of what is refused it is the whole of it that passes
-	for tool, db := range map[string]string{"ovn-nbctl": remotes(l, nb), "ovn-sbctl": remotes(l, gate)} {
+	for tool, db := range map[string]string{"ovn-nbctl": remotes(l, nbPort, l.NodeNames()), "ovn-sbctl": remotes(l, gatePort, l.NodeNames())} {
 		if said, err := intruder(tool, db, "show"); err == nil {
 			t.Errorf("%s shows %q, want it refused", tool, said)
 		}

@@ -11,7 +11,6 @@ import (
 	"github.com/godwit-cni/godwit/test/lab"
 	"github.com/godwit-cni/godwit/test/lab/boot"
 	"github.com/godwit-cni/godwit/test/lab/fixture"
-	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
 // inventory lists what a node has of all that Godwit touches: links with their states and addresses, routes, the switches of the tunnels' link, its own tables of nftables, files.
@@ -39,11 +38,8 @@ func inventories(t *testing.T, l *lab.Lab) map[string][]string {
 }
 
 // uninstalled takes Godwit away as docs/install.md says: the nodes have what they had before.
-func uninstalled(t *testing.T, l *lab.Lab, before map[string][]string) {
-	top, err := source.Dir()
-	if err != nil {
-		t.Fatal(err)
-	}
+func (r release) uninstalled(t *testing.T, before map[string][]string) {
+	l := r.lab
 	installed := inventories(t, l)
 	for _, node := range l.NodeNames() {
 		if len(installed[node]) < len(before[node])+10 {
@@ -51,18 +47,17 @@ func uninstalled(t *testing.T, l *lab.Lab, before map[string][]string) {
 		}
 	}
 	start := time.Now()
-	manifest := filepath.Join(top, "yamls/uninstall")
-	for _, step := range [][]string{
-		{"delete", "--timeout=" + patience.String(), "-f", filepath.Join(top, "yamls/crds")},
-		{"delete", "--timeout=" + patience.String(), "--ignore-not-found", "-f", filepath.Join(top, "yamls")},
-		{"apply", "-f", manifest},
-		{"-n", "godwit-uninstall", "rollout", "status", "--timeout=" + patience.String(), "daemonset/godwit-uninstall"},
-		{"delete", "--timeout=" + patience.String(), "-f", manifest},
-	} {
-		if _, err := fixture.Kubectl(t.Context(), l, step...); err != nil {
+	kubectl := func(args ...string) {
+		if _, err := fixture.Kubectl(t.Context(), l, args...); err != nil {
 			t.Fatal(err)
 		}
 	}
+	manifest := filepath.Join(r.top, "yamls/uninstall")
+	kubectl("delete", "--timeout="+patience.String(), "-f", filepath.Join(r.top, "yamls/crds"))
+	r.helm(t, "uninstall", "godwit", "--ignore-not-found")
+	kubectl("apply", "-f", manifest)
+	kubectl("-n", "godwit-uninstall", "rollout", "status", "--timeout="+patience.String(), "daemonset/godwit-uninstall")
+	kubectl("delete", "--timeout="+patience.String(), "-f", manifest)
 	t.Logf("Godwit was taken away in %s", time.Since(start).Round(time.Second))
 	after := inventories(t, l)
 	for _, node := range l.NodeNames() {

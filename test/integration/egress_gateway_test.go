@@ -37,8 +37,11 @@ type agents struct {
 	has  map[string][]netip.Addr
 }
 
-// live lets a node's agent renew its Lease until it dies.
-func (a *agents) lives(t *testing.T, node string) {
+// steady is the patience with an agent that is to be heard, however slow the machine is.
+const steady = v1alpha1.EgressRestart
+
+// lives lets a node's agent renew its Lease, and ask for so much patience, until it dies.
+func (a *agents) lives(t *testing.T, node string, patience time.Duration) {
 	t.Helper()
 	_, writers, err := agent.API(a.e.as(node), node)
 	if err != nil {
@@ -60,7 +63,7 @@ func (a *agents) lives(t *testing.T, node string) {
 			has := slices.Clone(a.has[node])
 			a.mu.Unlock()
 			asked := time.Now() // the controller cannot hear of it earlier
-			err := writers.Renew(ctx, agent.Beat{Namespace: "godwit-system", UID: n.UID, Patience: v1alpha1.EgressPatience, Addresses: has})
+			err := writers.Renew(ctx, agent.Beat{Namespace: "godwit-system", UID: n.UID, Patience: patience, Addresses: has})
 			a.mu.Lock()
 			if err == nil {
 				a.last[node] = asked
@@ -208,11 +211,11 @@ func TestEgressGatewayRows(t *testing.T) {
 	for _, n := range []string{"n1", "n2"} {
 		e.changeNode(t, n, func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
 	}
-	a.lives(t, "n1")
+	a.lives(t, "n1", v1alpha1.EgressPatience)
 	e.exits(t, "out", "n1")
 	e.says(t, "out", "n1", "GatewayActive")
-	a.lives(t, "n2")
-	a.lives(t, "n3") // which is not selected
+	a.lives(t, "n2", steady)
+	a.lives(t, "n3", steady) // which is not selected
 	time.Sleep(2 * v1alpha1.EgressBeat)
 	e.exits(t, "out", "n1")
 
@@ -224,7 +227,7 @@ func TestEgressGatewayRows(t *testing.T) {
 		t.Errorf("it took %s, want between %s and %s", took, v1alpha1.EgressPatience, failOver())
 	}
 	e.says(t, "out", "n2", "GatewayActive")
-	a.lives(t, "n1")
+	a.lives(t, "n1", steady)
 	time.Sleep(2 * v1alpha1.EgressBeat)
 	e.exits(t, "out", "n2") // and stays there
 	e.changeNode(t, "n2", func(n *corev1.Node) { n.Spec.Unschedulable = true })
@@ -268,7 +271,7 @@ func TestEgressAddressRows(t *testing.T) {
 	e.defaultSubnet(t)
 	e.changeNode(t, "n1", func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
 	a := &agents{e: e, live: map[string]context.CancelFunc{}, last: map[string]time.Time{}, has: map[string][]netip.Addr{}}
-	a.lives(t, "n1")
+	a.lives(t, "n1", steady)
 	gateway := &v1alpha1.Egress{
 		Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}, Addresses: []string{"192.0.2.77"},
 	}
@@ -323,7 +326,7 @@ func TestEgressAddressesHeld(t *testing.T) {
 		e.changeNode(t, n, func(n *corev1.Node) { n.Labels = map[string]string{"egress": "yes"} })
 	}
 	e.subnetWith(t, "out", []string{"10.20.0.0/16"})
-	a.lives(t, "n1")
+	a.lives(t, "n1", steady)
 	e.egress(t, "out", &v1alpha1.Egress{
 		Mode: v1alpha1.EgressGateway, NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"egress": "yes"}}, Addresses: []string{"192.0.2.77"},
 	})
@@ -338,7 +341,7 @@ func TestEgressAddressesHeld(t *testing.T) {
 	e.told(t, &out, "EgressAddressClaimed")
 	e.exits(t, "out", "n1")
 	e.says(t, "out", "n1", "GatewayActive")
-	a.lives(t, "n2")
+	a.lives(t, "n2", steady)
 	time.Sleep(2 * v1alpha1.EgressBeat)
 	e.changeNode(t, "n1", func(n *corev1.Node) { n.Spec.Unschedulable = true })
 	e.exits(t, "out", "drop")

@@ -26,7 +26,7 @@ func (j *journal) since(n int) []string {
 // quiet waits until the controller has written nothing for a while, as it does when it has finished to start, and returns how many transactions there have been.
 func (j *journal) quiet(t *testing.T) (transactions int) {
 	t.Helper()
-	const silence = 3 * time.Second // beside other tests it may wait for the processor meanwhile
+	const silence = 6 * time.Second // beside other tests it may wait for the processor meanwhile
 	eventually(t, func() error {
 		j.mu.Lock()
 		defer j.mu.Unlock()

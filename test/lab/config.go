@@ -60,8 +60,9 @@ type Config struct {
 	IPFamily string
 	// CNI is CNIGodwit, the default, or CNINone. Nodes without a CNI stay NotReady.
 	CNI string
-	// OVN is OVNProcesses, the default: OVN's databases and northd run on the hub, Open vSwitch and ovn-controller on the nodes, as processes of the machines. With
-	// OVNPods all of them are pods of yamls/ovn.yaml, and nodes start with kubelet and containerd alone; CNI is CNIGodwit then.
+	// OVN is OVNPods, the default with CNIGodwit: OVN and Open vSwitch are pods of yamls/ovn.yaml, and nodes start with kubelet and containerd alone. With
+	// OVNProcesses they are there before Godwit is, without TLS: OVN's databases and northd run on the hub, Open vSwitch and ovn-controller on the nodes, as processes of
+	// the machines.
 	OVN string
 	// Plain lets OVNPods do without TLS and certificates, which yamls/ has. An existing lab stays what it is.
 	Plain bool
@@ -90,6 +91,9 @@ func (c Config) inherit(s *state) Config {
 func (c Config) Defaults() Config {
 	c.Name, c.Nodes = cmp.Or(c.Name, defaultName), cmp.Or(c.Nodes, 3)
 	c.IPFamily, c.CNI = cmp.Or(c.IPFamily, DualStack), cmp.Or(c.CNI, CNIGodwit)
+	if c.OVN == "" && c.CNI == CNIGodwit {
+		c.OVN = OVNPods
+	}
 	c.OVN = cmp.Or(c.OVN, OVNProcesses)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -224,14 +224,14 @@ func (l *Lab) overrideSettings(objects []*unstructured.Unstructured) error {
 		if data == nil {
 			data = map[string]string{}
 		}
-		maps.Copy(data, l.settings())
+		maps.Copy(data, l.Settings())
 		return unstructured.SetNestedStringMap(o.Object, data, "data")
 	}
 	return fmt.Errorf("Godwit's manifests have no ConfigMap %s/%s: the lab sets the addresses of the API server and of OVN in it", Namespace, settings)
 }
 
-// settings are this cluster's. Godwit cannot use the Service of the API server: Services work once it does.
-func (l *Lab) settings() map[string]string {
+// Settings are this cluster's, for the ConfigMap godwit-config. Godwit cannot use the Service of the API server: Services work once it does.
+func (l *Lab) Settings() map[string]string {
 	family := l.IPFamily()
 	hub := hostAddresses(family, mgmtNet, hubHost)[0].Addr()
 	host := hub.String()

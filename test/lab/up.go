@@ -187,7 +187,7 @@ func (l *Lab) ensureHub(ctx context.Context) error {
 }
 
 func (l *Lab) startHub(ctx context.Context, spec *boot.Spec) error {
-	l.log.Info("starting the control plane and OVN central")
+	l.log.Info("starting the control plane")
 	if err := l.deploySecrets(spec); err != nil {
 		return err
 	}

@@ -85,7 +85,7 @@ func git(t *testing.T, top string, args ...string) string {
 func newLab(t *testing.T, older version, programs string) *lab.Lab {
 	t.Helper()
 	fixture.Dir(t, "upgrade", patience)
-	l, err := lab.Up(t.Context(), lab.Config{Name: "upgrade", Empty: true, Keep: true, Log: fixture.Logger(t)})
+	l, err := lab.Up(t.Context(), lab.Config{Name: "upgrade", OVN: lab.OVNProcesses, Empty: true, Keep: true, Log: fixture.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package boot is pid 1 of the lab's machines: the hub (Kubernetes' control plane and OVN central), the nodes, and the outside host. A machine is
+// Package boot is pid 1 of the lab's machines: the hub (Kubernetes' control plane, and OVN's where it is there before Godwit), the nodes, and the outside host. A machine is
 // a process in namespaces of its own; everything that it is made of goes when that process goes.
 package boot
 
