@@ -154,6 +154,7 @@ func oneFromThree(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 	well(t, l)
 	sameAs(t, client, before)
 	for i := range probes {
+		t.Logf("of %d packets to %s %d were lost, the longest time without one was %s", probes[i].Counts.Sent, probes[i].Peer, probes[i].Counts.Lost, probes[i].Gap.Length().Round(time.Millisecond))
 		if p := &probes[i]; p.Gap.Open || p.Gap.Length() > lostFor {
 			t.Errorf("%s was not heard for %s", p.Peer, p.Gap.Length())
 		}
