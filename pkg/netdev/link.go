@@ -21,7 +21,7 @@ type Gateway struct {
 	MAC  net.HardwareAddr
 	// MTU in bytes.
 	MTU int
-	// Addrs are all global addresses that the link has; any other is removed.
+	// Addrs are all global addresses that the link has; any other is removed, but for borrowed ones.
 	Addrs []netip.Prefix
 	// NoOffload: see Veth.
 	NoOffload bool
@@ -83,6 +83,9 @@ func syncAddrs(link netlink.Link, want []netip.Prefix) error {
 		if slices.Contains(want, p) {
 			present[p] = true
 			continue
+		}
+		if isBorrowed(p, &a) {
+			continue // SyncBorrowed's
 		}
 		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s from %s: %w", p, name, err)

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Holdings is what a link has that another can take over: global addresses, and routes by a gateway, as DESTINATION>GATEWAY, or DESTINATION>GATEWAY>METRIC if the metric is not the
+// Holdings is what a link has that another can take over: global addresses, borrowed ones left out, and routes by a gateway, as DESTINATION>GATEWAY, or DESTINATION>GATEWAY>METRIC if the metric is not the
 // kernel's own for a route that is added without one.
 type Holdings struct {
 	MAC       net.HardwareAddr
@@ -44,7 +44,7 @@ func (h Host) Holdings(name string) (out Holdings, err error) {
 			return fmt.Errorf("list addresses of %s: %w", name, err)
 		}
 		for _, a := range addrs {
-			if p, ok := prefix(a.IPNet); ok && p.Addr().IsGlobalUnicast() {
+			if p, ok := prefix(a.IPNet); ok && p.Addr().IsGlobalUnicast() && !isBorrowed(p, &a) {
 				out.Addresses = append(out.Addresses, p)
 			}
 		}
