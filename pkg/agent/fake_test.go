@@ -27,6 +27,8 @@ type fakeNode struct {
 	zones  map[string]uint16
 	addrs  []netdev.HostAddr
 	routes []netdev.Route
+	// blocked are ranges that somebody else has a route to.
+	blocked []netdev.Blocked
 	// chassis is what was written last.
 	chassis ovs.Chassis
 	// underlay is the bridge; the zero value: there is none.
@@ -93,8 +95,18 @@ func (n *fakeNode) Watch(ctx context.Context, _ netdev.Events) error { <-ctx.Don
 func (n *fakeNode) Chains() ([]netdev.Chain, error)                  { return nil, nil }
 func (n *fakeNode) EnableForwarding([]netip.Prefix) error            { return n.op("EnableForwarding", func() {}) }
 func (n *fakeNode) ConfigureGateway(netdev.Gateway) error            { return n.op("ConfigureGateway", func() {}) }
-func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) error {
-	return n.op("SyncRoutes", func() { n.routes = routes })
+func (n *fakeNode) SyncRoutes(_ string, routes []netdev.Route) (blocked []netdev.Blocked, err error) {
+	err = n.op("SyncRoutes", func() {
+		n.routes = nil
+		for _, r := range routes {
+			if i := slices.IndexFunc(n.blocked, func(b netdev.Blocked) bool { return b.Dst == r.Dst }); i >= 0 {
+				blocked = append(blocked, n.blocked[i])
+				continue
+			}
+			n.routes = append(n.routes, r)
+		}
+	})
+	return blocked, err
 }
 func (n *fakeNode) Masquerade(_ context.Context, m netdev.Masquerade) error {
 	return n.op("Masquerade", func() { n.masquerade = m })

@@ -83,8 +83,12 @@ func (g *gateway) reconcile(ctx context.Context, db switchDB, in gatewayInput) (
 	if err != nil {
 		return nil, err
 	}
-	if err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(routed, join)); err != nil {
+	blocked, err := g.host.SyncRoutes(ident.GatewayInterface, podRoutes(routed, join))
+	if err != nil {
 		return nil, pendingLink(err)
+	}
+	for _, b := range blocked {
+		left = append(left, taken{cidr: b.Dst, route: b.By})
 	}
 	return left, installed(ctx, db, g.cfg)
 }
@@ -99,10 +103,12 @@ func gatewayAddrs(join v1alpha1.Join) []netip.Prefix {
 	return out
 }
 
-// taken is a range of a Subnet that the node does not route to, and the address of its own that is in it.
+// taken is a range of a Subnet that the node does not route to, and why: an address of its own that is in it, or somebody else's route to the very range.
 type taken struct {
 	cidr netip.Prefix
 	by   netdev.HostAddr
+	// route is in the words of `ip route`; empty if it is the address.
+	route string
 }
 
 // routable leaves out the ranges that have an address of this node in them, which may be one that the Node does not show: a route to such a range would take the
@@ -125,6 +131,10 @@ func (g *gateway) routable(podCIDRs []netip.Prefix) (routed []netip.Prefix, left
 
 // String says what is wrong and what to do.
 func (t taken) String() string {
+	if t.route != "" {
+		return fmt.Sprintf("the node has no route to pods in %s, since it has another to that range (%s): remove that one where it is configured (ip route delete), or make the Subnet "+
+			"(kubectl get subnets) anew with another range", t.cidr, t.route)
+	}
 	return fmt.Sprintf("the node has no route to pods in %s, in which its link %s has %s: remove the link if another CNI left it (ip link delete), or make the Subnet "+
 		"(kubectl get subnets) anew with another range", t.cidr, t.by.Link, t.by.Addr)
 }

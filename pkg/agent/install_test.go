@@ -109,7 +109,7 @@ func requireConflist(t *testing.T, path string) {
 // What is in place stays so: what is taken away is put back, and a chained plugin that comes later is taken up.
 func TestInstallIsKept(t *testing.T) {
 	b, i := newBench(t), newInstaller(t)
-	l := &nodeLoop{log: b.log, inputs: b.inputs, ready: newReadiness(compInstall), installer: i, wake: make(chan struct{}), installInterval: 10 * time.Millisecond}
+	l := &nodeLoop{log: b.log, inputs: b.inputs, state: &nodeState{}, ready: newReadiness(compInstall), installer: i, wake: make(chan struct{}), installInterval: 10 * time.Millisecond}
 	if err := l.install(); err != nil {
 		t.Fatal(err)
 	}

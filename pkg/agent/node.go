@@ -19,6 +19,7 @@ const (
 	nodeTimeout = 60 * time.Second
 	maxRetry    = 30 * time.Second
 	// installInterval is how often plugin and configuration are looked at once they are in place: often enough for the kubelet, and no quarrel with another network that takes them away.
+	// So often, too, a route is tried again that somebody else's is in the way of: nobody tells when that goes.
 	installInterval = 30 * time.Second
 )
 
@@ -43,6 +44,13 @@ func (n *nodeState) setUnrouted(left []taken) (changed bool) {
 	changed = !slices.Equal(n.unrouted, left)
 	n.unrouted = left
 	return changed
+}
+
+// blocked says whether somebody else's route is in the way of one of ours.
+func (n *nodeState) blocked() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.unrouted, func(t taken) bool { return t.route != "" })
 }
 
 // reaches says why the node could not reach a pod with these addresses, nil if it can.
@@ -112,7 +120,9 @@ func (l *nodeLoop) run(ctx context.Context) error {
 			if l.installedOnce {
 				_ = l.putInPlace() // readiness says it, and the next time is soon
 			}
-			continue
+			if !l.state.blocked() {
+				continue
+			}
 		case <-l.wake:
 		case <-timer.C:
 		}

@@ -16,7 +16,7 @@ type hostNetwork interface {
 	Watch(ctx context.Context, e netdev.Events) error
 	EnableForwarding(addrs []netip.Prefix) error
 	ConfigureGateway(g netdev.Gateway) error
-	SyncRoutes(link string, routes []netdev.Route) error
+	SyncRoutes(link string, routes []netdev.Route) ([]netdev.Blocked, error)
 	ForwardDrops(link string) ([]string, error)
 	Chains() ([]netdev.Chain, error)
 	Masquerade(ctx context.Context, m netdev.Masquerade) error

@@ -51,11 +51,12 @@ func newWorld(t *testing.T, pods int) *world {
 		lo, err := netlink.LinkByName("lo")
 		return errors.Join(err, netlink.LinkSetUp(lo), writeSysctl("net/ipv4/conf/all/rp_filter", "1"), route("default", outsideIP, ""), route("default", outsideIP6, ""))
 	})
-	if err := errors.Join(w.node.EnableForwarding(own), w.node.SyncRoutes("ovn0", []Route{
+	blocked, err := w.node.SyncRoutes("ovn0", []Route{
 		{Dst: netip.MustParsePrefix("10.244.0.0/16"), Via: netip.MustParseAddr("100.64.0.1"), Src: netip.MustParseAddr(ownIP)},
 		{Dst: netip.MustParsePrefix("fd00:10:244::/64"), Via: netip.MustParseAddr("fd98::1"), Src: netip.MustParseAddr(ownIP6)},
-	})); err != nil {
-		t.Fatal(err)
+	})
+	if err := errors.Join(err, w.node.EnableForwarding(own)); err != nil || len(blocked) > 0 {
+		t.Fatal(blocked, err)
 	}
 	w.in(w.pods, func() error {
 		addrs := []string{clientPod + "/32", clientPod6 + "/128"}

@@ -108,6 +108,43 @@ func TestBorrowedOwn(t *testing.T) {
 	}
 }
 
+// A link that takes over what another has keeps its borrowed addresses, however often it does so, and they are never taken for the host's own. What only looks like one is removed as any other.
+func TestTakeOverLeavesBorrowed(t *testing.T) {
+	node := newHost(t)
+	for _, name := range []string{"eth1", "br"} {
+		addLink(t, node, name)
+	}
+	own, looksBorrowed := netip.MustParsePrefix("198.51.100.11/24"), netip.MustParsePrefix("198.51.100.12/32")
+	if err := node.do(func() error {
+		link, err := netlink.LinkByName("br")
+		if err != nil {
+			return err
+		}
+		a := address(looksBorrowed)
+		a.Flags, a.ValidLft = unix.IFA_F_NOPREFIXROUTE, 3600
+		return errors.Join(writeSysctl("net/ipv6/conf/br/disable_ipv6", "0"), netlink.AddrAdd(link, a))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held := Holdings{Addresses: []netip.Prefix{own}}
+	want := []Borrowed{{"br", netip.MustParseAddr("198.51.100.77")}, {"br", netip.MustParseAddr("fd00:1::77")}}
+	for i, added := range []int{2, 0, 0} {
+		if err := node.TakeOver("br", "eth1", held); err != nil {
+			t.Fatal(err)
+		}
+		got, err := node.SyncBorrowed(want, LongestLoan)
+		if err != nil || len(got.On) != len(want) || len(got.Added) != added {
+			t.Fatalf("time %d: %+v (%v), want %d new ones of %v", i, got, err, added, want)
+		}
+	}
+	if got, err := node.Holdings("br"); err != nil || !slices.Equal(got.Addresses, held.Addresses) {
+		t.Errorf("br holds %v (%v), want %v", got.Addresses, err, held.Addresses)
+	}
+	if got := addrsOf(t, node); slices.Contains(got, looksBorrowed.Addr()) {
+		t.Errorf("the host has %v, %s among them", got, looksBorrowed.Addr())
+	}
+}
+
 // addrsOf are the addresses of a host, whatever their state.
 func addrsOf(t *testing.T, h Host) (out []netip.Addr) {
 	t.Helper()

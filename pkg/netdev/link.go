@@ -21,7 +21,7 @@ type Gateway struct {
 	MAC  net.HardwareAddr
 	// MTU in bytes.
 	MTU int
-	// Addrs are all global addresses that the link has; any other is removed.
+	// Addrs are all global addresses that the link has; any other is removed, but for borrowed ones.
 	Addrs []netip.Prefix
 	// NoOffload: see Veth.
 	NoOffload bool
@@ -84,6 +84,9 @@ func syncAddrs(link netlink.Link, want []netip.Prefix) error {
 			present[p] = true
 			continue
 		}
+		if isBorrowed(p, &a) {
+			continue // SyncBorrowed's
+		}
 		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s from %s: %w", p, name, err)
 		}
@@ -116,10 +119,16 @@ type Route struct {
 	Src netip.Addr
 }
 
+// Blocked is a range that gets no route, and what the route is in whose place it would be.
+type Blocked struct {
+	Dst netip.Prefix
+	By  string
+}
+
 // SyncRoutes makes routes exactly the routes of RouteProtocol: missing ones are added dev the link, all others of that protocol removed.
-// Routes of other protocols are never touched.
-func (h Host) SyncRoutes(linkName string, routes []Route) error {
-	return h.do(func() error {
+// Routes of other protocols are never touched: blocked are those ranges to which somebody else has a route of the same metric, in the order of routes; none is in the way of the others.
+func (h Host) SyncRoutes(linkName string, routes []Route) (blocked []Blocked, err error) {
+	err = h.do(func() error {
 		link, err := netlink.LinkByName(linkName)
 		if err != nil {
 			if isNoLink(err) {
@@ -127,34 +136,86 @@ func (h Host) SyncRoutes(linkName string, routes []Route) error {
 			}
 			return fmt.Errorf("find link %s: %w", linkName, err)
 		}
-		have, err := ownRoutes()
+		present, err := removeRoutes(link, routes)
 		if err != nil {
 			return err
-		}
-		present := map[Route]bool{}
-		for i := range have {
-			r := asRoute(&have[i])
-			if have[i].LinkIndex == link.Attrs().Index && slices.Contains(routes, r) {
-				present[r] = true
-				continue
-			}
-			if err := netlink.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("remove route to %s: %w", r.Dst, err)
-			}
 		}
 		for _, r := range routes {
 			if present[r] {
 				continue
 			}
-			route := &netlink.Route{
-				LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Gw: r.Via.AsSlice(), Src: r.Src.AsSlice(), Protocol: RouteProtocol,
-			}
-			if err := netlink.RouteAdd(route); err != nil { // never in another's place
+			by, err := addRoute(link, r)
+			if err != nil {
 				return fmt.Errorf("add route to %s via %s dev %s src %s: %w", r.Dst, r.Via, linkName, r.Src, err)
+			}
+			if by != "" {
+				blocked = append(blocked, Blocked{Dst: r.Dst, By: by})
 			}
 		}
 		return nil
 	})
+	return blocked, err
+}
+
+// removeRoutes removes our routes but for those that are wanted, and returns which of these are there.
+func removeRoutes(link netlink.Link, want []Route) (present map[Route]bool, err error) {
+	have, err := ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	present = map[Route]bool{}
+	for i := range have {
+		r := asRoute(&have[i])
+		if have[i].LinkIndex == link.Attrs().Index && slices.Contains(want, r) {
+			present[r] = true
+			continue
+		}
+		if err := netlink.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+			return nil, fmt.Errorf("remove route to %s: %w", r.Dst, err)
+		}
+	}
+	return present, nil
+}
+
+// addRoute never takes another's place: it returns what is there.
+func addRoute(link netlink.Link, r Route) (by string, err error) {
+	err = netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Gw: r.Via.AsSlice(), Src: r.Src.AsSlice(), Protocol: RouteProtocol})
+	if !errors.Is(err, unix.EEXIST) {
+		return "", err
+	}
+	by, listErr := routeTo(r.Dst)
+	if listErr != nil || by == "" { // gone since: the next attempt succeeds
+		return "", errors.Join(err, listErr)
+	}
+	return by, nil
+}
+
+// routeTo describes the route to exactly that range that the kernel has with the metric of one that is added without one, as `ip route` does; empty if there is none.
+func routeTo(dst netip.Prefix) (string, error) {
+	family, metric := netlink.FAMILY_V4, 0
+	if dst.Addr().Is6() {
+		family, metric = netlink.FAMILY_V6, defaultMetric6
+	}
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Dst: ipNet(dst)}, netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return "", fmt.Errorf("list routes to %s: %w", dst, err)
+	}
+	i := slices.IndexFunc(routes, func(r netlink.Route) bool { return r.Priority == metric })
+	if i < 0 {
+		return "", nil
+	}
+	text := dst.String()
+	for _, hop := range append(routes[i].MultiPath, &netlink.NexthopInfo{Gw: routes[i].Gw, LinkIndex: routes[i].LinkIndex}) {
+		if len(hop.Gw) > 0 {
+			text += " via " + hop.Gw.String()
+		}
+		if name, err := linkName(hop.LinkIndex); err == nil && name != "" {
+			text += " dev " + name
+		}
+	}
+	return text + " proto " + routes[i].Protocol.String(), nil
 }
 
 func ownRoutes() ([]netlink.Route, error) {

@@ -101,7 +101,7 @@ func TestMasquerade(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := []Route{{Dst: netip.MustParsePrefix("10.244.0.0/16"), Via: netip.MustParseAddr("100.64.0.1"), Src: netip.MustParseAddr("100.64.0.11")}}
-	if err := node.SyncRoutes("ovn0", g); err != nil {
+	if _, err := node.SyncRoutes("ovn0", g); err != nil {
 		t.Fatal(err)
 	}
 	m := Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Gateway: "ovn0"}

@@ -309,12 +309,12 @@ func TestGateway(t *testing.T) {
 		if err := h.ConfigureGateway(g); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.SyncRoutes("ovn0", routes); err != nil {
-			t.Fatal(err)
+		if blocked, err := h.SyncRoutes("ovn0", routes); err != nil || len(blocked) > 0 {
+			t.Fatal(blocked, err)
 		}
 		checkGateway(t, h, routes)
 	}
-	if err := h.SyncRoutes("ovn0", routes[:1]); err != nil {
+	if _, err := h.SyncRoutes("ovn0", routes[:1]); err != nil {
 		t.Fatal(err)
 	}
 	checkGateway(t, h, routes[:1])
@@ -364,7 +364,7 @@ func TestGatewayWithoutLink(t *testing.T) {
 	if err := h.ConfigureGateway(Gateway{Name: "ovn0"}); !errors.Is(err, ErrNoLink) {
 		t.Errorf("ConfigureGateway: %v, want ErrNoLink", err)
 	}
-	if err := h.SyncRoutes("ovn0", nil); !errors.Is(err, ErrNoLink) {
+	if _, err := h.SyncRoutes("ovn0", nil); !errors.Is(err, ErrNoLink) {
 		t.Errorf("SyncRoutes: %v, want ErrNoLink", err)
 	}
 }

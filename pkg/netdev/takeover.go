@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Holdings is what a link has that another can take over: global addresses, and routes by a gateway, as DESTINATION>GATEWAY, or DESTINATION>GATEWAY>METRIC if the metric is not the
+// Holdings is what a link has that another can take over: global addresses, borrowed ones left out, and routes by a gateway, as DESTINATION>GATEWAY, or DESTINATION>GATEWAY>METRIC if the metric is not the
 // kernel's own for a route that is added without one.
 type Holdings struct {
 	MAC       net.HardwareAddr
@@ -44,7 +44,7 @@ func (h Host) Holdings(name string) (out Holdings, err error) {
 			return fmt.Errorf("list addresses of %s: %w", name, err)
 		}
 		for _, a := range addrs {
-			if p, ok := prefix(a.IPNet); ok && p.Addr().IsGlobalUnicast() {
+			if p, ok := prefix(a.IPNet); ok && p.Addr().IsGlobalUnicast() && !isBorrowed(p, &a) {
 				out.Addresses = append(out.Addresses, p)
 			}
 		}
@@ -136,32 +136,44 @@ func hush(link netlink.Link) error {
 }
 
 // addRoutes adds those that the link lacks, in the place of one that it has by another gateway, and never in that of another link's: to the same destination with the same metric the kernel has one alone.
+// None that fails is in the way of the others.
 func addRoutes(link netlink.Link, routes []string) error {
 	have, err := gatewayRoutes(link)
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, text := range routes {
 		if slices.Contains(have, text) {
 			continue
 		}
 		route, err := parseHeld(text)
-		if err != nil {
-			return fmt.Errorf("route %q of %s: %w", text, link.Attrs().Name, err)
+		if err == nil {
+			route.LinkIndex = link.Attrs().Index
+			err = addHeld(route, netlink.RouteAdd)
 		}
-		route.LinkIndex = link.Attrs().Index
-		err = netlink.RouteAdd(route)
 		if errors.Is(err, unix.EEXIST) {
 			if !slices.ContainsFunc(have, func(h string) bool { return sameRoute(h, text) }) {
 				continue // another link's
 			}
-			err = netlink.RouteReplace(route)
+			err = addHeld(route, netlink.RouteReplace)
 		}
 		if err != nil {
-			return fmt.Errorf("route %s dev %s: %w", text, link.Attrs().Name, err)
+			errs = append(errs, fmt.Errorf("route %s dev %s: %w", text, link.Attrs().Name, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// addHeld adds a route of Holdings by one of netlink's functions. A gateway that no network of the link has, as where the address is a single one, is taken to be on the link: so it
+// was there, by a route without a gateway, which is not remembered, or by the flag onlink.
+func addHeld(route *netlink.Route, add func(*netlink.Route) error) error {
+	err := add(route)
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) { // of IPv4, of IPv6
+		route.Flags |= unix.RTNH_F_ONLINK
+		err = add(route)
+	}
+	return err
 }
 
 // parseHeld reads a route of Holdings.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -124,5 +125,64 @@ func TestTakeOverKeepsMetrics(t *testing.T) {
 	held, err := node.Holdings("eth0")
 	if want := []string{"0.0.0.0/0>192.0.2.254>100", "10.0.0.0/8>192.0.2.254"}; err != nil || !slices.Equal(slices.Sorted(slices.Values(held.Routes)), want) {
 		t.Errorf("eth0 has %v (%v), want %v", held.Routes, err, want)
+	}
+}
+
+// A gateway that is reached by a route of its own, as with a single address, is on the link that takes over too; a route that cannot be is in no other's way.
+func TestTakeOverGatewayOnLink(t *testing.T) {
+	node := newHost(t)
+	for _, name := range []string{"eth1", "br"} {
+		addLink(t, node, name)
+	}
+	addrs := []netip.Prefix{netip.MustParsePrefix("10.128.0.5/32"), netip.MustParsePrefix("fd00:1::5/128")}
+	if err := node.do(func() error {
+		link, err := netlink.LinkByName("eth1")
+		if err != nil {
+			return err
+		}
+		errs := []error{writeSysctl("net/ipv6/conf/eth1/disable_ipv6", "0"), netlink.LinkSetUp(link)}
+		for _, a := range addrs {
+			errs = append(errs, netlink.AddrAdd(link, address(a)))
+		}
+		for _, r := range []netlink.Route{
+			{Dst: ipNet(netip.MustParsePrefix("10.128.0.1/32")), Scope: netlink.SCOPE_LINK}, {Dst: ipNet(netip.MustParsePrefix("10.128.0.0/20")), Gw: net.ParseIP("10.128.0.1")},
+			{Dst: ipNet(netip.MustParsePrefix("fd00:1::/48")), Gw: net.ParseIP("fd00:2::1"), Flags: int(netlink.FLAG_ONLINK)},
+		} {
+			r.LinkIndex = link.Attrs().Index
+			errs = append(errs, netlink.RouteAdd(&r))
+		}
+		return errors.Join(errs...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := node.Holdings("eth1")
+	want := []string{"10.128.0.0/20>10.128.0.1", "fd00:1::/48>fd00:2::1"}
+	if err != nil || !slices.Equal(held.Routes, want) {
+		t.Fatalf("eth1 has %v (%v), want %v", held.Routes, err, want)
+	}
+	for range 2 {
+		if err := node.TakeOver("br", "eth1", held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := node.DeleteLink("br"); err != nil {
+		t.Fatal(err)
+	}
+	addLink(t, node, "br")
+	held.Routes = append([]string{"10.129.0.0/20>fd00:1::1"}, held.Routes...)
+	if err := node.TakeOver("br", "eth1", held); err == nil || !strings.Contains(err.Error(), held.Routes[0]) {
+		t.Errorf("%v does not say %q", err, held.Routes[0])
+	}
+	if got, err := node.Holdings("br"); err != nil || !slices.Equal(got.Routes, want) || !slices.Equal(got.Addresses, addrs) {
+		t.Errorf("br has %v and %v (%v), want %v and %v", got.Addresses, got.Routes, err, addrs, want)
+	}
+	if err := node.DeleteLink("br"); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.GiveBack("eth1", held); err == nil {
+		t.Error("that a route could not be given back is not said")
+	}
+	if got, err := node.Holdings("eth1"); err != nil || !slices.Equal(got.Routes, want) {
+		t.Errorf("eth1 has %v (%v) again, want %v", got.Routes, err, want)
 	}
 }

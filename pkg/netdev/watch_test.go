@@ -42,7 +42,7 @@ func TestWatch(t *testing.T) {
 	expect(t, "link up", changed)
 	do("address", func(l netlink.Link) error { return netlink.AddrAdd(l, addr) })
 	expect(t, "address", changed)
-	if err := h.SyncRoutes("ovn0", []Route{route}); err != nil {
+	if _, err := h.SyncRoutes("ovn0", []Route{route}); err != nil {
 		t.Fatal(err)
 	}
 	quiet(changed)
