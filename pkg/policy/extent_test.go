@@ -94,6 +94,9 @@ var hostile = []struct {
 		peer := networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{MatchExpressions: noneOf(40000)}}
 		return []networkingv1.NetworkPolicyEgressRule{ruleOf([]networkingv1.NetworkPolicyPeer{peer}, nil)}
 	}, []Reason{ReasonTooManyTerms}, 0},
+	{"values by equal peers of many rules", func() []networkingv1.NetworkPolicyEgressRule {
+		return slices.Repeat([]networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(oneOf(maxTerms/4)), nil)}, 5)
+	}, []Reason{ReasonTooManyTerms, ReasonTooManyTerms}, 6},
 	{"prefixes by rules", func() []networkingv1.NetworkPolicyEgressRule {
 		var out []networkingv1.NetworkPolicyEgressRule
 		for range 6 {
@@ -171,6 +174,21 @@ func TestPolicyExtentFull(t *testing.T) {
 		t.Errorf("problems: %v", problems)
 	}
 	spent.within(t, cost{kept: 128 << 20, made: 512 << 20, took: 30 * time.Second})
+}
+
+// A selector of pods in all namespaces is kept once, not once for each of them.
+func TestPolicyExtentNamespaces(t *testing.T) {
+	x := crowd(0, 0)
+	np := policyOf(t, "metadata: {namespace: ns1, name: wide}\nspec: {podSelector: {}}")
+	np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(oneOf(maxTerms-1)), nil)}
+	spent := costOf(t, func() {
+		x.SetPolicy(np)
+		x.Take()
+	})
+	if problems := x.Problems(Key{"ns1", "wide"}); len(problems) != 0 {
+		t.Errorf("problems: %v", problems)
+	}
+	spent.within(t, cost{kept: 8 << 20, made: 32 << 20, took: 10 * time.Second})
 }
 
 // A podSelector beyond bounds is as one that cannot be read: all of the namespace is isolated, nothing is permitted.
