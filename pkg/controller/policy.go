@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -27,6 +28,8 @@ type policyReconciler struct {
 	events   events.EventRecorder
 	metrics  *metrics
 	log      *slog.Logger
+	// said has the resourceVersion, by policy.Key, of each bad NetworkPolicy as it was last told of: a write that fails is tried again, and that is no news of the policy.
+	said sync.Map
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -40,6 +43,7 @@ func (r *policyReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	switch {
 	case apierrors.IsNotFound(err):
 		r.policies.tell(func(x *policy.Index) { x.DeletePolicy(key) })
+		r.said.Delete(key)
 	case err != nil:
 		return reconcile.Result{}, fmt.Errorf("read NetworkPolicy %s: %w", req.NamespacedName, err)
 	default:
@@ -48,16 +52,29 @@ func (r *policyReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			x.SetPolicy(&np)
 			problems = x.Problems(key)
 		})
-		for _, p := range problems {
-			r.log.Warn("bad NetworkPolicy", "policy", req.NamespacedName, "reason", p.Reason, "field", p.Field, "detail", p.Detail)
-			r.metrics.policyProblems.WithLabelValues(string(p.Reason)).Inc()
-			r.events.Eventf(&np, nil, corev1.EventTypeWarning, string(p.Reason), "CompilePolicy", "%s: %s", p.Field, p.Detail)
-		}
+		r.report(&np, problems)
 	}
 	if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
 		return reconcile.Result{}, fmt.Errorf("NetworkPolicy %s: %w", req.NamespacedName, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// report says what is wrong with a policy, once for each version of it.
+func (r *policyReconciler) report(np *networkingv1.NetworkPolicy, problems []policy.Problem) {
+	key := policy.Key{Namespace: np.Namespace, Name: np.Name}
+	if len(problems) == 0 {
+		r.said.Delete(key)
+		return
+	}
+	if version, _ := r.said.Swap(key, np.ResourceVersion); version == np.ResourceVersion {
+		return
+	}
+	for _, p := range problems {
+		r.log.Warn("bad NetworkPolicy", "policy", key, "reason", p.Reason, "field", p.Field, "detail", p.Detail)
+		r.metrics.policyProblems.WithLabelValues(string(p.Reason)).Inc()
+		r.events.Eventf(np, nil, corev1.EventTypeWarning, string(p.Reason), "CompilePolicy", "%s: %s", p.Field, p.Detail)
+	}
 }
 
 type namespaceReconciler struct {

@@ -32,6 +32,29 @@ func selectors(n int) []networkingv1.NetworkPolicyPeer {
 	return out
 }
 
+// everywhere is a peer: what is selected in all namespaces.
+func everywhere(e ...metav1.LabelSelectorRequirement) []networkingv1.NetworkPolicyPeer {
+	return []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}, PodSelector: &metav1.LabelSelector{MatchExpressions: e}}}
+}
+
+// oneOf is a requirement with so many values.
+func oneOf(values int) metav1.LabelSelectorRequirement {
+	out := metav1.LabelSelectorRequirement{Key: "app", Operator: metav1.LabelSelectorOpIn}
+	for i := range values {
+		out.Values = append(out.Values, fmt.Sprintf("v%d", i))
+	}
+	return out
+}
+
+// noneOf are so many requirements, each of which nearly everything meets.
+func noneOf(keys int) []metav1.LabelSelectorRequirement {
+	out := make([]metav1.LabelSelectorRequirement, keys)
+	for i := range out {
+		out[i] = metav1.LabelSelectorRequirement{Key: fmt.Sprintf("x%d", i), Operator: metav1.LabelSelectorOpDoesNotExist}
+	}
+	return out
+}
+
 // thousands is an ipBlock of about 8,000 prefixes.
 func thousands() []networkingv1.NetworkPolicyPeer {
 	block := &networkingv1.IPBlock{CIDR: "0.0.0.0/0"}
@@ -59,8 +82,21 @@ var hostile = []struct {
 		return []networkingv1.NetworkPolicyEgressRule{ruleOf(selectors(2000), names(10000))}
 	}, []Reason{ReasonTooManyPeers, ReasonTooManyPorts, ReasonTooManyPorts}, 0},
 	{"peers by pods", func() []networkingv1.NetworkPolicyEgressRule {
-		return []networkingv1.NetworkPolicyEgressRule{ruleOf(selectors(10000), nil), ruleOf(selectors(1), nil)}
+		return []networkingv1.NetworkPolicyEgressRule{ruleOf(selectors(maxTerms), nil), ruleOf(selectors(1), nil)}
 	}, []Reason{ReasonTooManyPeers}, 2},
+	{"values of one peer", func() []networkingv1.NetworkPolicyEgressRule {
+		return []networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(oneOf(100000)), nil), ruleOf(everywhere(oneOf(10)), nil)}
+	}, []Reason{ReasonTooManyTerms}, 2},
+	{"requirements of one peer", func() []networkingv1.NetworkPolicyEgressRule {
+		return []networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(noneOf(40000)...), nil), {}}
+	}, []Reason{ReasonTooManyTerms}, 1},
+	{"requirements of one namespaceSelector", func() []networkingv1.NetworkPolicyEgressRule {
+		peer := networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{MatchExpressions: noneOf(40000)}}
+		return []networkingv1.NetworkPolicyEgressRule{ruleOf([]networkingv1.NetworkPolicyPeer{peer}, nil)}
+	}, []Reason{ReasonTooManyTerms}, 0},
+	{"values by equal peers of many rules", func() []networkingv1.NetworkPolicyEgressRule {
+		return slices.Repeat([]networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(oneOf(maxTerms/4)), nil)}, 5)
+	}, []Reason{ReasonTooManyTerms, ReasonTooManyTerms}, 6},
 	{"prefixes by rules", func() []networkingv1.NetworkPolicyEgressRule {
 		var out []networkingv1.NetworkPolicyEgressRule
 		for range 6 {
@@ -138,6 +174,42 @@ func TestPolicyExtentFull(t *testing.T) {
 		t.Errorf("problems: %v", problems)
 	}
 	spent.within(t, cost{kept: 128 << 20, made: 512 << 20, took: 30 * time.Second})
+}
+
+// A selector of pods in all namespaces is kept once, not once for each of them.
+func TestPolicyExtentNamespaces(t *testing.T) {
+	x := crowd(0, 0)
+	np := policyOf(t, "metadata: {namespace: ns1, name: wide}\nspec: {podSelector: {}}")
+	np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{ruleOf(everywhere(oneOf(maxTerms-1)), nil)}
+	spent := costOf(t, func() {
+		x.SetPolicy(np)
+		x.Take()
+	})
+	if problems := x.Problems(Key{"ns1", "wide"}); len(problems) != 0 {
+		t.Errorf("problems: %v", problems)
+	}
+	spent.within(t, cost{kept: 8 << 20, made: 32 << 20, took: 10 * time.Second})
+}
+
+// A podSelector beyond bounds is as one that cannot be read: all of the namespace is isolated, nothing is permitted.
+func TestPolicyExtentSelected(t *testing.T) {
+	for name, e := range map[string][]metav1.LabelSelectorRequirement{"values": {oneOf(maxTerms)}, "requirements": noneOf(maxTerms + 1)} {
+		np := policyOf(t, "metadata: {namespace: a, name: p}\nspec: {podSelector: {}, ingress: [{}]}")
+		np.Spec.PodSelector.MatchExpressions = e
+		p := parse(np)
+		if len(p.problems) != 1 || p.problems[0].Reason != ReasonTooManyTerms || p.problems[0].Field != "spec.podSelector" || len(p.rules) != 0 || !p.selects.pods.matches(nil) {
+			t.Errorf("%s: problems %v, %d rules, selects %s", name, p.problems, len(p.rules), p.selects.text)
+		}
+	}
+	np := policyOf(t, "metadata: {namespace: a, name: p}\nspec: {podSelector: {matchLabels: {app: v1}}, ingress: [{}]}")
+	np.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{oneOf(maxTerms - 2)}
+	if p := parse(np); len(p.problems) != 0 || len(p.rules) != 1 {
+		t.Errorf("as many as may be: problems %v, %d rules", p.problems, len(p.rules))
+	}
+	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: everywhere(noneOf(1)...)}, {}}
+	if p := parse(np); len(p.problems) != 1 || p.problems[0].Reason != ReasonTooManyTerms || len(p.rules) != 1 {
+		t.Errorf("one more in a rule: problems %v, %d rules", p.problems, len(p.rules))
+	}
 }
 
 // What is told of a policy is bounded, and what is wrong beyond that permits nothing as well.

@@ -41,8 +41,8 @@ type Config struct {
 }
 
 // Index holds policies, namespaces, pods and nodes, and the rows that follow from them. Changes are told to it in any order; Take says what they come to. An event
-// of a pod costs what the pod's labels select, and changes as many rows, however many pods there are; one of a policy, a namespace or a node costs as much as
-// the pods that it is about. It is not safe for concurrent use.
+// of a pod costs what the pod's labels and its namespace's select, and changes as many rows, however many pods there are; one of a policy, a namespace or a node costs
+// as much as the pods that it is about. It is not safe for concurrent use.
 type Index struct {
 	joinNets   []netip.Prefix
 	groups     table[ident.PortName]
@@ -54,7 +54,7 @@ type Index struct {
 	views      map[string]*view
 	classes    map[string]*class
 	// wide are the classes that a namespaceSelector is part of, by its text.
-	wide   map[string]map[*class]struct{}
+	wide   map[string]*wide
 	blocks map[string]*block
 	// moving are the ports that take connections along, whether or not there is a pod of them.
 	moving map[ident.PortName]struct{}
@@ -77,7 +77,7 @@ func New(c Config) *Index {
 	x := &Index{
 		joinNets: c.Join, groups: newTable(comparePorts), sets: newTable(netip.Prefix.Compare),
 		policies: map[Key]*policy{}, pods: map[ident.PortName]*pod{}, namespaces: map[string]*namespace{}, hosts: map[string]Host{},
-		views: map[string]*view{}, classes: map[string]*class{}, wide: map[string]map[*class]struct{}{}, blocks: map[string]*block{},
+		views: map[string]*view{}, classes: map[string]*class{}, wide: map[string]*wide{}, blocks: map[string]*block{},
 		moving: map[ident.PortName]struct{}{}, stale: map[owner]struct{}{{}: {}}, written: map[owner][]ACL{},
 	}
 	for d := range [2]struct{}{} {

@@ -10,8 +10,17 @@ import (
 type namespace struct {
 	standing
 	pods map[*pod]struct{}
-	// finder has the classes that are about the namespace.
+	// finder has the classes that are about this namespace alone.
 	finder finder
+	// wide are those of the index whose namespaceSelector selects it.
+	wide map[*wide]struct{}
+}
+
+// wide is the classes that one namespaceSelector is part of. It exists while there is one, and has them once for all namespaces: a class can have thousands of labels to be found by.
+type wide struct {
+	namespaces selector
+	classes    map[*class]struct{}
+	finder     finder
 }
 
 // standing is what namespaceSelectors see of a namespace.
@@ -21,12 +30,12 @@ type standing struct {
 	labels map[string]string
 }
 
-func (s standing) matches(c classSpec) bool { return s.known && c.namespaces.matches(s.labels) }
+func (s standing) matches(namespaces selector) bool { return s.known && namespaces.matches(s.labels) }
 
 func (x *Index) namespace(name string) *namespace {
 	n := x.namespaces[name]
 	if n == nil {
-		n = &namespace{pods: map[*pod]struct{}{}, finder: newFinder()}
+		n = &namespace{pods: map[*pod]struct{}{}, finder: newFinder(), wide: map[*wide]struct{}{}}
 		x.namespaces[name] = n
 	}
 	return n
@@ -53,26 +62,27 @@ func (x *Index) DeleteNamespace(name string) {
 
 // relabel moves a namespace out of, and into, the classes whose namespaceSelector sees a difference.
 func (x *Index) relabel(n *namespace, now standing) {
-	before := n.standing
 	n.standing = now
-	for _, classes := range x.wide {
-		for c := range classes {
-			was, is := before.matches(c.spec), now.matches(c.spec)
-			if was == is {
-				break // and so it is for all of them: they have the same selector
-			}
-			if is {
+	for _, w := range x.wide {
+		_, was := n.wide[w]
+		is := now.matches(w.namespaces)
+		switch {
+		case is && !was:
+			n.wide[w] = struct{}{}
+			for c := range w.classes {
 				x.enter(n, c)
-			} else {
+			}
+		case was && !is:
+			delete(n.wide, w)
+			for c := range w.classes {
 				x.leave(n, c)
 			}
 		}
 	}
 }
 
-// enter makes a class be about a namespace.
+// enter makes the pods of a namespace members of a class that has come to be about it.
 func (x *Index) enter(n *namespace, c *class) {
-	n.finder.insert(c)
 	for p := range n.pods {
 		if c.spec.matches(&p.Pod) {
 			x.join(p, c)
@@ -82,7 +92,6 @@ func (x *Index) enter(n *namespace, c *class) {
 
 // leave is the reverse of enter.
 func (x *Index) leave(n *namespace, c *class) {
-	n.finder.remove(c)
 	for p := range n.pods {
 		if _, in := p.classes[c]; in {
 			x.part(p, c)
@@ -99,11 +108,15 @@ func (x *Index) SetPod(p Pod) {
 	n := x.namespace(p.Namespace)
 	one := &pod{Pod: p, classes: map[*class]struct{}{}}
 	x.pods[p.Port], n.pods[one] = one, struct{}{}
-	n.finder.candidates(p.Labels, func(c *class) {
+	join := func(c *class) {
 		if c.spec.matches(&one.Pod) {
 			x.join(one, c)
 		}
-	})
+	}
+	n.finder.candidates(p.Labels, join)
+	for w := range n.wide {
+		w.finder.candidates(p.Labels, join)
+	}
 }
 
 // DeletePod removes a pod.

@@ -114,36 +114,61 @@ func (x *Index) class(spec classSpec) *class {
 	c = &class{spec: spec, members: map[*pod]struct{}{}, views: map[*view]struct{}{}}
 	x.classes[spec.text] = c
 	if spec.namespace != "" {
-		x.enter(x.namespace(spec.namespace), c)
+		n := x.namespace(spec.namespace)
+		n.finder.insert(c)
+		x.enter(n, c)
 		return c
 	}
-	if x.wide[spec.namespaces.text] == nil {
-		x.wide[spec.namespaces.text] = map[*class]struct{}{}
-	}
-	x.wide[spec.namespaces.text][c] = struct{}{}
+	w := x.openWide(spec.namespaces)
+	w.classes[c] = struct{}{}
+	w.finder.insert(c)
 	for _, n := range x.namespaces {
-		if n.matches(spec) {
+		if _, in := n.wide[w]; in {
 			x.enter(n, c)
 		}
 	}
 	return c
 }
 
+// openWide returns the classes of a namespaceSelector, which it makes, without any, if there is none.
+func (x *Index) openWide(namespaces selector) *wide {
+	w := x.wide[namespaces.text]
+	if w != nil {
+		return w
+	}
+	w = &wide{namespaces: namespaces, classes: map[*class]struct{}{}, finder: newFinder()}
+	x.wide[namespaces.text] = w
+	for _, n := range x.namespaces {
+		if n.matches(namespaces) {
+			n.wide[w] = struct{}{}
+		}
+	}
+	return w
+}
+
 func (x *Index) closeClass(c *class) {
 	delete(x.classes, c.spec.text)
 	if c.spec.namespace != "" {
-		x.leave(x.namespace(c.spec.namespace), c)
+		n := x.namespace(c.spec.namespace)
+		n.finder.remove(c)
+		x.leave(n, c)
 		x.forgetNamespace(c.spec.namespace)
 		return
 	}
-	delete(x.wide[c.spec.namespaces.text], c)
-	if len(x.wide[c.spec.namespaces.text]) == 0 {
-		delete(x.wide, c.spec.namespaces.text)
-	}
+	w := x.wide[c.spec.namespaces.text]
+	delete(w.classes, c)
+	w.finder.remove(c)
 	for _, n := range x.namespaces {
-		if n.known && c.spec.namespaces.matches(n.labels) {
-			x.leave(n, c)
+		if _, in := n.wide[w]; !in {
+			continue
 		}
+		x.leave(n, c)
+		if len(w.classes) == 0 {
+			delete(n.wide, w)
+		}
+	}
+	if len(w.classes) == 0 {
+		delete(x.wide, c.spec.namespaces.text)
 	}
 }
 

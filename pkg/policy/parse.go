@@ -44,6 +44,8 @@ type rule struct {
 	anyPeer bool
 	// lists are the classes that the list's selectors select, sorted and without duplicates: those of each address set.
 	lists []classList
+	// terms is what the list's selectors say.
+	terms int
 	// block is the prefixes of the list's ipBlocks, their exceptions cut out; within the pods that have an address in it.
 	block  blockSpec
 	within classList
@@ -89,17 +91,28 @@ func parse(np *networkingv1.NetworkPolicy) *parsed {
 	p := &parser{namespace: np.Namespace}
 	out := &parsed{key: Key{np.Namespace, np.Name}}
 	out.log = p.parseLog(np.Annotations)
-	pods, err := parseSelector(&np.Spec.PodSelector)
-	if err != nil {
-		p.problem(ReasonInvalidSelector, "spec.podSelector", "%v: every pod of the namespace is isolated until it is put right", err)
-	}
+	pods, ok := p.parseSelected(&np.Spec.PodSelector)
 	out.selects = podsOf(np.Namespace, pods)
 	out.isolates = p.parseTypes(&np.Spec)
-	if err == nil {
+	if ok {
 		out.rules = p.parseRules(&np.Spec, out.isolates)
 	}
 	out.problems = p.problems
 	return out
+}
+
+// parseSelected reads whom the policy selects: every pod of the namespace, and false, if that cannot be read.
+func (p *parser) parseSelected(s *metav1.LabelSelector) (selector, bool) {
+	const field, follows = "spec.podSelector", "every pod of the namespace is isolated until it is put right"
+	if p.used.terms = termsOf(s); p.used.terms > maxTerms {
+		p.problem(ReasonTooManyTerms, field, "%d labels, expressions and their values: want at most %d in one policy; %s", p.used.terms, maxTerms, follows)
+		return selector{}, false
+	}
+	parsed, err := parseSelector(s)
+	if err != nil {
+		p.problem(ReasonInvalidSelector, field, "%v: %s", err, follows)
+	}
+	return parsed, err == nil
 }
 
 // parseTypes follows the API's defaults: Ingress always, Egress if there are egress rules.
@@ -129,7 +142,9 @@ func (p *parser) parseRules(spec *networkingv1.NetworkPolicySpec, isolates [2]bo
 		before := p.wrong
 		field, peerField := fmt.Sprintf("spec.%s[%d]", r.direction, r.index), [...]string{".from", ".to"}[r.direction]
 		r.ports = p.parsePorts(field+".ports", list)
-		p.parsePeers(field+peerField, peers, &r)
+		if p.readable(field+peerField, peers, &r) {
+			p.parsePeers(field+peerField, peers, &r)
+		}
 		if p.wrong == before && isolates[r.direction] && p.fits(field, &r) {
 			out = append(out, r)
 		}

@@ -14,6 +14,7 @@ const (
 	ReasonExceptOutside     Reason = "ExceptOutsideCIDR"
 	ReasonTooManyBlocks     Reason = "TooManyBlocks"
 	ReasonTooManyPeers      Reason = "TooManyPeers"
+	ReasonTooManyTerms      Reason = "TooManyTerms"
 	ReasonTooManyPorts      Reason = "TooManyPorts"
 	ReasonTooManyRules      Reason = "TooManyRules"
 	ReasonInvalidProtocol   Reason = "InvalidProtocol"
