@@ -109,7 +109,7 @@ func addReconcilers(ctx context.Context, p parts) error {
 	join := alloc.join.Spec()
 	pods := &podReconciler{api: api, nb: p.nb, alloc: alloc, policies: p.policies, place: place, virt: virt, nads: second, byClaim: byClaim, events: events, log: p.Logger}
 	ports := &portReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, queues: p.queues, virt: virt, place: place, events: events, log: p.Logger}
-	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, log: p.Logger}
+	subnets := &subnetReconciler{api: api, nb: p.nb, alloc: alloc, queues: p.queues, egress: p.outside, hosts: p.hosts, join: join, services: p.Services, log: p.Logger}
 	node := &nodeReconciler{api: api, nb: p.nb, sb: p.sb, alloc: alloc, policies: p.policies, anchors: p.anchors, hosts: p.hosts, events: events, log: p.Logger, gone: map[string]time.Time{}}
 	return errors.Join(
 		mgr.Add(leaderTask(func(ctx context.Context) error { return begin(ctx, p) })),

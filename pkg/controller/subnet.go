@@ -1,7 +1,7 @@
 package controller
 
 // Subnet reconciler.
-// In:   Subnets (also others, that may be in the way), the addresses of Nodes, how many of their addresses are in use, the smallest MTU of all nodes, what egress.go finds out.
+// In:   Subnets (also others, that may be in the way), the addresses of Nodes, the ClusterIPs of Services, how many of their addresses are in use, the smallest MTU of all nodes, what egress.go finds out.
 // Out:  the Subnet's finalizer and status; LogicalSwitch subnet/NAME, its router-type LogicalSwitchPort uplink/subnet/NAME, LogicalRouterPort
 //       gateway/subnet/NAME, DHCP_Options of its ranges, and the LogicalRouterPolicies that keep the Subnet's traffic inside the network; external_ids godwit.dev/{owner,name,family}.
 //       If the Subnet's pods do not leave through their own nodes, and there are none yet, LogicalRouterPolicies that close it until egress.go writes them.
@@ -38,7 +38,9 @@ type subnetReconciler struct {
 	egress *egressState
 	hosts  *hosts
 	join   ipam.Spec
-	log    *slog.Logger
+	// services: Godwit serves them (Config.Services), and their informer is there.
+	services bool
+	log      *slog.Logger
 }
 
 // Reasons of the conditions of Subnets and Ports, besides those that others read (package v1alpha1).
@@ -138,9 +140,11 @@ func (r *subnetReconciler) overlap(ctx context.Context, subnet *v1alpha1.Subnet,
 	if x, y, overlap := ipam.Overlap(cidrs, r.join.CIDRs); overlap {
 		return fmt.Sprintf("%s overlaps the join network %s between router and nodes", x, y), nil
 	}
-	if !subnet.InNetwork() { // one that pods have addresses from is not taken from them for a node that came later
-		if node, err := r.nodeIn(ctx, cidrs); err != nil || node != "" {
-			return node, err
+	if !subnet.InNetwork() { // one that pods have addresses from is not taken from them for a node or a Service that came later
+		for _, in := range []func(context.Context, []netip.Prefix) (string, error){r.nodeIn, r.serviceIn} {
+			if what, err := in(ctx, cidrs); err != nil || what != "" {
+				return what, err
+			}
 		}
 	}
 	var all v1alpha1.SubnetList
@@ -177,6 +181,30 @@ func (r *subnetReconciler) nodeIn(ctx context.Context, cidrs []netip.Prefix) (st
 			}
 			if j := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(ip) }); j >= 0 {
 				return fmt.Sprintf("%s has the address %s of Node %s in it: choose a range that no node uses", cidrs[j], ip, nodes.Items[i].Name), nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// serviceIn says which Service has its ClusterIP in one of the ranges, empty if none has: in the network it would be the Subnet's, and all Services of the range would lose theirs.
+func (r *subnetReconciler) serviceIn(ctx context.Context, cidrs []netip.Prefix) (string, error) {
+	if !r.services {
+		return "", nil
+	}
+	var list corev1.ServiceList
+	if err := r.api.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return "", fmt.Errorf("list Services: %w", err)
+	}
+	for i := range list.Items {
+		svc := &list.Items[i]
+		for _, text := range svc.Spec.ClusterIPs {
+			ip, err := netip.ParseAddr(text)
+			if err != nil {
+				continue // None
+			}
+			if j := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Contains(ip) }); j >= 0 {
+				return fmt.Sprintf("%s has the ClusterIP %s of Service %s/%s in it: choose a range that is not of Services", cidrs[j], ip, svc.Namespace, svc.Name), nil
 			}
 		}
 	}

@@ -22,8 +22,8 @@ func (x *Index) granted(e *entry, p *Port) []VIP {
 	var out []VIP
 	for _, v := range p.VIPs {
 		if i := slices.IndexFunc(x.reserved, func(r netip.Prefix) bool { return r.Contains(v.Addr) }); i >= 0 {
-			e.problems = append(e.problems, problem(ReasonReserved, "%s %s is in %s, which is a Subnet's or the join network: it is not served; use an address outside of the pod network",
-				v.Kind, v.Addr, x.reserved[i]))
+			e.wrong(ReasonReserved, "%s %s is in %s, which is a Subnet's or the join network: it is not served; use an address outside of the pod network",
+				v.Kind, v.Addr, x.reserved[i])
 			continue
 		}
 		f := frontend{v.Addr, p.Number, p.Protocol}
@@ -38,7 +38,7 @@ func (x *Index) granted(e *entry, p *Port) []VIP {
 func (x *Index) has(e *entry, f frontend, what string) bool {
 	first := x.holder(f)
 	if first != e.service.Key && x.claims[f][e.service.Key] != ClusterIP {
-		e.problems = append(e.problems, problem(ReasonTaken, "%s is served by the Service %s, %s: use another", what, first, x.precedence(f, first)))
+		e.wrong(ReasonTaken, "%s is served by the Service %s, %s: use another", what, first, x.precedence(f, first))
 	}
 	return first == e.service.Key
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -43,9 +44,9 @@ const (
 // listed is what the EndpointSlices of a Service say of one address and port.
 type listed struct {
 	state state
-	// node of the best one; nodes are those on which it is ready.
+	// node of the best one; ready are those on which it is ready, some perhaps more than once.
 	node  string
-	ready map[string]struct{}
+	ready []string
 }
 
 // portKey tells apart the ports of a Service, as kube-proxy does (ServicePortName): an EndpointSlice's port is meant by name and protocol.
@@ -72,46 +73,82 @@ func (l portListing) ready(addr netip.Addr) bool {
 	return false
 }
 
-// list reads EndpointSlices. An address may be in several: of a VM that moves both launchers are there. What cannot be read is left out; the API server admits none of it.
-func list(endpointSlices []*discoveryv1.EndpointSlice) listing {
-	out := listing{}
-	for _, es := range endpointSlices {
+// list reads what EndpointSlices say of the Service's ports. An address may be in several: of a VM that moves both launchers are there. What cannot be read is left out; the API server admits
+// none of it. There is an end to it (maxBackends): what then is left out follows from the objects alone, so that it is the same on all nodes.
+func (s *spec) list(endpointSlices []*discoveryv1.EndpointSlice) listing {
+	sorted := slices.Clone(endpointSlices)
+	slices.SortStableFunc(sorted, func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
+	out, reaches, room := listing{}, s.reaches(), maxBackends
+	for _, es := range sorted {
 		if es.AddressType != discoveryv1.AddressTypeIPv4 && es.AddressType != discoveryv1.AddressTypeIPv6 {
 			continue
 		}
-		for i := range es.Ports {
-			key, number := portKey{deref(es.Ports[i].Name), protocolOf(deref(es.Ports[i].Protocol))}, port(deref(es.Ports[i].Port))
-			if number == 0 {
-				continue
-			}
-			if out[key] == nil {
-				out[key] = portListing{}
-			}
-			for j := range es.Endpoints {
-				out.add(key, number, &es.Endpoints[j])
+		ports := out.wanted(es, reaches)
+		for j := range es.Endpoints {
+			if room -= enter(ports, &es.Endpoints[j], room); room < 0 {
+				s.tooLarge("more than %d endpoints by the ports and addresses that lead to them: those of the first EndpointSlices, by their names, are used, the others are left out; use fewer ports, or several Services", maxBackends)
+				return out
 			}
 		}
 	}
 	return out
 }
 
-func (l listing) add(key portKey, number uint16, e *discoveryv1.Endpoint) {
+// listedPort is a port of an EndpointSlice which the Service has too.
+type listedPort struct {
+	number uint16
+	reach  reach
+	into   portListing
+}
+
+// wanted are the ports of an EndpointSlice which the Service has.
+func (l listing) wanted(es *discoveryv1.EndpointSlice, reaches map[portKey]reach) []listedPort {
+	var out []listedPort
+	for i := range es.Ports {
+		key, number := portKey{deref(es.Ports[i].Name), protocolOf(deref(es.Ports[i].Protocol))}, port(deref(es.Ports[i].Port))
+		r, has := reaches[key]
+		if !has || number == 0 {
+			continue
+		}
+		if l[key] == nil {
+			l[key] = portListing{}
+		}
+		out = append(out, listedPort{number, r, l[key]})
+	}
+	return out
+}
+
+// enter lists an endpoint at all ports if there is room, and returns how much it takes.
+func enter(ports []listedPort, e *discoveryv1.Endpoint, room int) (takes int) {
 	if len(e.Addresses) == 0 {
-		return
+		return 0
 	}
 	addr, err := netip.ParseAddr(e.Addresses[0]) // "consumers must handle only the first" (discovery/v1)
 	if err != nil {
-		return
+		return 0
 	}
-	at := netip.AddrPortFrom(addr.Unmap(), number)
-	entry := l[key][at]
+	addr = addr.Unmap()
+	for i := range ports {
+		takes += ports[i].reach.of(addr)
+	}
+	if takes > room {
+		return takes
+	}
+	for i := range ports {
+		ports[i].into.add(netip.AddrPortFrom(addr, ports[i].number), e)
+	}
+	return takes
+}
+
+func (l portListing) add(at netip.AddrPort, e *discoveryv1.Endpoint) {
+	entry := l[at]
 	if entry == nil {
-		entry = &listed{ready: map[string]struct{}{}}
-		l[key][at] = entry
+		entry = &listed{}
+		l[at] = entry
 	}
 	s, node := stateOf(e.Conditions), deref(e.NodeName)
 	if s == ready {
-		entry.ready[node] = struct{}{}
+		entry.ready = append(entry.ready, node)
 	}
 	if s > entry.state || s == entry.state && (entry.node == "" || node != "" && node < entry.node) { // whatever the order of the slices
 		entry.state, entry.node = s, node
@@ -191,7 +228,7 @@ func (x *Index) held(e *entry, at netip.AddrPort, l *listed, before *Port) state
 	if vm.Hold == NotHeld {
 		return l.state
 	}
-	if _, there := l.ready[vm.Node]; there && vm.Hold == Arriving {
+	if vm.Hold == Arriving && slices.Contains(l.ready, vm.Node) {
 		e.spent[at] = true
 	}
 	if e.spent[at] || before != nil && !before.hasReady(at) {

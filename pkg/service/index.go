@@ -69,7 +69,7 @@ func (x *Index) Set(svc *corev1.Service, endpointSlices []*discoveryv1.EndpointS
 		return
 	}
 	key := parsed.service.Key
-	next := &entry{spec: parsed, listing: list(endpointSlices), spent: map[netip.AddrPort]bool{}}
+	next := &entry{spec: parsed, listing: parsed.list(endpointSlices), spent: map[netip.AddrPort]bool{}}
 	if before := x.entries[key]; before != nil {
 		x.forget(key, before)
 		next.now, next.told = before.now, before.told
@@ -189,11 +189,18 @@ func (x *Index) resolve(e *entry) Service {
 	s := e.service
 	e.problems = nil
 	s.Ports = slices.Clone(s.Ports)
+	was := map[portKey]*Port{}
+	known := e.now != nil && e.now.UID == s.UID // one of the same name that was made anew has held nothing
+	if known {
+		for i := range e.now.Ports {
+			was[e.now.Ports[i].key()] = &e.now.Ports[i]
+		}
+	}
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		var before *Port
-		if e.now != nil && e.now.UID == s.UID { // one of the same name that was made anew has held nothing
-			before = e.now.port(p.key())
+		before := was[p.key()]
+		if known && before == nil {
+			before = &Port{} // one that has just come to a Service that was there has no endpoint that could be held
 		}
 		p.VIPs = x.granted(e, p)
 		if f := (frontend{port: p.NodePort, protocol: p.Protocol}); p.NodePort != 0 && !x.has(e, f, fmt.Sprintf("node port %d/%s", p.NodePort, p.Protocol)) {
@@ -202,16 +209,6 @@ func (x *Index) resolve(e *entry) Service {
 		p.Endpoints = x.endpoints(e, p.key(), before)
 	}
 	return s
-}
-
-// port that has just come to a Service that was there has no endpoint that could be held.
-func (s *Service) port(key portKey) *Port {
-	for i := range s.Ports {
-		if s.Ports[i].key() == key {
-			return &s.Ports[i]
-		}
-	}
-	return &Port{}
 }
 
 // enlist lets a Service be found by the addresses of its endpoints. Held ones may be in no EndpointSlice any more.

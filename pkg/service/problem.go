@@ -13,6 +13,8 @@ const (
 	ReasonTaken Reason = "AddressTaken"
 	// ReasonReserved: the address is one of the network's own.
 	ReasonReserved Reason = "AddressReserved"
+	// ReasonTooLarge: there is more of the Service than one may come to.
+	ReasonTooLarge Reason = "ServiceTooLarge"
 )
 
 // Problem is what is wrong with a Service. What it is about is left out; the rest works.

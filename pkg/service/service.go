@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -109,6 +110,22 @@ func (p Port) Any(like netip.Addr) []netip.AddrPort {
 // On are those on a node. If there are none, a connection of scope Local is to be dropped where Any has some, and refused where it has none.
 func (p Port) On(like netip.Addr, node string) []netip.AddrPort {
 	return p.pick(like, func(e Endpoint) bool { return e.Node == node })
+}
+
+// ByNode are On of every node that has some, found in one look. Endpoints of no known node are left out.
+func (p Port) ByNode(like netip.Addr) map[string][]netip.AddrPort {
+	stay, end := map[string][]netip.AddrPort{}, map[string][]netip.AddrPort{}
+	for _, e := range p.Endpoints {
+		switch {
+		case e.Addr.Addr().Is4() != like.Is4() || e.Node == "":
+		case e.Terminating:
+			end[e.Node] = append(end[e.Node], e.Addr)
+		default:
+			stay[e.Node] = append(stay[e.Node], e.Addr)
+		}
+	}
+	maps.Copy(end, stay)
+	return end
 }
 
 // AnchoredAt are those that are local to a node for clients outside of the cluster. If there are none, it is as with On.

@@ -12,7 +12,8 @@ import (
 
 // spec is what a Service itself says. VIPs are those that it asks for, whether or not it gets them.
 type spec struct {
-	service  Service
+	service Service
+	// problems are what is wrong with it, and how large its EndpointSlices are.
 	problems []Problem
 	// age decides who keeps an address that two ask for.
 	age time.Time
@@ -37,10 +38,12 @@ func parse(svc *corev1.Service) (s *spec, ok bool) {
 		s.service.Affinity = affinity(svc)
 	}
 	s.parseSources(svc)
-	vips := s.vips(svc)
-	for _, p := range svc.Spec.Ports {
+	ports := s.boundPorts(svc.Spec.Ports)
+	vips := s.boundVIPs(s.vips(svc), len(ports))
+	for _, p := range ports {
 		s.service.Ports = append(s.service.Ports, Port{Name: p.Name, Protocol: protocolOf(p.Protocol), Number: port(p.Port), NodePort: port(p.NodePort), VIPs: vips})
 	}
+	s.boundSources()
 	return s, true
 }
 
@@ -70,7 +73,7 @@ func (s *spec) parseSources(svc *corev1.Service) {
 	for _, text := range svc.Spec.LoadBalancerSourceRanges {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			s.problems = append(s.problems, problem(ReasonInvalid, "spec.loadBalancerSourceRanges: %q is not a range such as 192.0.2.0/24: nothing is admitted by it", text))
+			s.wrong(ReasonInvalid, "spec.loadBalancerSourceRanges: %q is not a range such as 192.0.2.0/24: nothing is admitted by it", text)
 			continue
 		}
 		s.service.Sources = append(s.service.Sources, p.Masked())
@@ -94,21 +97,23 @@ func disjoint(ranges []netip.Prefix) []netip.Prefix {
 // that of its ClusterIPs, are left out: no endpoint could serve them.
 func (s *spec) vips(svc *corev1.Service) []VIP {
 	var out []VIP
+	seen := map[netip.Addr]struct{}{}
 	add := func(kind Kind, field, text string) {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
-			s.problems = append(s.problems, problem(ReasonInvalid, "%s: %q is not an IP address: it is left out", field, text))
+			s.wrong(ReasonInvalid, "%s: %q is not an IP address: it is left out", field, text)
 			return
 		}
 		addr = addr.Unmap()
 		if addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
-			s.problems = append(s.problems, problem(ReasonInvalid, "%s: %s is no address that can be reached from elsewhere: it is left out", field, addr))
+			s.wrong(ReasonInvalid, "%s: %s is no address that can be reached from elsewhere: it is left out", field, addr)
 			return
 		}
 		if kind == ClusterIP {
 			s.service.IPv4, s.service.IPv6 = s.service.IPv4 || addr.Is4(), s.service.IPv6 || addr.Is6()
 		}
-		if s.service.Serves(addr) && !slices.ContainsFunc(out, func(v VIP) bool { return v.Addr == addr }) {
+		if _, twice := seen[addr]; !twice && s.service.Serves(addr) {
+			seen[addr] = struct{}{}
 			out = append(out, VIP{Kind: kind, Addr: addr})
 		}
 	}

@@ -97,17 +97,15 @@ func (b *builder) local(p *service.Port, vip netip.Addr) {
 	number := strconv.Itoa(int(p.Number))
 	address, ends := ident.TemplateVar(name, "address "+vip.String()), ident.TemplateVar(name, "backends "+vip.String()+" "+number)
 	lb.Vips["^"+address+":"+number] = "^" + ends
-	for _, e := range p.Endpoints {
-		chassis := ident.ChassisName(e.Node)
-		if on := p.On(vip, e.Node); e.Node != "" && len(on) > 0 {
-			if b.out.Variables == nil {
-				b.out.Variables = map[ident.ChassisName]map[string]string{}
-			}
-			if b.out.Variables[chassis] == nil {
-				b.out.Variables[chassis] = map[string]string{}
-			}
-			b.out.Variables[chassis][address], b.out.Variables[chassis][ends] = vip.String(), backends(on)
+	for node, on := range p.ByNode(vip) {
+		chassis := ident.ChassisName(node)
+		if b.out.Variables == nil {
+			b.out.Variables = map[ident.ChassisName]map[string]string{}
 		}
+		if b.out.Variables[chassis] == nil {
+			b.out.Variables[chassis] = map[string]string{}
+		}
+		b.out.Variables[chassis][address], b.out.Variables[chassis][ends] = vip.String(), backends(on)
 	}
 	if !slices.Contains(b.out.Local, vip) {
 		b.out.Local = append(b.out.Local, vip)
