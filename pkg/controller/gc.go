@@ -164,7 +164,7 @@ func (g *garbageCollector) vmPort(ctx context.Context, p *nbdb.LogicalSwitchPort
 		}
 	}
 	g.log.Info("deleting the row of a Port that is gone", "port", p.Name)
-	g.policies.deletePort(ident.PortName(p.Name))
+	g.policies.forgetVM(ident.PortName(p.Name), types.UID(p.ExternalIDs[ident.KeyUID]))
 	g.anchors.forget(ident.PortName(p.Name))
 	return g.nb.Apply(ctx, ovn.DeletePort(ident.PortName(p.Name)), g.policies.pending(), g.anchors.pending())
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,10 +50,13 @@ type policies struct {
 
 	mu    sync.Mutex
 	index *policy.Index
+	// vms are the UIDs of the Ports that have VMs' interfaces, as their own reconciler says. The index has no VM's interface but these.
+	vms map[ident.PortName]types.UID
 }
 
 func newPolicies(c Config, nb *ovn.NB, virt *kubevirt, join []netip.Prefix) *policies {
-	p := &policies{nb: nb, virt: virt, log: c.Logger, handover: newHandover(c), now: time.Now, again: make(chan struct{}, 1), restored: make(chan struct{}), index: policy.New(policy.Config{Join: join})}
+	p := &policies{nb: nb, virt: virt, log: c.Logger, handover: newHandover(c), now: time.Now, again: make(chan struct{}, 1), restored: make(chan struct{})}
+	p.index, p.vms = policy.New(policy.Config{Join: join}), map[ident.PortName]types.UID{}
 	p.writer = nb.NewPolicyWriter(p, p.wake)
 	return p
 }
@@ -200,16 +205,56 @@ func (p *policies) deletePort(port ident.PortName) {
 	p.tell(func(x *policy.Index) { x.DeletePod(port) })
 }
 
-// setVM tells of a VM's interface. Its labels are its VMI's, whatever its launchers say; without a VMI it is nobody.
+// setVM tells of a VM's interface, and that it is this Port's until forgetVM: it is for the Port's own reconciler alone.
+// Its labels are its VMI's, whatever its launchers say; without a VMI it is nobody.
 func (p *policies) setVM(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Addr) {
-	name := rowName(port)
 	p.tell(func(x *policy.Index) {
-		if vmi == nil {
-			x.DeletePod(name)
-			return
-		}
-		x.SetPod(policy.Pod{Port: name, Namespace: vmi.Namespace, Labels: vmi.Labels, IPs: ips, Ports: vmPorts(vmi)})
+		p.vms[rowName(port)] = port.UID
+		indexVM(x, port, vmi, ips)
 	})
+}
+
+// followVM is setVM for who merely sees the Port. It says whether the interface is the Port's; where it is not, nothing is told:
+// the Port may have been let go since it was read, and its addresses be another's.
+func (p *policies) followVM(port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Addr) (its bool) {
+	p.tell(func(x *policy.Index) {
+		if its = p.vms[rowName(port)] == port.UID; its {
+			indexVM(x, port, vmi, ips)
+		}
+	})
+	return its
+}
+
+func indexVM(x *policy.Index, port *v1alpha1.Port, vmi *kubevirtv1.VirtualMachineInstance, ips []netip.Addr) {
+	if vmi == nil {
+		x.DeletePod(rowName(port))
+		return
+	}
+	x.SetPod(policy.Pod{Port: rowName(port), Namespace: vmi.Namespace, Labels: vmi.Labels, IPs: ips, Ports: vmPorts(vmi)})
+}
+
+// forgetVM tells that a Port has a VM's interface no more. It does nothing where that is another Port's by now. It comes before the Port's addresses are given back.
+func (p *policies) forgetVM(name ident.PortName, uid types.UID) {
+	p.tell(func(x *policy.Index) {
+		if p.vms[name] == uid {
+			delete(p.vms, name)
+			x.DeletePod(name)
+		}
+	})
+}
+
+// vmsOf are the VMs' interfaces that a Port has, whether or not they have rows.
+func (p *policies) vmsOf(uid types.UID) []ident.PortName {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []ident.PortName
+	for name, has := range p.vms {
+		if has == uid {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // setNode tells of a node and of what it sends under on the join network.

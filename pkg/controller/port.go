@@ -72,7 +72,7 @@ func (r *portReconciler) Reconcile(ctx context.Context, req reconcile.Request) (
 		return reconcile.Result{}, fmt.Errorf("read Port %s: %w", req.NamespacedName, err)
 	}
 	if was := r.alloc.uidOf(portHolder(req.NamespacedName)); was != "" && was != port.UID { // another of this name went, and was not finalized
-		if err := r.vacate(ctx, req.NamespacedName, was); err != nil {
+		if err := r.vacate(ctx, req.NamespacedName, was, ""); err != nil {
 			return reconcile.Result{}, fmt.Errorf("Port %s, another than before: %w", req.NamespacedName, err)
 		}
 	}
@@ -262,12 +262,14 @@ func (r *portReconciler) finalize(ctx context.Context, port *v1alpha1.Port) erro
 	if err != nil {
 		return err
 	}
-	if have != nil && have.ExternalIDs[ident.KeyUID] == string(port.UID) {
-		r.policies.setVM(port, nil, nil)
+	r.policies.forgetVM(rowName(port), port.UID) // it may have been told before there could be a row
+	changes := []ovn.Change{r.policies.pending()}
+	if holds(port, have) {
 		r.anchors.forget(rowName(port))
-		if err := r.nb.Apply(ctx, ovn.DeletePort(rowName(port)), r.policies.pending(), r.anchors.pending()); err != nil {
-			return fmt.Errorf("Port %s: %w", key, err)
-		}
+		changes = append(changes, ovn.DeletePort(rowName(port)), r.anchors.pending())
+	}
+	if err := r.nb.Apply(ctx, changes...); err != nil {
+		return fmt.Errorf("Port %s: %w", key, err)
 	}
 	r.alloc.release(portHolder(key)) // after the row is gone: nobody else gets an address that a port still has
 	controllerutil.RemoveFinalizer(port, v1alpha1.PortFinalizer)

@@ -28,14 +28,14 @@ func (r *portReconciler) leave(ctx context.Context, port *v1alpha1.Port) error {
 	if err != nil || holds(port, have) {
 		return err
 	}
-	return r.vacate(ctx, client.ObjectKeyFromObject(port), port.UID)
+	return r.vacate(ctx, client.ObjectKeyFromObject(port), port.UID, name)
 }
 
 // lost sees to what a Port had that is gone without having been finalized: somebody removed its finalizer.
 func (r *portReconciler) lost(ctx context.Context, port types.NamespacedName) error {
 	h := portHolder(port)
 	if uid := r.alloc.uidOf(h); uid != "" {
-		if err := r.vacate(ctx, port, uid); err != nil {
+		if err := r.vacate(ctx, port, uid, ""); err != nil {
 			return fmt.Errorf("Port %s, which is gone: %w", port, err)
 		}
 	}
@@ -43,24 +43,32 @@ func (r *portReconciler) lost(ctx context.Context, port types.NamespacedName) er
 	return nil
 }
 
-// vacate deletes the rows that a Port has, whichever VM they are of.
-func (r *portReconciler) vacate(ctx context.Context, port types.NamespacedName, uid types.UID) error {
+// vacate deletes the rows that a Port has, whichever VM they are of, and takes their VMs out of NetworkPolicies, those too whose rows were never made;
+// all but the interface that it is for now, if any.
+func (r *portReconciler) vacate(ctx context.Context, port types.NamespacedName, uid types.UID, now ident.PortName) error {
 	rows, err := r.nb.Ports(ctx)
 	if err != nil {
 		return err
+	}
+	for _, name := range r.policies.vmsOf(uid) {
+		if name != now {
+			r.policies.forgetVM(name, uid)
+		}
 	}
 	for _, row := range rows {
 		if row.ExternalIDs[ident.OwnerKey] != ident.OwnerVM || row.ExternalIDs[ident.KeyUID] != string(uid) {
 			continue
 		}
 		name := ident.PortName(row.Name)
-		r.policies.deletePort(name)
 		r.anchors.forget(name)
 		if err := r.nb.Apply(ctx, ovn.DeletePort(name), r.policies.pending(), r.anchors.pending()); err != nil {
 			return fmt.Errorf("delete row %s: %w", name, err)
 		}
 		r.log.Info("the Port has left a VM", "port", port, "row", name)
 		r.virt.enqueue(types.NamespacedName{Namespace: port.Namespace, Name: row.ExternalIDs[ident.KeyName]})
+	}
+	if err := r.nb.Apply(ctx, r.policies.pending()); err != nil {
+		return fmt.Errorf("take it out of NetworkPolicies: %w", err)
 	}
 	return nil
 }

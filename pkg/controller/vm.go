@@ -85,15 +85,13 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 		if again, err := r.waits(ctx, vm, o, decision, start); again > 0 || err != nil {
 			return reconcile.Result{RequeueAfter: again}, err // what it waits for wakes it before
 		}
+		if !r.tellPolicies(o) {
+			return reconcile.Result{RequeueAfter: behindDelay}, nil // the Port's reconciler wakes it before
+		}
 	}
 	anchors := r.tellAnchors(vm, o, decision)
 	news, journey := r.journeys(vm, o, decision)
 	if len(changes) > 0 {
-		for _, port := range o.ports { // a launcher attaches after what follows; its VM may be new to policies, or have other labels than before
-			if ips := parseAddrs(port.Status.IPs); ips != nil {
-				r.policies.setVM(port, o.vmi, ips)
-			}
-		}
 		err := r.nb.ApplyNow(ctx, append(changes, r.policies.pending(), r.anchors.pending())...)
 		if errors.Is(err, ovn.ErrConflict) {
 			r.log.Debug("a row was changed meanwhile, deciding again", "vm", vm)
@@ -113,6 +111,21 @@ func (r *vmReconciler) Reconcile(ctx context.Context, req reconcile.Request) (re
 		return reconcile.Result{}, fmt.Errorf("VM %s: %w", vm, err)
 	}
 	return reconcile.Result{RequeueAfter: sooner(decision.RequeueAfter, journey.left)}, nil
+}
+
+// tellPolicies tells of the VM, which may be new to policies or have other labels than before: a launcher attaches after that. It says whether its rows may be written:
+// not where a Port has a row, and its reconciler has let it go since, or has not told of it yet: that is asked for.
+func (r *vmReconciler) tellPolicies(o observed) bool {
+	told := true
+	for network, port := range o.ports {
+		ips := parseAddrs(port.Status.IPs)
+		if ips == nil || r.policies.followVM(port, o.vmi, ips) || o.vmi == nil || o.rows[network] == nil {
+			continue
+		}
+		r.queues.ports.enqueue(client.ObjectKeyFromObject(port))
+		told = false
+	}
+	return told
 }
 
 // conflictDelay is how soon to decide again when a row was changed between reading and writing it.

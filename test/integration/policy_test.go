@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -45,6 +46,7 @@ func TestPolicyRows(t *testing.T) {
 		{"policies replaced at once", replaced},
 		{"bad policy", badPolicy},
 		{"a VM has its VMI's labels", vmLabels},
+		{"a VM that never had a row", neverInTheNetwork},
 		{"group deleted by hand", groupDeleted},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(t, e) })
@@ -274,6 +276,48 @@ func vmLabels(t *testing.T, e *env) {
 	if !stored(t, e.central).isolated(name) {
 		t.Error("without its launcher the VM is in no group")
 	}
+}
+
+// neverInTheNetwork: what policies know of a VM goes with its Port, also where that never had a row, as while the northbound database is away. Here somebody else's is in the way.
+func neverInTheNetwork(t *testing.T, e *env) {
+	vm := key("first", "rowless")
+	e.central.Transact(t,
+		map[string]any{"op": "insert", "table": "Logical_Switch_Port", "uuid-name": "theirs", "row": map[string]any{"name": string(ident.VMPort(vm.Namespace, vm.Name, ident.DefaultNetwork))}},
+		map[string]any{"op": "insert", "table": "Logical_Switch", "row": map[string]any{"name": "theirs", "ports": []any{"named-uuid", "theirs"}}})
+	peers := func() (n int) {
+		for _, addresses := range stored(t, e.central).sets {
+			n += len(addresses)
+		}
+		return n
+	}
+	before, i := peers(), 0
+	vmi := e.vmi(t, vm, func(vmi *kubevirtv1.VirtualMachineInstance) { vmi.Labels = map[string]string{"app": "front"} })
+	eventually(t, func() error {
+		if i++; i%20 == 1 { // what comes next writes what the Port could not
+			e.create(t, labelledPod(key("first", fmt.Sprint("next-", i)), "n1", "nobody"))
+		}
+		if peers() <= before {
+			return errors.New("the VM is in no set: the test shows nothing")
+		}
+		return nil
+	})
+	if err := e.api.Delete(t.Context(), vmi, client.GracePeriodSeconds(0)); err != nil {
+		t.Fatal(err)
+	}
+	port := &v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Namespace: vm.Namespace, Name: vm.Name}}
+	if err := client.IgnoreNotFound(e.api.Delete(t.Context(), port)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if err := e.api.Get(t.Context(), vm, port); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the Port is still there (%w)", err)
+		}
+		return nil
+	})
+	if got := peers(); got != before {
+		t.Errorf("policies let %d addresses in when the Port is gone, want %d as before it came", got, before)
+	}
+	e.central.Transact(t, map[string]any{"op": "delete", "table": "Logical_Switch", "where": []any{[]any{"name", "==", "theirs"}}})
 }
 
 // What has been deleted by hand is put back as soon as it is missed.
