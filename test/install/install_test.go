@@ -70,7 +70,7 @@ func TestInstall(t *testing.T) {
 		}
 	})
 	if os.Getenv("MEMBERS") == "change" { // minutes, most of them for members that are given up
-		t.Run("MembersChange", func(t *testing.T) { membersChange(t, l, client) })
+		t.Run("MembersChange", func(t *testing.T) { membersChange(t, client) })
 	}
 }
 

@@ -19,8 +19,8 @@ const centralLabel = "godwit.dev/ovn-central"
 
 // membersChange lets one node more than there are replicas hold the databases, updates and drains them so, and makes one member of the three and three of the one, as docs/ovn-pods.md says. Pods hear each other all along, or for
 // as long as they do not when all copies are lost.
-func membersChange(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
-	l = upOfPods(t, lab.Config{Nodes: members + 1})
+func membersChange(t *testing.T, client kubernetes.Interface) {
+	l := upOfPods(t, lab.Config{Nodes: members + 1})
 	all := l.NodeNames()
 	listed(t, l, client, all...)
 	clients(t, l)
