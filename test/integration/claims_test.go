@@ -51,7 +51,7 @@ func TestClaimsWhileNorthdIsAway(t *testing.T) {
 	t.Parallel()
 	e := claimsEnv(t)
 	uuid, claimed := e.chassisRow(t), e.claims(t)
-	e.central.Northd(t, "pause")
+	e.central.PauseNorthd(t)
 	e.central.Southbound(t, "set", "port_binding", claimRow("b"), "chassis="+uuid("n2"), "requested_chassis="+uuid("n2"))
 	for range 2 { // whoever had looked at the one three times had looked at the other as often before the second time
 		e.central.Southbound(t, "set", "port_binding", claimRow("a"), "chassis="+uuid("n2"), "options:requested-chassis=n2")
@@ -60,7 +60,7 @@ func TestClaimsWhileNorthdIsAway(t *testing.T) {
 	if got := claimed("b", "chassis"); got != uuid("n2") {
 		t.Errorf("the claim for which northd has not asked elsewhere yet is %q, want n2's", got)
 	}
-	e.central.Northd(t, "resume")
+	e.central.ResumeNorthd(t)
 	awaitUndone(t, claimed, [2]string{"b", "chassis"})
 }
 

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 	"github.com/vishvananda/netlink"
@@ -80,10 +82,41 @@ func (c *OVNCentral) EmptyNB(t testing.TB) {
 	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", ctl, "ovsdb-server/add-db", file))
 }
 
-// Northd tells northd to "pause", after which it writes nothing, or to "resume".
-func (c *OVNCentral) Northd(t testing.TB, command string) {
+// PauseNorthd has northd write nothing.
+func (c *OVNCentral) PauseNorthd(t testing.TB) {
 	t.Helper()
-	run(t, c.root.Command(t.Context(), "ovs-appctl", "-t", filepath.Join(c.dir, "northd.ctl"), command))
+	c.northd(t, "pause")
+}
+
+const (
+	resumeTries = 5
+	// resumePatience is for how long northd may take to be active again.
+	resumePatience = 20 * time.Second
+)
+
+// ResumeNorthd returns when northd writes again. One of 23.03 that was told to resume was not active again, once in many runs, two minutes after it: it is told anew then.
+func (c *OVNCentral) ResumeNorthd(t testing.TB) {
+	t.Helper()
+	for range resumeTries {
+		c.northd(t, "resume")
+		for end := time.Now().Add(resumePatience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if strings.Contains(c.northd(t, "status"), "active") {
+				return
+			}
+		}
+		t.Logf("northd is not active %s after it was told to resume: %s", resumePatience, c.northd(t, "status"))
+		c.northd(t, "pause")
+	}
+	t.Fatalf("northd does not resume")
+}
+
+func (c *OVNCentral) northd(t testing.TB, command string) (said string) {
+	t.Helper()
+	out, err := c.root.Command(t.Context(), "ovs-appctl", "-t", filepath.Join(c.dir, "northd.ctl"), command).CombinedOutput()
+	if err != nil {
+		t.Fatalf("tell northd to %s: %v: %s", command, err, out)
+	}
+	return string(out)
 }
 
 type server struct {
