@@ -177,7 +177,7 @@ func (r right) asked() (n int) {
 }
 
 // differences asks everybody who is not right yet everything at once, and says what is not as the oracle says it.
-func (w *policyWorld) differences(ctx context.Context, already right) (asked int, wrong []string, err error) {
+func (w *policyWorld) differences(ctx context.Context, already right) (asked int, wrong []wrongAnswer, err error) {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(6)
@@ -205,7 +205,7 @@ func (w *policyWorld) differences(ctx context.Context, already right) (asked int
 				asked++
 				verdict := w.cluster.Judge(q.flow)
 				if got := strings.HasPrefix(lines[i], "ok "); got != verdict.Allowed {
-					wrong = append(wrong, fmt.Sprintf("%s → %s: %s, want %v (%s)", q.from, q.target, lines[i], verdict.Allowed, verdict.Why))
+					wrong = append(wrong, wrongAnswer{question: q, said: lines[i], want: verdict})
 				}
 			}
 			if len(wrong) == before {
@@ -230,7 +230,7 @@ func (w *policyWorld) differences(ctx context.Context, already right) (asked int
 		})
 	}
 	err = g.Wait()
-	slices.Sort(wrong)
+	slices.SortFunc(wrong, func(a, b wrongAnswer) int { return strings.Compare(a.String(), b.String()) })
 	return asked, wrong, err
 }
 
@@ -258,14 +258,20 @@ func (w *policyWorld) play(t *testing.T, c policyCase, then func()) {
 // settle waits until everything is as the oracle says.
 func (w *policyWorld) settle(t *testing.T) {
 	t.Helper()
-	start, already := time.Now(), right{}
+	start, already, history := time.Now(), right{}, mistakes{}
+	defer func() {
+		if t.Failed() {
+			history.explain(t)
+		}
+	}()
 	eventually(t, settleTimeout, func(ctx context.Context) error {
 		asked, wrong, err := w.differences(ctx, already)
+		history = append(history, wrong)
 		switch {
 		case err != nil:
 			return err
 		case len(wrong) > 0:
-			return fmt.Errorf("%d of %d wrong, the first: %s", len(wrong), asked, strings.Join(wrong[:min(8, len(wrong))], "\n"))
+			return fmt.Errorf("%d of %d wrong, the first: %v", len(wrong), asked, wrong[:min(8, len(wrong))])
 		case already.asked() < len(w.pods)*len(w.pods)*4*families():
 			return errors.New("too few questions were asked")
 		}

@@ -40,7 +40,7 @@ func (r Result) String() string {
 	return fmt.Sprintf("ok %s %s %s", r.Target, took, r.Answer)
 }
 
-// Probe asks all targets, each within timeout, and returns their results in the same order.
+// Probe asks all targets, each within timeout, in which a datagram that is not answered is sent again as TCP does it with what is lost, and returns their results in the same order.
 func Probe(ctx context.Context, timeout time.Duration, targets []string) []Result {
 	return slices.Concat(ProbeTimes(ctx, timeout, 1, targets)...)
 }
@@ -122,6 +122,10 @@ func askLine(ctx context.Context, network, addr, text string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
+	if network == "udp" {
+		defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+		return exchange(ctx, conn, text)
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
 			return "", err

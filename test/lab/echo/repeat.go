@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -162,24 +163,27 @@ func (q Question) ask(ctx context.Context, dial Dial) (connected bool, err error
 		_, err := bufio.NewReader(conn).ReadString('\n') // all of it: to close it with something unread would reset it
 		return true, err
 	}
-	err = exchange(ctx, conn)
+	_, err = exchange(ctx, conn, "probe")
 	return err == nil, err
 }
 
-// exchange sends datagrams until one is answered.
-func exchange(ctx context.Context, conn net.Conn) error {
+// exchange sends a line as a datagram, over and over until one is answered, and returns the first line of the answer.
+func exchange(ctx context.Context, conn net.Conn, text string) (string, error) {
 	var last error
+	answer := make([]byte, 64<<10)
 	for ctx.Err() == nil {
 		round := time.Now().Add(resend)
 		err := conn.SetReadDeadline(round)
 		if err == nil {
-			_, err = io.WriteString(conn, "probe\n")
+			_, err = io.WriteString(conn, text+"\n")
+		}
+		var n int
+		if err == nil {
+			n, err = conn.Read(answer)
 		}
 		if err == nil {
-			_, err = conn.Read(make([]byte, 1))
-		}
-		if err == nil {
-			return nil
+			line, _, _ := strings.Cut(string(answer[:n]), "\n")
+			return line, nil
 		}
 		if last == nil || !errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 			last = err
@@ -189,5 +193,8 @@ func exchange(ctx context.Context, conn net.Conn) error {
 		case <-ctx.Done():
 		}
 	}
-	return errors.Join(ctx.Err(), last)
+	if last == nil {
+		return "", ctx.Err()
+	}
+	return "", fmt.Errorf("%w: %w", ctx.Err(), last) // in one line
 }
