@@ -66,35 +66,45 @@ func TestAgentReportsItsSide(t *testing.T) {
 		}
 	}
 	now := &metav1.MicroTime{Time: time.Now().Truncate(time.Microsecond)}
-	source := v1alpha1.PortMigrationStatus{Source: &v1alpha1.Observation{LastFrame: now}}
-	target := v1alpha1.PortMigrationStatus{Target: &v1alpha1.Observation{Announced: now, AnnouncedByAgent: true}}
+	source := func(at *metav1.MicroTime) v1alpha1.PortMigrationStatus {
+		return v1alpha1.PortMigrationStatus{Source: &v1alpha1.Observation{LastFrame: at}}
+	}
+	target := func(at *metav1.MicroTime) v1alpha1.PortMigrationStatus {
+		return v1alpha1.PortMigrationStatus{Target: &v1alpha1.Observation{Announced: at, AnnouncedByAgent: true}}
+	}
+	result := func(*metav1.MicroTime) v1alpha1.PortMigrationStatus {
+		return v1alpha1.PortMigrationStatus{Result: v1alpha1.MigrationSucceeded}
+	}
+	more := func(at *metav1.MicroTime) v1alpha1.PortMigrationStatus {
+		return v1alpha1.PortMigrationStatus{Target: &v1alpha1.Observation{FirstFrame: at}}
+	}
 	for _, c := range []struct {
 		what, node, denied string
-		part               v1alpha1.PortMigrationStatus
+		part               func(at *metav1.MicroTime) v1alpha1.PortMigrationStatus
 	}{
 		{"the source of another node", "two", "status.source is written by", source},
 		{"the target of another node", "one", "status.target is written by", target},
 		{"the source with a token of no node", "", "status.source is written by", source},
-		{"the result", "one", "status.source or status.target alone", v1alpha1.PortMigrationStatus{Result: v1alpha1.MigrationSucceeded}},
+		{"the result", "one", "status.source or status.target alone", result},
 		{"its own source", "one", "", source},
 		{"its own target", "two", "", target},
-		{"its target again, with more", "two", "", v1alpha1.PortMigrationStatus{Target: &v1alpha1.Observation{FirstFrame: now}}},
+		{"its target again, with more", "two", "", more},
 	} {
 		_, writers, err := agent.API(e.as(c.node), c.node)
 		if err != nil {
 			t.Fatal(err)
 		}
-		write := func() error {
-			return writers.Report(t.Context(), types.NamespacedName{Namespace: "vms", Name: "m"}, c.part)
+		write := func(at *metav1.MicroTime) error {
+			return writers.Report(t.Context(), types.NamespacedName{Namespace: "vms", Name: "m"}, c.part(at))
 		}
 		if c.denied == "" {
-			if err := write(); err != nil {
+			if err := write(now); err != nil {
 				t.Errorf("%s: %v", c.what, err)
 			}
 			continue
 		}
-		eventually(t, func() error { // policies take a moment to come into force
-			if err := write(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), c.denied) {
+		eventually(t, func() error { // policies take a moment to come into force; what was written before, written again, changes nothing, and is nobody's to forbid
+			if err := write(&metav1.MicroTime{Time: time.Now()}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), c.denied) {
 				return fmt.Errorf("%s: %v, want it forbidden: %s", c.what, err, c.denied) //nolint:errorlint // it may be nil
 			}
 			return nil
