@@ -31,6 +31,8 @@ type leftovers struct {
 	interval, grace time.Duration
 	// since is when what is to go was first seen so; this loop alone uses it.
 	since map[suspect]time.Time
+	// outdated are the ports of which was told that nobody serves them; this loop alone uses it.
+	outdated map[string]bool
 }
 
 // suspect is a port, by what cannot be said of two, or a veth without one.
@@ -42,7 +44,7 @@ type suspect struct {
 }
 
 func newLeftovers(a *attacher) *leftovers {
-	return &leftovers{attacher: a, now: time.Now, interval: leftoverInterval, grace: leftoverGrace, since: map[suspect]time.Time{}}
+	return &leftovers{attacher: a, now: time.Now, interval: leftoverInterval, grace: leftoverGrace, since: map[suspect]time.Time{}, outdated: map[string]bool{}}
 }
 
 func (l *leftovers) run(ctx context.Context) {
@@ -69,8 +71,9 @@ func (l *leftovers) pass(ctx context.Context) error {
 		l.removeStale(ctx),
 		l.giveBack(ctx),
 		l.sweep(ctx, "no pod of this node has it", func(p ovs.PortStatus) (bool, error) {
-			s := suspect{link: p.Name, container: p.Owner.Container}
-			if !orphan(p, l.inputs.pod(p.Owner.Pod)) {
+			s, pod := suspect{link: p.Name, container: p.Owner.Container}, l.inputs.pod(p.Owner.Pod)
+			l.tellOutdated(p, pod)
+			if !orphan(p, pod) {
 				return false, nil
 			}
 			seen[s] = true
@@ -138,8 +141,21 @@ func orphan(p ovs.PortStatus, pod *corev1.Pod) bool {
 	if pod == nil {
 		return true
 	}
-	_, static := pod.Annotations[mirrorAnnotation]
-	return !static && !ident.IsVMPort(p.ID) && string(pod.UID) != p.UID
+	return !static(pod) && !ident.IsVMPort(p.ID) && string(pod.UID) != p.UID
+}
+
+func static(pod *corev1.Pod) bool {
+	_, ok := pod.Annotations[mirrorAnnotation]
+	return ok
+}
+
+// tellOutdated says once of a static pod that it runs on with the network of an earlier copy of it in the API: its row went with that copy, and the kubelet starts nothing for the new one.
+func (l *leftovers) tellOutdated(p ovs.PortStatus, pod *corev1.Pod) {
+	if pod == nil || !static(pod) || p.Installed || string(pod.UID) == p.UID || l.outdated[p.Name] {
+		return
+	}
+	l.outdated[p.Name] = true
+	l.log.Warn("a static pod has no network: its copy in the API was deleted, and the kubelet made another, for which it starts nothing; move its manifest away, and back when it is gone", "pod", p.Owner.Pod, "port", p.ID)
 }
 
 // unplugged removes the veths that are on no bridge and were made for pods that are gone, and puts those back whose pods are here and that were so in the last pass too: the newest first, for a

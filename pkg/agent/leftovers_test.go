@@ -114,6 +114,31 @@ func TestLeftoversGoAfterTheGrace(t *testing.T) {
 	}
 }
 
+// A static pod that runs on when its copy in the API is another keeps its port, and that it has no network is said once.
+func TestLeftoversTellOfAStaticPodsFormerCopy(t *testing.T) {
+	b, l, clock := leftoverBench(t)
+	var log strings.Builder
+	l.log = slog.New(slog.NewTextHandler(&log, nil))
+	again := podA(map[string]string{mirrorAnnotation: "x"})
+	again.UID = "again"
+	b.pods.Modify(again)
+	eventually(t, "the other copy", func() error {
+		if p := b.inputs.pod("ns/a"); p == nil || p.UID != again.UID {
+			return errors.New("the informer has not shown it")
+		}
+		return nil
+	})
+	for range 3 {
+		l.passAt(t, clock, leftoverGrace)
+	}
+	if n := strings.Count(log.String(), "a static pod has no network"); n != 1 || !strings.Contains(log.String(), "pod=ns/a") {
+		t.Errorf("said %d times, want once:\n%s", n, log.String())
+	}
+	if port := "port " + netdev.HostName(uid, "eth0"); !slices.Contains(b.node.left(), port) {
+		t.Errorf("%s is gone: %v are left", port, b.node.left())
+	}
+}
+
 // What cannot be put right keeps nothing else.
 func TestLeftoversGoBesideWhatFails(t *testing.T) {
 	b, l, clock := leftoverBench(t)

@@ -38,7 +38,7 @@ func prepare(ctx context.Context, api client.Client, nb *ovn.NB, c Config, join 
 func networkChanges(join ipam.Spec) []ovn.Change {
 	rows := topology.Network(podNetwork, join)
 	changes := append([]ovn.Change{ovn.EnsureRouter(rows.Router), ovn.EnsureGroup(ident.ServiceGroup(podNetwork))}, switchChanges(rows.Join)...)
-	for _, p := range rows.LocalServices {
+	for _, p := range rows.Drops {
 		changes = append(changes, ovn.EnsurePolicy(ident.Router(podNetwork), p))
 	}
 	for _, route := range rows.DefaultRoutes {

@@ -206,7 +206,7 @@ func (s *services) verify(ctx context.Context) error {
 		case <-time.After(compareRetry):
 		}
 	}
-	s.log.Warn("the load balancers of Services in the northbound database are not as they should be: somebody has changed them; they are mended")
+	s.log.Warn("the load balancers of Services in the northbound database are not as they should be: somebody has changed them, or there are many of nodes without endpoints; they are mended")
 	if err := s.nb.Apply(ctx, s.writer.Stale()); err != nil {
 		return err
 	}

@@ -63,6 +63,9 @@ func (w *ServiceWriter) Compare() Change {
 	}
 }
 
+// maxIdle is how many rows of chassis that say nothing may stay: those of nodes that had endpoints of some Service, and will have them again. Names of nodes come from EndpointSlices, and may be any.
+const maxIdle = 100
+
 // Differs says whether the database has something else than the source says. What is being written meanwhile counts, so that only a difference that stays means
 // something. It may be called at any time.
 func (w *ServiceWriter) Differs(ctx context.Context, nb *NB) (bool, error) {
@@ -75,7 +78,7 @@ func (w *ServiceWriter) Differs(ctx context.Context, nb *NB) (bool, error) {
 	if _, err := t.compare(have, w.source.All()); err != nil {
 		return false, err
 	}
-	return len(t.steps) > t.idle, nil
+	return len(t.steps) > t.idle || t.idle > maxIdle, nil
 }
 
 // storedServices are the rows of Services in the database.

@@ -11,7 +11,9 @@ import (
 // Priorities of the router's policies: what stays inside the network is decided before what leaves it, and what leaves by an exception before what leaves where it runs. A Subnet's
 // word comes before that of anchors: these know a VM by its address, from which a VM of another Subnet may have the permission to send.
 const (
-	priorityInside = 1000
+	// priorityHairpin is for what no pod sends, wherever it is to go.
+	priorityHairpin = 1100
+	priorityInside  = 1000
 	// priorityLocalServices is for what no load balancer on the client's node took.
 	priorityLocalServices = 900
 	priorityHosts         = 700
@@ -27,8 +29,9 @@ type NetworkRows struct {
 	// DefaultRoutes let a packet for an outside address reach the policy stage; without a route OVN drops it before. Their next hop, the last address of the join
 	// network, belongs to nobody.
 	DefaultRoutes []*nbdb.LogicalRouterStaticRoute
-	// LocalServices are policies that keep inside what is sent to a Service of internalTrafficPolicy Local from a node that has no endpoint of it.
-	LocalServices []*nbdb.LogicalRouterPolicy
+	// Drops are policies of the router: for what is sent to a Service of internalTrafficPolicy Local from a node that has no endpoint of it, and for what comes from outside, or a node, with the source that a
+	// pod's connection to itself through a Service has, which NetworkPolicies permit.
+	Drops []*nbdb.LogicalRouterPolicy
 }
 
 // Network returns the rows of a network whose join switch has the addresses of join.
@@ -44,7 +47,7 @@ func Network(network string, join ipam.Spec) NetworkRows {
 			IPPrefix: anywhere(c.Addr()).String(), Nexthop: EgressPlaceholder(c).String(), OutputPort: &out,
 			ExternalIDs: withFamily(owner, c.Addr()),
 		})
-		rows.LocalServices = append(rows.LocalServices, localServicesPolicy(c.Addr()))
+		rows.Drops = append(rows.Drops, localServicesPolicy(c.Addr()), hairpinPolicy(network, c.Addr()))
 	}
 	return rows
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/godwit-cni/godwit/pkg/service"
 )
 
+// ruleHairpin is ident.KeyRule of the policies of the router against a false source of connections that a Service leads back.
+const ruleHairpin = "hairpin"
+
 // affinity is by what a load balancer with sessionAffinity ClientIP chooses a backend. For IPv6 OVN has no field of its own, and ip_src means nothing there: a port's
 // MAC address tells its pod. Not affinity_timeout: OVN drops the packet with which it learns where a client goes, and on the userspace datapath the connection never comes
 // about, however often it is tried (23.03, measured).
@@ -141,6 +144,16 @@ func localServicesPolicy(like netip.Addr) *nbdb.LogicalRouterPolicy {
 	return &nbdb.LogicalRouterPolicy{
 		Priority: priorityLocalServices, Match: family(like) + ".dst == $" + ident.LocalServices(family(like)), Action: nbdb.LogicalRouterPolicyActionDrop,
 		ExternalIDs: map[string]string{ident.OwnerKey: ident.OwnerService, ident.KeyName: "local", ident.KeyFamily: family(like)},
+	}
+}
+
+// hairpinPolicy drops what comes to the router with the source of connections that a Service leads back to the pod that opened them: those never do, the pod's switch turns them round.
+func hairpinPolicy(network string, like netip.Addr) *nbdb.LogicalRouterPolicy {
+	sources := ident.HairpinSources()
+	source := sources[slices.IndexFunc(sources[:], func(a netip.Addr) bool { return a.Is4() == like.Is4() })]
+	return &nbdb.LogicalRouterPolicy{
+		Priority: priorityHairpin, Match: family(like) + ".src == " + source.String(), Action: nbdb.LogicalRouterPolicyActionDrop,
+		ExternalIDs: withRule(withFamily(ownedBy(ident.OwnerNetwork, network), like), ruleHairpin),
 	}
 }
 

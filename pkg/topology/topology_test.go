@@ -92,6 +92,20 @@ func TestNetworkDefaultRoutes(t *testing.T) {
 	}
 }
 
+// What claims to be a pod's connection to itself comes no further than the router, whatever else says that it stays inside.
+func TestNetworkDropsFalseHairpins(t *testing.T) {
+	got := map[string]string{}
+	for _, p := range Network(ident.DefaultNetwork, spec(t, "100.64.0.0/16", "fd98::/64")).Drops {
+		if p.Priority > Subnet("s", spec(t, "10.0.0.0/16", "fd00::/64"), DHCP{}).Inside[0].Priority {
+			got[p.Match] = p.Action
+		}
+	}
+	want := map[string]string{"ip4.src == 169.254.71.87": nbdb.LogicalRouterPolicyActionDrop, "ip6.src == fd67:6f64:7769:7400::1": nbdb.LogicalRouterPolicyActionDrop}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
 func TestDHCP(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::a")
 	all := DHCP{MTU: 1400, Servers: []netip.Addr{v4, v6, v4.Next()}, Search: []string{"svc.cluster.local", "cluster.local"}, Lease: 3600}

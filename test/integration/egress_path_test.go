@@ -119,6 +119,11 @@ func TestEgressPaths(t *testing.T) {
 	e.egress(t, "shut", nil)
 	e.goes(t, path{inside, "shut", "", "198.51.100.1", "node/"})
 	e.goes(t, path{inside, "shut", "10.244.0.202", "198.51.100.1", "node/n2"})
+	_, lsp := e.served(t, inside)
+	for i, ip := range strings.Fields(lsp.Addresses[0])[1:] { // who says that it is the pod itself, by a Service, is nobody
+		e.goes(t, path{open, controller.DefaultSubnet, "", ip, lsp.Name})
+		e.goes(t, path{open, controller.DefaultSubnet, ident.HairpinSources()[i].String(), ip, ""})
+	}
 }
 
 // anchored puts an address into the set of a node, as a VM's would be.

@@ -17,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/nbdb"
 	"github.com/godwit-cni/godwit/pkg/ovn"
 	"github.com/godwit-cni/godwit/pkg/service"
 	"github.com/godwit-cni/godwit/pkg/topology"
@@ -165,6 +166,41 @@ func TestServiceWriter(t *testing.T) {
 		"row": map[string]any{"addresses": []any{"set", []any{"192.0.2.99"}}}})
 	if differs, err := b.writer.Differs(ctx, b.NB); err != nil || !differs {
 		t.Errorf("Differs says %v (%v) of what somebody changed", differs, err)
+	}
+}
+
+// Whoever writes EndpointSlices can name any nodes. Of those that say nothing any more some rows stay, of very many none.
+func TestServiceOnVeryManyNodes(t *testing.T) {
+	t.Parallel()
+	b := newServiceBed(t)
+	for _, c := range []struct {
+		nodes  int
+		differ bool
+	}{{3, false}, {150, true}} {
+		var endpoints []string
+		for i := range c.nodes {
+			endpoints = append(endpoints, fmt.Sprintf("10.9.0.%d x%d ready", 1+i, i))
+		}
+		b.set(1, service.Local, endpoints...)
+		if err := b.Apply(t.Context(), b.writer.Compare(), b.writer.Pending()); err != nil {
+			t.Fatal(err)
+		}
+		if rows := b.central.Dump(t, nbdb.ChassisTemplateVarTable)[nbdb.ChassisTemplateVarTable]; len(rows) != c.nodes {
+			t.Fatalf("%d chassis have variables, want %d", len(rows), c.nodes)
+		}
+		b.unset(1)
+		if err := b.Apply(t.Context(), b.writer.Pending()); err != nil {
+			t.Fatal(err)
+		}
+		if differs, err := b.writer.Differs(t.Context(), b.NB); err != nil || differs != c.differ {
+			t.Errorf("Differs says %v (%v) of %d rows that say nothing, want %v", differs, err, c.nodes, c.differ)
+		}
+	}
+	if err := b.Apply(t.Context(), b.writer.Stale(), b.writer.Compare()); err != nil {
+		t.Fatal(err)
+	}
+	if rows := b.central.Dump(t, nbdb.ChassisTemplateVarTable)[nbdb.ChassisTemplateVarTable]; len(rows) != 0 {
+		t.Errorf("%d rows are left, want none", len(rows))
 	}
 }
 
