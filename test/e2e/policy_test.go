@@ -25,8 +25,8 @@ import (
 // In make test these cases are played, with POLICIES=all every one.
 var fewPolicies = []string{"default deny of ingress", "pods of a namespace", "named port, two numbers", "ipBlock with except", "egress to pods and a port"}
 
-// settleTimeout is how long a policy may take until all that it says is so.
-const settleTimeout = 10 * time.Second
+// settleTimeout is how long a policy may take until all that it says is so, an election of OVN's databases on the way included.
+const settleTimeout = 20 * time.Second
 
 // policyWorld is three namespaces of three pods, nodes, and the outside.
 type policyWorld struct {
