@@ -54,7 +54,7 @@ func Forward(ctx context.Context, c ForwardConfig) error {
 		return errors.Join(fmt.Errorf("gate: %w", err), l.Close())
 	}
 	files := &pki.Files{Read: os.ReadFile, CA: c.CA, Cert: c.Cert, Key: c.Key}
-	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}, Config: files.ClientTLS([]string{host}, time.Now)}
+	dialer := &tls.Dialer{NetDialer: dialer(), Config: files.ClientTLS([]string{host}, time.Now)}
 	return door{
 		log:  c.Logger,
 		know: func(_ context.Context, conn net.Conn) (half, error) { return conn.(*net.UnixConn), nil },
@@ -66,4 +66,8 @@ func Forward(ctx context.Context, c ForwardConfig) error {
 			return remote.(*tls.Conn), nil
 		},
 	}.serve(ctx, l)
+}
+
+func dialer() *net.Dialer {
+	return &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: alive(), Control: bounded}
 }

@@ -20,11 +20,10 @@ import (
 	"github.com/godwit-cni/godwit/pkg/pki"
 )
 
-// What a connection may take. A database's clients keep theirs for days, with a probe every few seconds.
+// What a connection may take. A database's clients keep theirs for days.
 const (
 	handshakeTimeout      = 10 * time.Second
 	dialTimeout           = 5 * time.Second
-	keepAlive             = 15 * time.Second
 	acceptPause           = 100 * time.Millisecond
 	defaultMaxConnections = 256
 	// maxStrangers are the connections besides of which it is not known whose they are; for one more the one that has been there longest is closed.
@@ -75,7 +74,7 @@ func Run(ctx context.Context, c Config) error {
 	if _, err := files.Check(time.Now()); err != nil {
 		return fmt.Errorf("gate: %w", err)
 	}
-	l, err := (&net.ListenConfig{KeepAlive: keepAlive}).Listen(ctx, "tcp", c.Listen)
+	l, err := listener().Listen(ctx, "tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("gate: %w: another process has the port, or the address is not this machine's", err)
 	}
@@ -95,6 +94,10 @@ func Run(ctx context.Context, c Config) error {
 			return db.(*net.UnixConn), nil
 		},
 	}.serve(ctx, l)
+}
+
+func listener() *net.ListenConfig {
+	return &net.ListenConfig{KeepAliveConfig: alive(), Control: bounded}
 }
 
 // half is a connection that can be ended in one direction: both *tls.Conn and *net.UnixConn are.

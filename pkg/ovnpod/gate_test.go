@@ -1,0 +1,166 @@
+package ovnpod
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/godwit-cni/godwit/pkg/gate"
+	"github.com/godwit-cni/godwit/pkg/pki"
+	"github.com/godwit-cni/godwit/test/lab/netns"
+)
+
+// forgotten is within how long the server behind a gate must hear that a client's machine has gone, on a slow machine: the gate's own five seconds, and not the kernel's minutes.
+const forgotten = 30 * time.Second
+
+// The server behind the gate hears of a client that is gone without a word, be something on its way to it or not: the lock of an ovn-northd is free then.
+func TestGateForgetsAClientWhoseMachineIsGone(t *testing.T) {
+	for name, say := range map[string]string{"that was said nothing": "", "that something was on its way to": "news"} {
+		t.Run(name, func(t *testing.T) {
+			here, there := wired(t)
+			dir, socket := certificates(t), filepath.Join(shortDir(t), "db.sock")
+			server, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = server.Close() }()
+			files := pki.Dir(os.ReadFile, dir)
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() {
+				ended <- netns.Do(here.Path(), func() error {
+					return gate.Run(ctx, gate.Config{Listen: "192.0.2.1:6644", Unix: socket, CA: files.CA, Cert: files.Cert, Key: files.Key, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+				})
+			}()
+			defer func() {
+				stop()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}()
+			client := dialIn(t, there, "192.0.2.1:6644")
+			defer func() { _ = client.Close() }()
+			secure := tls.Client(client, files.ClientTLS([]string{"127.0.7.1"}, time.Now))
+			if _, err := io.WriteString(secure, "here"); err != nil {
+				t.Fatal(err)
+			}
+			behind, err := server.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = behind.Close() }()
+			if _, err := io.ReadFull(behind, make([]byte, len("here"))); err != nil {
+				t.Fatal(err)
+			}
+			unplug(t, here)
+			start := time.Now()
+			if _, err := io.WriteString(behind, say); err != nil {
+				t.Fatal(err)
+			}
+			if err := behind.SetReadDeadline(start.Add(forgotten)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := behind.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("after %s the connection has said %d bytes more (%v), want it closed", time.Since(start).Round(time.Millisecond), n, err)
+			}
+			t.Logf("closed after %s", time.Since(start).Round(10*time.Millisecond))
+		})
+	}
+}
+
+// wired are two namespaces with a wire between them: 192.0.2.1 here, 192.0.2.2 there.
+func wired(t *testing.T) (here, there *netns.Namespace) {
+	t.Helper()
+	var both [2]*netns.Namespace
+	for i := range both {
+		n, err := netns.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(n.Close)
+		both[i] = n
+	}
+	other, err := os.Open(both[1].Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	if err := both[0].Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wire"}, PeerName: "wire", PeerNamespace: netlink.NsFd(int(other.Fd()))})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range both {
+		if err := n.Do(func() error {
+			link, err := netlink.LinkByName("wire")
+			if err != nil {
+				return err
+			}
+			address, err := netlink.ParseAddr(fmt.Sprintf("192.0.2.%d/24", 1+i))
+			if err != nil {
+				return err
+			}
+			return errors.Join(netlink.AddrAdd(link, address), netlink.LinkSetUp(link))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return both[0], both[1]
+}
+
+// unplug has everything that is sent to the other end arrive nowhere, without anybody being told.
+func unplug(t *testing.T, n *netns.Namespace) {
+	t.Helper()
+	if err := n.Do(func() error {
+		link, err := netlink.LinkByName("wire")
+		if err != nil {
+			return err
+		}
+		return netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.IPv4(192, 0, 2, 2), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 99},
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dialIn connects from a namespace, once somebody listens.
+func dialIn(t *testing.T, from *netns.Namespace, address string) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	deadline := time.Now().Add(patience)
+	for {
+		err := from.Do(func() (err error) {
+			conn, err = (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", address)
+			return err
+		})
+		if err == nil {
+			return conn
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// shortDir is a directory in which a unix socket's path is short enough.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
