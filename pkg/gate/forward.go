@@ -69,5 +69,5 @@ func Forward(ctx context.Context, c ForwardConfig) error {
 }
 
 func dialer() *net.Dialer {
-	return &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: alive(), Control: bounded}
+	return &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: alive()}
 }

@@ -97,7 +97,7 @@ func Run(ctx context.Context, c Config) error {
 }
 
 func listener() *net.ListenConfig {
-	return &net.ListenConfig{KeepAliveConfig: alive(), Control: bounded}
+	return &net.ListenConfig{KeepAliveConfig: alive()}
 }
 
 // half is a connection that can be ended in one direction: both *tls.Conn and *net.UnixConn are.
@@ -175,13 +175,19 @@ func (d door) handle(ctx context.Context, conn net.Conn, strangers *lobby.Lobby,
 	join(ctx, near, far)
 }
 
-// join copies both ways until both have ended, or ctx.
+// join copies both ways until both have ended, or ctx, or the machine of one of them is gone.
 func join(ctx context.Context, near, far half) {
 	closeBoth := func() { _ = near.Close(); _ = far.Close() }
 	defer closeBoth()
 	stop := context.AfterFunc(ctx, closeBoth)
 	defer stop()
-	var both sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	var watched, both sync.WaitGroup
+	defer watched.Wait()
+	defer cancel()
+	for _, c := range []half{near, far} {
+		watched.Go(func() { watch(ctx, c) })
+	}
 	for to, from := range map[half]half{near: far, far: near} {
 		both.Go(func() {
 			if _, err := io.Copy(to, from); err != nil {

@@ -1,8 +1,9 @@
 package gate
 
 import (
+	"context"
+	"crypto/tls"
 	"net"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,25 +12,53 @@ import (
 // A peer whose machine has gone takes no leave, and ovsdb-server asks nobody who comes by a unix socket whether he is still there: without these a dead ovn-northd would keep its lock for two minutes and a half, or for
 // fifteen when something was on its way to it (tcp(7), tcp_retries2), and nothing written to NB would come to SB. ovsdb-server itself leaves a peer that says nothing after five to ten seconds.
 const (
-	// silence is how long a peer may leave what it was sent without acknowledgement; those that are sent nothing are asked when they have said nothing for askAfter, and every askAgain from then on.
+	// silence is how long a peer's machine may leave what it was sent without acknowledgement; one that is sent nothing is asked when it has said nothing for askAfter, and every askAgain from then on.
 	silence  = 5 * time.Second
 	askAfter = 2 * time.Second
 	askAgain = time.Second
 	asked    = 3
 )
 
-// alive asks a peer that says nothing whether it is there.
+// alive has the kernel ask a peer that is sent nothing whether it is there.
 func alive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: askAfter, Interval: askAgain, Count: asked}
 }
 
-// bounded ends a socket's connections with peers that do not acknowledge; sockets that are accepted have it of the one that listens.
-func bounded(_, _ string, c syscall.RawConn) error {
-	var err error
-	if controlled := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence/time.Millisecond))
-	}); controlled != nil {
-		return controlled
+// watch closes a connection between machines when the other acknowledges nothing, until ctx ends. It is not TCP_USER_TIMEOUT, which ends connections with a reader that is busy for so long too: its machine acknowledges
+// that it has no room. So it may be with an ovn-northd that computes everything anew.
+func watch(ctx context.Context, c half) {
+	secure, ok := c.(*tls.Conn)
+	if !ok {
+		return
 	}
-	return err
+	conn, ok := secure.NetConn().(*net.TCPConn)
+	if !ok {
+		return
+	}
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if silent(conn) {
+			_ = conn.Close() // whoever copies from or to it notices
+			return
+		}
+	}
+}
+
+// silent says whether something has been on its way for too long: what was sent last is not acknowledged, and nothing else has been.
+func silent(conn *net.TCPConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var info *unix.TCPInfo
+	if err := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); err != nil || info == nil {
+		return false
+	}
+	return info.Unacked > 0 && time.Duration(info.Last_ack_recv)*time.Millisecond >= silence
 }

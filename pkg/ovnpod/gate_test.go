@@ -23,58 +23,91 @@ import (
 // forgotten is within how long the server behind a gate must hear that a client's machine has gone, on a slow machine: the gate's own five seconds, and not the kernel's minutes.
 const forgotten = 30 * time.Second
 
+// gated is a gate between a client and a server: the ends of a connection through it, and where the gate is.
+type gated struct {
+	client *tls.Conn
+	server net.Conn
+	here   *netns.Namespace
+}
+
+func newGated(t *testing.T) gated {
+	t.Helper()
+	here, there := wired(t)
+	dir, socket := certificates(t), filepath.Join(shortDir(t), "db.sock")
+	server, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	files := pki.Dir(os.ReadFile, dir)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- netns.Do(here.Path(), func() error {
+			return gate.Run(ctx, gate.Config{Listen: "192.0.2.1:6644", Unix: socket, CA: files.CA, Cert: files.Cert, Key: files.Key, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	g := gated{client: tls.Client(dialIn(t, there, "192.0.2.1:6644"), files.ClientTLS([]string{"127.0.7.1"}, time.Now)), here: here}
+	t.Cleanup(func() { _ = g.client.Close() })
+	if _, err := io.WriteString(g.client, "here"); err != nil {
+		t.Fatal(err)
+	}
+	if g.server, err = server.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.server.Close() })
+	if _, err := io.ReadFull(g.server, make([]byte, len("here"))); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
 // The server behind the gate hears of a client that is gone without a word, be something on its way to it or not: the lock of an ovn-northd is free then.
 func TestGateForgetsAClientWhoseMachineIsGone(t *testing.T) {
 	for name, say := range map[string]string{"that was said nothing": "", "that something was on its way to": "news"} {
 		t.Run(name, func(t *testing.T) {
-			here, there := wired(t)
-			dir, socket := certificates(t), filepath.Join(shortDir(t), "db.sock")
-			server, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = server.Close() }()
-			files := pki.Dir(os.ReadFile, dir)
-			ctx, stop := context.WithCancel(t.Context())
-			ended := make(chan error, 1)
-			go func() {
-				ended <- netns.Do(here.Path(), func() error {
-					return gate.Run(ctx, gate.Config{Listen: "192.0.2.1:6644", Unix: socket, CA: files.CA, Cert: files.Cert, Key: files.Key, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
-				})
-			}()
-			defer func() {
-				stop()
-				if err := <-ended; err != nil {
-					t.Error(err)
-				}
-			}()
-			client := dialIn(t, there, "192.0.2.1:6644")
-			defer func() { _ = client.Close() }()
-			secure := tls.Client(client, files.ClientTLS([]string{"127.0.7.1"}, time.Now))
-			if _, err := io.WriteString(secure, "here"); err != nil {
-				t.Fatal(err)
-			}
-			behind, err := server.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = behind.Close() }()
-			if _, err := io.ReadFull(behind, make([]byte, len("here"))); err != nil {
-				t.Fatal(err)
-			}
-			unplug(t, here)
+			g := newGated(t)
+			unplug(t, g.here)
 			start := time.Now()
-			if _, err := io.WriteString(behind, say); err != nil {
+			if _, err := io.WriteString(g.server, say); err != nil {
 				t.Fatal(err)
 			}
-			if err := behind.SetReadDeadline(start.Add(forgotten)); err != nil {
+			if err := g.server.SetReadDeadline(start.Add(forgotten)); err != nil {
 				t.Fatal(err)
 			}
-			if n, err := behind.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			if n, err := g.server.Read(make([]byte, 1)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("after %s the connection has said %d bytes more (%v), want it closed", time.Since(start).Round(time.Millisecond), n, err)
 			}
 			t.Logf("closed after %s", time.Since(start).Round(10*time.Millisecond))
 		})
+	}
+}
+
+// A client that reads nothing for long, with more on its way to it than it has room for, is there all the same.
+func TestGateWaitsForAClientThatIsBusy(t *testing.T) {
+	const much, busy = 64 << 20, 12 * time.Second
+	g := newGated(t)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := g.server.Write(make([]byte, much))
+		sent <- err
+	}()
+	select {
+	case err := <-sent:
+		t.Fatalf("all of it is in buffers (%v): the client's is to be full", err)
+	case <-time.After(busy):
+	}
+	if n, err := io.CopyN(io.Discard, g.client, much); err != nil {
+		t.Errorf("the client reads %d bytes of %d: %v", n, much, err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
 	}
 }
 

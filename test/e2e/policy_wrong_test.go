@@ -62,8 +62,7 @@ func (m mistakes) explain(t *testing.T) {
 
 // hasAddr says whether a flow of a datapath has the address.
 func hasAddr(flow string, ip netip.Addr) bool {
-	at := strings.Index(flow, ip.String())
-	return at >= 0 && !strings.ContainsAny(flow[at+len(ip.String()):][:1], "0123456789abcdef:.")
+	return slices.Contains(strings.FieldsFunc(flow, func(r rune) bool { return strings.ContainsRune("=,/()", r) }), ip.String())
 }
 
 // nodeOf is where an end is, empty if it is outside.
