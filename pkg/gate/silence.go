@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A peer whose machine has gone takes no leave, and ovsdb-server asks nobody who comes by a unix socket whether he is still there: without these a dead ovn-northd would keep its lock for two minutes and a half, or for
-// fifteen when something was on its way to it (tcp(7), tcp_retries2), and nothing written to NB would come to SB. ovsdb-server itself leaves a peer that says nothing after five to ten seconds.
+// A peer whose machine has gone takes no leave, and ovsdb-server asks nobody who comes by a unix socket whether he is still there: by the kernel's patience alone a dead ovn-northd would keep its lock for minutes, some fifteen
+// when something was on its way to it (tcp(7), tcp_retries2), and nothing written to NB would come to SB. ovsdb-server itself leaves a peer that says nothing after five to ten seconds.
 const (
 	// silence is how long a peer's machine may leave what it was sent without acknowledgement; one that is sent nothing is asked when it has said nothing for askAfter, and every askAgain from then on.
 	silence  = 5 * time.Second

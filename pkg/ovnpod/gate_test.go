@@ -100,7 +100,7 @@ func TestGateWaitsForAClientThatIsBusy(t *testing.T) {
 	}()
 	select {
 	case err := <-sent:
-		t.Fatalf("all of it is in buffers (%v): the client's is to be full", err)
+		t.Fatalf("before the client reads the server is done with it: %v; want all buffers full, and the connection there", err)
 	case <-time.After(busy):
 	}
 	if n, err := io.CopyN(io.Discard, g.client, much); err != nil {

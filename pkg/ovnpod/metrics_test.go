@@ -76,12 +76,7 @@ func told(t *testing.T, c *Census) string {
 // census is of a leader of NB, a follower of SB that knows no leader, and ovn-northd.
 func census(t *testing.T, log io.Writer) *Census {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gwo") // short, for unix sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	c := Defaults()
+	dir, c := shortDir(t), Defaults()
 	c.RunDir, c.StateDir = dir, dir
 	nb, sb := c.named(ProbeNB), c.named(ProbeSB)
 	if err := os.WriteFile(nb.File, make([]byte, 1234), 0o600); err != nil {
