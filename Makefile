@@ -11,7 +11,8 @@ FROM ?= e3889e9711828222b69cdabae3f3a2e3d9a766df
 NODES ?=
 FAMILY ?=
 OVN ?=
-LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY)) $(if $(OVN),--ovn $(OVN))
+CONTAINERD ?=
+LAB_FLAGS = $(if $(NODES),--nodes $(NODES)) $(if $(FAMILY),--ip-family $(FAMILY)) $(if $(OVN),--ovn $(OVN)) $(if $(CONTAINERD),--containerd $(CONTAINERD))
 TOOLS := out/tools
 LAB := out/bin/godwit-lab
 # Packages whose tests need root and real programs: Open vSwitch, OVN, an API server. Those of WAITING mostly wait, each for a world of its own: they run beside each other, PARALLEL
@@ -78,7 +79,7 @@ lint: $(TOOLS)/golangci-lint ## static checks
 	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: lab-up
-lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6 OVN=pods|processes
+lab-up: preflight $(LAB) ## a cluster that stays: NODES=3 FAMILY=dual|ipv4|ipv6 OVN=pods|processes CONTAINERD=package|new
 	@$(LAB) up $(LAB_FLAGS)
 
 .PHONY: lab-down

@@ -103,6 +103,7 @@ func (o *options) upCommand() *cobra.Command {
 	cmd.Flags().StringVar(&c.IPFamily, "ip-family", "", "dual (in a new lab), ipv4 or ipv6")
 	cmd.Flags().StringVar(&c.CNI, "cni", "", "godwit (in a new lab), or none for nodes that stay NotReady")
 	cmd.Flags().StringVar(&c.OVN, "ovn", "", "pods, as yamls/ovn.yaml has them (in a new lab with Godwit), or processes of the machines, as where OVN is there before Godwit")
+	cmd.Flags().StringVar(&c.Containerd, "containerd", "", "package (in a new lab), Debian's, or new: of the release that test/kube/containerd pins, three minutes of processor time to build")
 	cmd.Flags().BoolVar(&tls, "tls", true, "with --ovn pods, in a new lab: OVN's databases by mutual TLS, as yamls/ has it")
 	cmd.Flags().BoolVar(&c.Reload, "reload", false, "restart Godwit's pods even if their image has not changed")
 	cmd.Flags().BoolVar(&c.Keep, "keep", false, "leave an unfinished lab after a failure or Ctrl-C")

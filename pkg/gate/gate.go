@@ -96,8 +96,11 @@ func Run(ctx context.Context, c Config) error {
 	}.serve(ctx, l)
 }
 
+// listener speaks TCP alone: what silence looks at, and has the kernel ask, is no connection's of MPTCP, which Go's listeners speak otherwise.
 func listener() *net.ListenConfig {
-	return &net.ListenConfig{KeepAliveConfig: alive()}
+	l := &net.ListenConfig{KeepAliveConfig: alive()}
+	l.SetMultipathTCP(false)
+	return l
 }
 
 // half is a connection that can be ended in one direction: both *tls.Conn and *net.UnixConn are.
@@ -172,11 +175,11 @@ func (d door) handle(ctx context.Context, conn net.Conn, strangers *lobby.Lobby,
 		}
 		return
 	}
-	join(ctx, near, far)
+	d.join(ctx, near, far)
 }
 
 // join copies both ways until both have ended, or ctx, or the machine of one of them is gone.
-func join(ctx context.Context, near, far half) {
+func (d door) join(ctx context.Context, near, far half) {
 	closeBoth := func() { _ = near.Close(); _ = far.Close() }
 	defer closeBoth()
 	stop := context.AfterFunc(ctx, closeBoth)
@@ -186,11 +189,18 @@ func join(ctx context.Context, near, far half) {
 	defer watched.Wait()
 	defer cancel()
 	for _, c := range []half{near, far} {
-		watched.Go(func() { watch(ctx, c) })
+		watched.Go(func() {
+			if watch(ctx, c) {
+				d.left(c)
+			}
+		})
 	}
 	for to, from := range map[half]half{near: far, far: near} {
 		both.Go(func() {
 			if _, err := io.Copy(to, from); err != nil {
+				if unanswered(err) {
+					d.left(from)
+				}
 				closeBoth() // the other direction has nobody to answer any more
 				return
 			}
@@ -198,4 +208,9 @@ func join(ctx context.Context, near, far half) {
 		})
 	}
 	both.Wait()
+}
+
+// left says that a machine has been given up.
+func (d door) left(c half) {
+	d.log.Warn("a connection is closed: its other end's machine has not answered for seconds: it has crashed, or the network between is cut", "peer", c.RemoteAddr())
 }

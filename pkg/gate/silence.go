@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"time"
 
@@ -24,28 +25,28 @@ func alive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: askAfter, Interval: askAgain, Count: asked}
 }
 
-// watch closes a connection between machines when the other acknowledges nothing, until ctx ends. It is not TCP_USER_TIMEOUT, which ends connections with a reader that is busy for so long too: its machine acknowledges
+// watch closes a connection between machines when the other acknowledges nothing, and says so; otherwise it ends with ctx. It is not TCP_USER_TIMEOUT, which ends connections with a reader that is busy for so long too: its machine acknowledges
 // that it has no room. So it may be with an ovn-northd that computes everything anew.
-func watch(ctx context.Context, c half) {
+func watch(ctx context.Context, c half) (gone bool) {
 	secure, ok := c.(*tls.Conn)
 	if !ok {
-		return
+		return false
 	}
 	conn, ok := secure.NetConn().(*net.TCPConn)
 	if !ok {
-		return
+		return false
 	}
 	tick := time.NewTicker(askAgain)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-tick.C:
 		}
 		if silent(conn) {
 			_ = conn.Close() // whoever copies from or to it notices
-			return
+			return true
 		}
 	}
 }
@@ -61,4 +62,9 @@ func silent(conn *net.TCPConn) bool {
 		return false
 	}
 	return info.Unacked > 0 && time.Duration(info.Last_ack_recv)*time.Millisecond >= silence
+}
+
+// unanswered says whether the kernel has given a connection up because nobody answered what it asked: the error may be that of the last router, or of the neighbour that was not found, instead of ETIMEDOUT.
+func unanswered(err error) bool {
+	return errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }

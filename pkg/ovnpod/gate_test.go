@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +29,31 @@ type gated struct {
 	client *tls.Conn
 	server net.Conn
 	here   *netns.Namespace
+	log    *heard
+}
+
+// heard is a log of which the lines are waited for.
+type heard struct{ lines chan string }
+
+func (l *heard) Write(line []byte) (int, error) {
+	l.lines <- string(line)
+	return len(line), nil
+}
+
+// says waits for a line with these words.
+func (l *heard) says(t *testing.T, words string) {
+	t.Helper()
+	var all []string
+	for end := time.After(patience); ; {
+		select {
+		case line := <-l.lines:
+			if all = append(all, line); strings.Contains(line, words) {
+				return
+			}
+		case <-end:
+			t.Fatalf("the log lacks %q:\n%s", words, strings.Join(all, ""))
+		}
+	}
 }
 
 func newGated(t *testing.T) gated {
@@ -41,10 +67,10 @@ func newGated(t *testing.T) gated {
 	t.Cleanup(func() { _ = server.Close() })
 	files := pki.Dir(os.ReadFile, dir)
 	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended, log := make(chan error, 1), &heard{lines: make(chan string, 100)}
 	go func() {
 		ended <- netns.Do(here.Path(), func() error {
-			return gate.Run(ctx, gate.Config{Listen: "192.0.2.1:6644", Unix: socket, CA: files.CA, Cert: files.Cert, Key: files.Key, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+			return gate.Run(ctx, gate.Config{Listen: "192.0.2.1:6644", Unix: socket, CA: files.CA, Cert: files.Cert, Key: files.Key, Logger: slog.New(slog.NewTextHandler(log, nil))})
 		})
 	}()
 	t.Cleanup(func() {
@@ -53,7 +79,7 @@ func newGated(t *testing.T) gated {
 			t.Error(err)
 		}
 	})
-	g := gated{client: tls.Client(dialIn(t, there, "192.0.2.1:6644"), files.ClientTLS([]string{"127.0.7.1"}, time.Now)), here: here}
+	g := gated{client: tls.Client(dialIn(t, there, "192.0.2.1:6644"), files.ClientTLS([]string{"127.0.7.1"}, time.Now)), here: here, log: log}
 	t.Cleanup(func() { _ = g.client.Close() })
 	if _, err := io.WriteString(g.client, "here"); err != nil {
 		t.Fatal(err)
@@ -85,6 +111,7 @@ func TestGateForgetsAClientWhoseMachineIsGone(t *testing.T) {
 				t.Errorf("after %s the connection has said %d bytes more (%v), want it closed", time.Since(start).Round(time.Millisecond), n, err)
 			}
 			t.Logf("closed after %s", time.Since(start).Round(10*time.Millisecond))
+			g.log.says(t, `its other end's machine has not answered for seconds: it has crashed, or the network between is cut" peer=192.0.2.2:`)
 		})
 	}
 }

@@ -89,8 +89,26 @@ func podDeleted(node func(*cell) string) strike {
 	}
 }
 
+// targetReplaced deletes the target's launcher, and waits for the next one: a virt-controller that is let go on earlier may not know yet that the first is gone, schedule the migration, and fail it for a target that it lacks.
+func targetReplaced(t *testing.T, c *cell) {
+	t.Helper()
+	inTarget := func(p *corev1.Pod) bool { return p.Spec.NodeName == c.target && p.DeletionTimestamp == nil }
+	gone := c.deleteLauncher(t, "on "+c.target, inTarget)
+	c.awaitLauncher(t, "on "+c.target+" in place of "+gone.Name, func(p *corev1.Pod) bool { return inTarget(p) && p.UID != gone.UID })
+}
+
 // deleteLauncher waits for a launcher of the VM that is meant, and deletes it.
-func (c *cell) deleteLauncher(t *testing.T, which string, meant func(*corev1.Pod) bool) {
+func (c *cell) deleteLauncher(t *testing.T, which string, meant func(*corev1.Pod) bool) *corev1.Pod {
+	t.Helper()
+	p := c.awaitLauncher(t, which, meant)
+	eventually(t, 20*time.Second, func(ctx context.Context) error {
+		return client.IgnoreNotFound(cluster.api.Delete(ctx, p, client.GracePeriodSeconds(0)))
+	})
+	return p
+}
+
+// awaitLauncher waits for a launcher of the VM that is meant.
+func (c *cell) awaitLauncher(t *testing.T, which string, meant func(*corev1.Pod) bool) (found *corev1.Pod) {
 	t.Helper()
 	eventually(t, 20*time.Second, func(ctx context.Context) error {
 		vmi, err := c.vm.VMI(ctx)
@@ -102,12 +120,13 @@ func (c *cell) deleteLauncher(t *testing.T, which string, meant func(*corev1.Pod
 			return err
 		}
 		for i := range pods {
-			if p := &pods[i]; meant(p) {
-				return client.IgnoreNotFound(cluster.api.Delete(ctx, p, client.GracePeriodSeconds(0)))
+			if found = &pods[i]; meant(found) {
+				return nil
 			}
 		}
 		return fmt.Errorf("VM %s has no launcher %s", c.vm, which)
 	})
+	return found
 }
 
 // crashed cuts a node's power.

@@ -68,7 +68,7 @@ func podFaults() []fault {
 	before := []kubevirt.Stage{kubevirt.StageHandOff, kubevirt.StageMigrate, kubevirt.StageSwitchover, kubevirt.StageResume}
 	return []fault{
 		{name: "target-deleted", at: before, strike: podDeleted(onTarget), ends: stayed},
-		{name: "target-replaced", at: []kubevirt.Stage{kubevirt.StageScheduling}, strike: podDeleted(onTarget), ends: moved, detour: true},
+		{name: "target-replaced", at: []kubevirt.Stage{kubevirt.StageScheduling}, strike: targetReplaced, ends: moved, detour: true},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageHandOff, kubevirt.StageSwitchover, kubevirt.StageDetected, kubevirt.StageReady}, strike: podDeleted(onSource), ends: died},
 		{name: "source-deleted", at: []kubevirt.Stage{kubevirt.StageCompleted, kubevirt.StageSourceEnds}, strike: podDeleted(onSource), ends: moved},
 		{name: "target-node-crashes", at: []kubevirt.Stage{kubevirt.StageMigrate, kubevirt.StageSwitchover}, strike: all(crashed(onTarget), podDeleted(onTarget)),

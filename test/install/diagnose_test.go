@@ -16,7 +16,6 @@ import (
 
 	plugin "github.com/godwit-cni/godwit/pkg/kubectl"
 	"github.com/godwit-cni/godwit/test/lab"
-	"github.com/godwit-cni/godwit/test/lab/fixture"
 	"github.com/godwit-cni/godwit/test/lab/source"
 )
 
@@ -181,7 +180,7 @@ func pinnedByHand(t *testing.T, l *lab.Lab, client kubernetes.Interface, namespa
 		return err
 	})
 	row := "pod/" + namespace + "/" + pod.Name + "/default"
-	if out, err := fixture.Kubectl(t.Context(), l, "-n", lab.Namespace, "exec", leaderOf(t, l, "nb"), "-c", "nb", "--", "ovn-nbctl", "set", "Logical_Switch_Port", row, "options:requested-chassis="+other); err != nil {
+	if out, err := inCentral(t.Context(), l, leaderOf(t, l, "nb"), "nb", "ovn-nbctl", "set", "Logical_Switch_Port", row, "options:requested-chassis="+other); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	found(t, l, "fail  port "+row+" asks for "+other+", and what it is of runs on "+pod.Spec.NodeName, "GodwitStalePin", "fail  no pod of the controller is there")

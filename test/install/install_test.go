@@ -69,15 +69,16 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("NorthdNodeCrashes", func(t *testing.T) { northdNodeCrashes(t, l, client) })
 	if os.Getenv("MEMBERS") == "change" { // minutes, most of them for members that are given up
 		t.Run("MembersChange", func(t *testing.T) { membersChange(t, client) })
 	}
 }
 
-// TestInstallSingle: helm installs Godwit, one node has the databases' only members, and nodes without any use them. Then Godwit is taken away again, and nothing of it is left.
+// TestInstallSingle: helm installs Godwit on nodes with the newest containerd, one node has the databases' only members, and the one without any uses them. Then Godwit is taken away again, and nothing of it is left.
 func TestInstallSingle(t *testing.T) {
 	fixture.Dir(t, labName, patience)
-	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true})
+	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true, Containerd: lab.ContainerdNew})
 	before := inventories(t, l)
 	godwit := helmed(t, l)
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
@@ -117,8 +118,7 @@ func upOfPods(t *testing.T, c lab.Config) *lab.Lab {
 // clusterStatus is what a member says of a database's cluster.
 func clusterStatus(ctx context.Context, l *lab.Lab, pod int, kind string) (string, error) {
 	name := map[string]string{"nb": "OVN_Northbound", "sb": "OVN_Southbound"}[kind]
-	return fixture.Kubectl(ctx, l, "-n", lab.Namespace, "exec", fmt.Sprintf("ovn-central-%d", pod), "-c", kind, "--", "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl",
-		"cluster/status", name)
+	return inCentral(ctx, l, fmt.Sprintf("ovn-central-%d", pod), kind, "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl", "cluster/status", name)
 }
 
 func everyMemberSeesAll(t *testing.T, l *lab.Lab) {

@@ -151,7 +151,6 @@ func identities(t *testing.T, client kubernetes.Interface) map[string]identity {
 
 // boundPorts are the southbound database's ports of pods and nodes.
 func boundPorts(ctx context.Context, l *lab.Lab) ([]string, error) {
-	said, err := fixture.Kubectl(ctx, l, "-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare",
-		"--columns=logical_port", "find", "port_binding", `type=""`)
+	said, err := inCentral(ctx, l, "ovn-central-0", "sb", "ovn-sbctl", "--no-leader-only", "--timeout=20", "--bare", "--columns=logical_port", "find", "port_binding", `type=""`)
 	return strings.Fields(said), err
 }

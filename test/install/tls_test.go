@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,7 +79,7 @@ func nodeCertificate(t *testing.T, l *lab.Lab, client kubernetes.Interface) {
 // onlyListener: whatever somebody lets the southbound database listen on besides, or without the role, is taken back.
 func onlyListener(t *testing.T, l *lab.Lab) {
 	sbctl := func(command ...string) (string, error) {
-		return fixture.Kubectl(t.Context(), l, append([]string{"-n", lab.Namespace, "exec", "ovn-central-0", "-c", "sb", "--", "ovn-sbctl", "--no-leader-only", "--timeout=30"}, command...)...)
+		return inCentral(t.Context(), l, "ovn-central-0", "sb", slices.Concat([]string{"ovn-sbctl", "--no-leader-only", "--timeout=30"}, command)...)
 	}
 	const want = "ovn-controller pssl:6642"
 	listeners := func() error {

@@ -38,6 +38,12 @@ const (
 	OVNPods      = "pods"
 )
 
+// Which containerd nodes have: that of Debian 12, 1.6, or the newest, which is built.
+const (
+	ContainerdPackage = "package"
+	ContainerdNew     = "new"
+)
+
 // centralMembers are how many members OVN's databases have in pods.
 const centralMembers = 3
 
@@ -64,6 +70,8 @@ type Config struct {
 	// OVNProcesses they are there before Godwit is, without TLS: OVN's databases and northd run on the hub, Open vSwitch and ovn-controller on the nodes, as processes of
 	// the machines.
 	OVN string
+	// Containerd is ContainerdPackage, the default, or ContainerdNew.
+	Containerd string
 	// Plain lets OVNPods do without TLS and certificates, which yamls/ has. An existing lab stays what it is.
 	Plain bool
 	// Empty leaves Godwit out, as a cluster is before the install: the nodes are not Ready. Up without it goes on from there.
@@ -83,7 +91,7 @@ type Config struct {
 // inherit returns c with what an existing lab has in place of zero values.
 func (c Config) inherit(s *state) Config {
 	c.Nodes, c.IPFamily, c.CNI = cmp.Or(c.Nodes, s.Nodes), cmp.Or(c.IPFamily, s.IPFamily), cmp.Or(c.CNI, s.CNI)
-	c.OVN, c.Plain = cmp.Or(c.OVN, s.ovn()), s.Plain
+	c.OVN, c.Containerd, c.Plain = cmp.Or(c.OVN, s.ovn()), cmp.Or(c.Containerd, s.containerd()), s.Plain
 	return c
 }
 
@@ -94,7 +102,7 @@ func (c Config) Defaults() Config {
 	if c.OVN == "" && c.CNI == CNIGodwit {
 		c.OVN = OVNPods
 	}
-	c.OVN = cmp.Or(c.OVN, OVNProcesses)
+	c.OVN, c.Containerd = cmp.Or(c.OVN, OVNProcesses), cmp.Or(c.Containerd, ContainerdPackage)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -127,6 +135,9 @@ func (c Config) Validate() error {
 	}
 	if c.OVN != OVNProcesses && c.OVN != OVNPods {
 		errs = append(errs, fmt.Errorf("ovn %q: want %s or %s", c.OVN, OVNProcesses, OVNPods))
+	}
+	if c.Containerd != ContainerdPackage && c.Containerd != ContainerdNew {
+		errs = append(errs, fmt.Errorf("containerd %q: want %s or %s", c.Containerd, ContainerdPackage, ContainerdNew))
 	}
 	if c.OVN == OVNPods && c.CNI != CNIGodwit {
 		errs = append(errs, fmt.Errorf("ovn %s and cni %s: the pods are Godwit's", c.OVN, c.CNI))

@@ -36,6 +36,8 @@ type Lab struct {
 
 	packages *packages.Root
 	binaries *binaries.Set
+	// containerd is the directory of ContainerdNew's programs, empty without.
+	containerd string
 }
 
 // Open returns the lab in a directory, as Dir names it, that Up has made.
@@ -197,7 +199,7 @@ func (l *Lab) spec(kind boot.Kind, name string, index int) *boot.Spec {
 		Kubernetes: l.binaries.Kubernetes(), CNI: l.binaries.CNI(), Images: l.path(imagesDir), Program: l.path(programFile), Userspace: !kernelDatapath(),
 		HubIPs: addrs(hostAddresses(family, mgmtNet, hubHost)), ServiceCIDRs: families(family, svcNet),
 	}
-	s.OVNPods = l.ovn() == OVNPods
+	s.OVNPods, s.Containerd = l.ovn() == OVNPods, l.containerd
 	switch kind {
 	case boot.Node:
 		s.TunMAC = hostMAC(tunBridge, hostNumber(s)).String()

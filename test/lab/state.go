@@ -34,6 +34,8 @@ type state struct {
 	CNI      string `json:"cni"`
 	// OVN is where it runs; empty in labs that were made before there was a choice.
 	OVN string `json:"ovn,omitempty"`
+	// Containerd is which; empty in labs that were made before there was a choice.
+	Containerd string `json:"containerd,omitempty"`
 	// Plain: OVN's databases are pods without TLS.
 	Plain bool `json:"plain,omitempty"`
 	// Port is the local port that leads to the API server.
@@ -49,6 +51,8 @@ type state struct {
 }
 
 func (s *state) ovn() string { return cmp.Or(s.OVN, OVNProcesses) }
+
+func (s *state) containerd() string { return cmp.Or(s.Containerd, ContainerdPackage) }
 
 // machine is what is on record of a machine. It is there before the machine is.
 type machine struct {

@@ -67,13 +67,13 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 func record(dir string, s *state, c Config) (*Lab, error) {
 	switch {
 	case s == nil:
-		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, OVN: c.OVN, Plain: c.Plain, Machines: map[string]*machine{}}
+		s = &state{Name: c.Name, IPFamily: c.IPFamily, CNI: c.CNI, OVN: c.OVN, Containerd: c.Containerd, Plain: c.Plain, Machines: map[string]*machine{}}
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the lab's directory: %w", err)
 		}
-	case s.IPFamily != c.IPFamily || s.CNI != c.CNI || s.ovn() != c.OVN || s.Nodes > c.Nodes:
-		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s, ovn %s: remove it with godwit-lab down to have %d nodes, %s, %s, %s",
-			s.Name, s.Nodes, s.IPFamily, s.CNI, s.ovn(), c.Nodes, c.IPFamily, c.CNI, c.OVN)
+	case s.IPFamily != c.IPFamily || s.CNI != c.CNI || s.ovn() != c.OVN || s.containerd() != c.Containerd || s.Nodes > c.Nodes:
+		return nil, fmt.Errorf("lab %s exists with %d nodes, ip family %s, cni %s, ovn %s, containerd %s: remove it with godwit-lab down to have %d nodes, %s, %s, %s, %s",
+			s.Name, s.Nodes, s.IPFamily, s.CNI, s.ovn(), s.containerd(), c.Nodes, c.IPFamily, c.CNI, c.OVN, c.Containerd)
 	}
 	if err := s.take(c); err != nil {
 		return nil, err
@@ -133,6 +133,9 @@ func (l *Lab) prepare(ctx context.Context, c Config) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { l.packages, err = packages.Ensure(gctx, l.log); return err })
 	g.Go(func() (err error) { l.binaries, err = binaries.Ensure(gctx, l.log); return err })
+	if c.Containerd == ContainerdNew {
+		g.Go(func() (err error) { l.containerd, err = binaries.Containerd(gctx, l.log); return err })
+	}
 	g.Go(func() error { return l.installProgram(gctx, c.Program) })
 	if err := g.Wait(); err != nil {
 		return err

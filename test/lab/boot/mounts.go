@@ -42,7 +42,7 @@ func enterRoot(spec *Spec) error {
 	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount the node's root: %w", err)
 	}
-	steps := []func(root string, spec *Spec) error{systemTree, privateTree, labTree, kernelTree}
+	steps := []func(root string, spec *Spec) error{systemTree, runtimeTree, privateTree, labTree, kernelTree}
 	for _, step := range steps {
 		if err := step(root, spec); err != nil {
 			return err
@@ -84,6 +84,24 @@ func systemTree(root string, spec *Spec) error {
 		}
 		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
 			return fmt.Errorf("link /%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// runtimeTree is another containerd in place of the packages', if the node has one. Files are put over files: one overlay more may be more than the kernel stacks.
+func runtimeTree(root string, spec *Spec) error {
+	if spec.Containerd == "" {
+		return nil
+	}
+	programs, err := os.ReadDir(spec.Containerd)
+	if err != nil {
+		return fmt.Errorf("list the programs of containerd: %w", err)
+	}
+	for _, p := range programs {
+		shown := filepath.Join(root, "usr/bin", p.Name())
+		if err := unix.Mount(filepath.Join(spec.Containerd, p.Name()), shown, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("put another %s over the packages' %s: %w", p.Name(), shown, err)
 		}
 	}
 	return nil

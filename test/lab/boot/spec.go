@@ -56,6 +56,8 @@ type Spec struct {
 	Kubernetes string `json:"kubernetes"`
 	CNI        string `json:"cni"`
 	Images     string `json:"images"`
+	// Containerd is a directory with a containerd for a node, empty if it has the packages'.
+	Containerd string `json:"containerd,omitempty"`
 	// Mgmt and Tun are the machine's addresses on its links. A hub has none here: whoever starts it makes its bridges.
 	Mgmt []netip.Prefix `json:"mgmt"`
 	Tun  []netip.Prefix `json:"tun"`
