@@ -6,10 +6,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
+	"github.com/godwit-cni/godwit/pkg/migration"
 	"github.com/godwit-cni/godwit/pkg/nad"
 	"github.com/godwit-cni/godwit/pkg/wire"
 )
@@ -56,8 +57,8 @@ func lookIdentity(pod *corev1.Pod, ref wire.Pod, on here) (id identity, done boo
 			ref, ref.UID, pod.UID)
 	}
 	text, ok := pod.Annotations[v1alpha1.IdentityAnnotation]
-	if owner := metav1.GetControllerOfNoCopy(pod); !ok && owner != nil && owner.Kind == v1alpha1.KindVirtualMachineInstance {
-		return identity{}, false, fmt.Errorf("launcher pod %s: no annotation %s: %w", ref, v1alpha1.IdentityAnnotation, notAllowed(owner.Name, ref.Namespace))
+	if vm, _, launcher := migration.LauncherOf(pod); !ok && launcher {
+		return identity{}, false, fmt.Errorf("launcher pod %s: no annotation %s: %w", ref, v1alpha1.IdentityAnnotation, notAllowed(vm, ref.Namespace))
 	}
 	if !ok {
 		return identity{}, false, fmt.Errorf("pod %s: no annotation %s: is godwit-controller running, and does it report an event on the pod "+
@@ -108,10 +109,9 @@ func lookNIC(id identity, ref wire.Pod, link string) (identity, error) {
 // lookLauncher judges whether a VM's launcher may attach here: its port must ask for this chassis first, or the port would be claimed from the node
 // where the VM runs, or by nobody.
 func lookLauncher(pod *corev1.Pod, id v1alpha1.Identity, node string) (done bool, err error) {
-	owner := metav1.GetControllerOfNoCopy(pod)
-	if owner == nil || owner.Kind != v1alpha1.KindVirtualMachineInstance || owner.Name != id.VMI.Name || string(owner.UID) != id.VMI.UID {
-		return true, fmt.Errorf("annotation %s is for VMI %s (%s), which is not the pod's controller: only godwit-controller may write it",
-			v1alpha1.IdentityAnnotation, id.VMI.Name, id.VMI.UID)
+	if vm, uid, ok := migration.LauncherOf(pod); !ok || vm != id.VMI.Name || string(uid) != id.VMI.UID {
+		return true, fmt.Errorf("annotation %s is for VMI %s (%s), whose launcher this pod is not, by its label %s and its controller: only godwit-controller may write it",
+			v1alpha1.IdentityAnnotation, id.VMI.Name, id.VMI.UID, kubevirtv1.AppLabel)
 	}
 	if id.Attach == nil {
 		return false, notAllowed(id.VMI.Name, pod.Namespace)

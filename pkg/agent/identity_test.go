@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 
 	"github.com/godwit-cni/godwit/pkg/api/v1alpha1"
 	"github.com/godwit-cni/godwit/pkg/ident"
@@ -17,8 +18,6 @@ import (
 // An interface on a second network is found by its name alone, and by that which KubeVirt gives it where it is a VM's.
 func TestLookNIC(t *testing.T) {
 	ref := wire.Pod{Namespace: "ns", Name: "p"}
-	isController := true
-	owner := metav1.OwnerReference{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "vm", UID: "vmi", Controller: &isController}
 	first := v1alpha1.Identity{
 		PodUID: "pod", Subnet: "default", MTU: 1400, MAC: v1alpha1.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/16")},
 		Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
@@ -46,7 +45,8 @@ func TestLookNIC(t *testing.T) {
 			id, network := first, "ns/blue"
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "pod"}}
 			if c.vm {
-				network, pod.OwnerReferences = "blue", []metav1.OwnerReference{owner}
+				network = "blue"
+				launch(pod, "vm", "vmi")
 				id.VMI, id.Attach = &v1alpha1.Instance{Name: "vm", UID: "vmi"}, &v1alpha1.Attach{Chassis: "n1", Migration: "m", Activation: v1alpha1.ActivationRARP}
 			}
 			id.NICs = []v1alpha1.NIC{v1alpha1.NICOf(c.nic, network, second)}
@@ -71,6 +71,13 @@ func TestLookNIC(t *testing.T) {
 	}
 }
 
+// launch makes a pod a VMI's launcher, as virt-controller makes one.
+func launch(pod *corev1.Pod, vm string, uid types.UID) {
+	yes := true
+	pod.Labels = map[string]string{kubevirtv1.AppLabel: "virt-launcher"}
+	pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: kubevirtv1.GroupVersion.String(), Kind: v1alpha1.KindVirtualMachineInstance, Name: vm, UID: uid, Controller: &yes}}
+}
+
 // A launcher attaches when its VM's port asks for this chassis, and to no port but its VMI's.
 func TestLookLauncher(t *testing.T) {
 	ref := wire.Pod{Namespace: "ns", Name: "virt-launcher-vm-abcde"}
@@ -78,11 +85,9 @@ func TestLookLauncher(t *testing.T) {
 		PodUID: "pod", Subnet: "default", MTU: 1400, MAC: v1alpha1.MAC{2, 0, 0, 0, 0, 1}, IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/16")},
 		Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, VMI: &v1alpha1.Instance{Name: "a.vm", UID: "vmi"},
 	}
-	isController := true
-	owner := metav1.OwnerReference{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachineInstance", Name: "a.vm", UID: "vmi", Controller: &isController}
 	for name, c := range map[string]struct {
 		attach *v1alpha1.Attach
-		owner  func(*metav1.OwnerReference)
+		spoil  func(*corev1.Pod)
 		done   bool
 		says   string // empty: it may attach
 	}{
@@ -90,23 +95,29 @@ func TestLookLauncher(t *testing.T) {
 		"not allowed yet":   {nil, nil, false, "`kubectl -n ns get ports -o wide`"},
 		"allowed elsewhere": {&v1alpha1.Attach{Chassis: "n2", Migration: "m"}, nil, false, "may attach on chassis n2, and this is n1"},
 		"allowed here":      {&v1alpha1.Attach{Chassis: "n1", Migration: "m"}, nil, true, ""},
-		"another VMI's":     {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.Name = "b" }, true, "is not the pod's controller"},
-		"an earlier VMI's":  {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.UID = types.UID("old") }, true, "is not the pod's controller"},
-		"not a launcher":    {&v1alpha1.Attach{Chassis: "n1"}, func(o *metav1.OwnerReference) { o.Kind = "Job" }, true, "is not the pod's controller"},
+		"another VMI's":     {&v1alpha1.Attach{Chassis: "n1"}, func(p *corev1.Pod) { p.OwnerReferences[0].Name = "b" }, true, "whose launcher this pod is not"},
+		"an earlier VMI's":  {&v1alpha1.Attach{Chassis: "n1"}, func(p *corev1.Pod) { p.OwnerReferences[0].UID = "old" }, true, "whose launcher this pod is not"},
+		"not a launcher":    {&v1alpha1.Attach{Chassis: "n1"}, func(p *corev1.Pod) { p.OwnerReferences[0].Kind = "Job" }, true, "whose launcher this pod is not"},
+		"a VMI's other pod": {&v1alpha1.Attach{Chassis: "n1"}, func(p *corev1.Pod) { p.Labels = nil }, true, "by its label kubevirt.io"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			id, own := base, owner
+			id := base
 			id.Attach = c.attach
-			if c.owner != nil {
-				c.owner(&own)
-			}
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-				Namespace: "ns", Name: ref.Name, UID: "pod", Annotations: map[string]string{v1alpha1.IdentityAnnotation: id.Text()}, OwnerReferences: []metav1.OwnerReference{own},
+				Namespace: "ns", Name: ref.Name, UID: "pod", Annotations: map[string]string{v1alpha1.IdentityAnnotation: id.Text()},
 			}}
+			launch(pod, "a.vm", "vmi")
+			if c.spoil != nil {
+				c.spoil(pod)
+			}
 			if name == "no identity yet" {
 				pod.Annotations = nil
 			}
-			got, done, err := lookIdentity(pod, ref, here{node: "n1", maxMTU: 1500, link: "eth0"})
+			cached, err := trimPod(pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, done, err := lookIdentity(cached.(*corev1.Pod), ref, here{node: "n1", maxMTU: 1500, link: "eth0"})
 			if done != c.done {
 				t.Errorf("done is %v, want %v", done, c.done)
 			}

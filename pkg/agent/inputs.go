@@ -181,6 +181,9 @@ func trimPod(obj any) (any, error) {
 			meta.Annotations[key] = v
 		}
 	}
+	if app, ok := pod.Labels[kubevirtv1.AppLabel]; ok { // of a launcher, with its owner: migration.LauncherOf
+		meta.Labels = map[string]string{kubevirtv1.AppLabel: app}
+	}
 	if owner := metav1.GetControllerOf(pod); owner != nil {
 		meta.OwnerReferences = []metav1.OwnerReference{*owner}
 	}

@@ -148,8 +148,7 @@ func (m *move) launcher(n *testNode, migration string) *testPod {
 		p.id.Attach.Activation = v1alpha1.ActivationRARP
 	}
 	p.pod.Annotations[v1alpha1.IdentityAnnotation] = p.id.Text()
-	yes := true
-	p.pod.OwnerReferences = []metav1.OwnerReference{{Kind: v1alpha1.KindVirtualMachineInstance, Name: testVMI, UID: vmiUID, Controller: &yes}}
+	launch(p.pod, testVMI, vmiUID)
 	return p
 }
 

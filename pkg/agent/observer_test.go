@@ -241,8 +241,7 @@ func targetPod() *corev1.Pod {
 	id := identityOf(uid, 7)
 	id.VMI, id.Attach = &v1alpha1.Instance{Name: "vm", UID: "vmi-uid"}, &v1alpha1.Attach{Chassis: "one", Migration: "m-uid", Activation: v1alpha1.ActivationRARP}
 	pod := podA(map[string]string{v1alpha1.IdentityAnnotation: id.Text()})
-	yes := true
-	pod.OwnerReferences = []metav1.OwnerReference{{Kind: v1alpha1.KindVirtualMachineInstance, Name: "vm", UID: "vmi-uid", Controller: &yes}}
+	launch(pod, "vm", "vmi-uid")
 	return pod
 }
 

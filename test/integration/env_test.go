@@ -36,6 +36,7 @@ import (
 	"github.com/godwit-cni/godwit/test/lab/binaries"
 	"github.com/godwit-cni/godwit/test/lab/ovntest"
 	"github.com/godwit-cni/godwit/test/lab/source"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // controllerUser is who the controller is in a cluster: it runs here with the permissions of yamls/rbac.yaml and under its admission policies.
@@ -83,15 +84,15 @@ func newEnv(t *testing.T) *env {
 
 		ControlPlaneStartTimeout: serverPatience, ControlPlaneStopTimeout: serverPatience,
 	}
-	cfg, err := server.Start()
-	if err != nil {
-		t.Fatalf("start an API server: %v", err)
-	}
-	t.Cleanup(func() {
+	suite.Remove(t, func() {
 		if err := server.Stop(); err != nil {
 			t.Errorf("stop the API server: %v", err)
 		}
 	})
+	cfg, err := server.Start()
+	if err != nil {
+		t.Fatalf("start an API server: %v", err)
+	}
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), kubevirtv1.AddToScheme(scheme)); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godwit-cni/godwit/test/lab/source"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // testTimeout bounds each test's work on labs; a lab takes seconds.
@@ -52,7 +53,7 @@ func config(t *testing.T) Config {
 		t.Fatal(err)
 	}
 	c := Config{Name: "test", Nodes: 2, CNI: CNINone, Program: p, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	t.Cleanup(func() {
+	suite.Remove(t, func() {
 		// t.Context has ended by now.
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()

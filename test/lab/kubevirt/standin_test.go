@@ -28,6 +28,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab/binaries"
 	"github.com/godwit-cni/godwit/test/lab/output"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // keep is where recordings of the tests are left, to be replayed by pkg/migration; by default they are thrown away.
@@ -55,15 +56,15 @@ func server(t *testing.T) *rest.Config {
 		t.Fatal(err)
 	}
 	s := &envtest.Environment{BinaryAssetsDirectory: set.Kubernetes()}
-	cfg, err := s.Start()
-	if err != nil {
-		t.Fatalf("start an API server: %v", err)
-	}
-	t.Cleanup(func() { // nobody is left who would wait for it
+	suite.Remove(t, func() { // nobody is left who would wait for it
 		if err := s.Stop(); err != nil {
 			t.Errorf("stop the API server: %v", err)
 		}
 	})
+	cfg, err := s.Start()
+	if err != nil {
+		t.Fatalf("start an API server: %v", err)
+	}
 	cfg.QPS, cfg.Burst = -1, 0
 	api, err := client.New(cfg, client.Options{})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/godwit-cni/godwit/test/lab/netns"
 	"github.com/godwit-cni/godwit/test/lab/packages"
+	"github.com/godwit-cni/godwit/test/lab/suite"
 )
 
 // wire is the bridge in the central's namespace that connects the hosts' underlay.
@@ -49,7 +50,7 @@ func Central(t testing.TB) *OVNCentral {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	suite.Remove(t, func() { _ = os.RemoveAll(dir) })
 	ns := namespace(t)
 	if err := ns.Do(func() error { return addBridge(wire) }); err != nil {
 		t.Fatal(err)

@@ -1,8 +1,9 @@
-// Package suite is what test binaries have in common that share one cluster among all of their tests.
+// Package suite is what test binaries have in common that make clusters: Ctrl-C leaves none.
 package suite
 
 import (
 	"context"
+	"fmt"
 	"os"
 )
 
@@ -26,6 +27,7 @@ func downWhenStopped(ctx context.Context, down func() int, exit func(int)) (ende
 		select {
 		case <-finished: // both at once: the tests have ended
 		default:
+			fmt.Fprintln(os.Stderr, "interrupted: what the tests have made is removed now")
 			down()
 			exit(interrupted)
 		}
