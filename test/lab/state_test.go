@@ -56,12 +56,12 @@ func TestOnlyTheRecordedProcessIsSignalled(t *testing.T) {
 }
 
 func TestConfigReportsEveryError(t *testing.T) {
-	err := Config{Name: "No Name", Nodes: 99, IPFamily: "ipx", CNI: "flannel", OVN: "vms"}.Validate()
+	err := Config{Name: "No Name", Nodes: 99, IPFamily: "ipx", CNI: "flannel", OVN: "vms", Containerd: "1.6"}.Validate()
 	if err == nil {
 		t.Fatal("a configuration that is all wrong is accepted")
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) != 5 {
-		t.Errorf("Validate = %v, want five errors", err)
+	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) != 6 {
+		t.Errorf("Validate = %v, want six errors", err)
 	}
 	if err := (Config{}).Defaults().Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
