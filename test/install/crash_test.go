@@ -3,7 +3,6 @@ package install
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/godwit-cni/godwit/test/lab"
-	"github.com/godwit-cni/godwit/test/lab/fixture"
 )
 
 const (
@@ -94,9 +92,4 @@ func workingNorthd(t *testing.T, l *lab.Lab) (pod string) {
 		return fmt.Errorf("no ovn-northd works: %s", strings.Join(said, "; "))
 	})
 	return pod
-}
-
-// inCentral runs a program in a container of one of ovn-central's pods.
-func inCentral(ctx context.Context, l *lab.Lab, pod, container string, argv ...string) (string, error) {
-	return fixture.Kubectl(ctx, l, slices.Concat([]string{"-n", lab.Namespace, "exec", pod, "-c", container, "--"}, argv)...)
 }

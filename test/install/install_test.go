@@ -81,6 +81,7 @@ func TestInstallSingle(t *testing.T) {
 	l := upOfPods(t, lab.Config{Nodes: 2, Empty: true, Containerd: lab.ContainerdNew})
 	before := inventories(t, l)
 	godwit := helmed(t, l)
+	runOn(t, godwit.client, "containerd://2.")
 	said, err := clusterStatus(t.Context(), l, 0, "nb")
 	if err != nil || strings.Count(said, raftBy["nb"]) != 1 || !strings.Contains(said, "Role: leader") {
 		t.Errorf("the only member of NB says (%v):\n%s", err, said)
@@ -91,6 +92,20 @@ func TestInstallSingle(t *testing.T) {
 	t.Run("Upgrade", func(t *testing.T) { godwit.upgraded(t) })
 	nobodyLeaves(t, godwit.client)
 	t.Run("Uninstall", func(t *testing.T) { godwit.uninstalled(t, before) })
+}
+
+// runOn fails unless all nodes have such a runtime.
+func runOn(t *testing.T, client kubernetes.Interface, runtime string) {
+	t.Helper()
+	nodes, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(nodes.Items) == 0 {
+		t.Fatalf("the cluster has %v (%v), want nodes", nodes, err)
+	}
+	for i := range nodes.Items {
+		if n := &nodes.Items[i]; !strings.HasPrefix(n.Status.NodeInfo.ContainerRuntimeVersion, runtime) {
+			t.Errorf("%s runs on %s, want %s", n.Name, n.Status.NodeInfo.ContainerRuntimeVersion, runtime)
+		}
+	}
 }
 
 // labOfPods is a lab of the test's own, with Godwit on it.
@@ -119,6 +134,11 @@ func upOfPods(t *testing.T, c lab.Config) *lab.Lab {
 func clusterStatus(ctx context.Context, l *lab.Lab, pod int, kind string) (string, error) {
 	name := map[string]string{"nb": "OVN_Northbound", "sb": "OVN_Southbound"}[kind]
 	return inCentral(ctx, l, fmt.Sprintf("ovn-central-%d", pod), kind, "ovs-appctl", "-t", "/run/ovn/ovn"+kind+"_db.ctl", "cluster/status", name)
+}
+
+// inCentral runs a program in a container of one of ovn-central's pods.
+func inCentral(ctx context.Context, l *lab.Lab, pod, container string, argv ...string) (string, error) {
+	return fixture.Kubectl(ctx, l, slices.Concat([]string{"-n", lab.Namespace, "exec", pod, "-c", container, "--"}, argv)...)
 }
 
 func everyMemberSeesAll(t *testing.T, l *lab.Lab) {

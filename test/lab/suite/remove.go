@@ -37,7 +37,7 @@ func (i *inventory) add(remove func()) (done func()) {
 		signal.Notify(told, syscall.SIGINT, syscall.SIGTERM)
 		go func() {
 			<-told
-			fmt.Fprintln(os.Stderr, "interrupted: what the tests have made is removed now")
+			fmt.Fprintln(os.Stderr, interruption)
 			i.clear()
 			endChildren()
 			os.Exit(interrupted) //nolint:forbidigo // nobody else hears of the signal
@@ -97,8 +97,8 @@ func childrenOf(parent int) (pids []int) {
 		if err != nil {
 			continue // it has ended
 		}
-		after := string(text)
-		fields := strings.Fields(after[strings.LastIndexByte(after, ')')+1:]) // the name before may hold anything
+		stat := string(text)
+		fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]) // the name before may hold anything
 		if len(fields) < 2 || fields[0] == "Z" || fields[1] != strconv.Itoa(parent) {
 			continue
 		}

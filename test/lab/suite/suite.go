@@ -7,8 +7,11 @@ import (
 	"os"
 )
 
-// interrupted is the status of a process that Ctrl-C ended.
-const interrupted = 130
+const (
+	// interrupted is the status of a process that Ctrl-C ended.
+	interrupted  = 130
+	interruption = "interrupted: what the tests have made is removed now"
+)
 
 // DownWhenStopped takes the cluster down and ends the process when ctx ends: tests cannot be told to stop, their cluster can. What it returns says that the tests
 // have ended; it is to be deferred after that which cancels ctx, so that it comes before.
@@ -27,7 +30,7 @@ func downWhenStopped(ctx context.Context, down func() int, exit func(int)) (ende
 		select {
 		case <-finished: // both at once: the tests have ended
 		default:
-			fmt.Fprintln(os.Stderr, "interrupted: what the tests have made is removed now")
+			fmt.Fprintln(os.Stderr, interruption)
 			down()
 			exit(interrupted)
 		}
